@@ -1,0 +1,337 @@
+"""Typed and validated configuration: what a recipe in ``configs/`` may say.
+
+Keys carry the names of the official implementation's flags. A configuration is three frozen
+dataclasses that share one flat name space: `ModelConfig` (what is computed), `DataConfig` (on what)
+and `TrainConfig` (how it is trained). This module knows no TensorFlow, no files but YAML and no flags.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nvae_tf.errors import ConfigError
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs"
+
+ARCH_INSTANCES = (
+    "res_mbconv", "res_elu", "res_bnelu", "res_bnswish", "mbconv_sep", "mbconv_sep11",
+    "res53_mbconv", "res35_mbconv", "res55_mbconv", "mbconv_res", "mbconv_den",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What the model has to know of a data set.
+
+    Attributes:
+        size: height and width in pixels of the square images that enter the model.
+        channels: colour channels, 1 or 3.
+        binary: pixels are 0 or 1 and scored under a Bernoulli distribution.
+        scored_size: height and width of the centre that the reconstruction term counts (images of
+            28x28 are zero-padded to 32x32, and the padding is not scored).
+    """
+
+    size: int
+    channels: int
+    binary: bool = False
+    scored_size: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return (self.size, self.size, self.channels)
+
+    @property
+    def num_dims(self) -> int:
+        """Scored values per image: the divisor of bits per dimension."""
+        return (self.scored_size or self.size) ** 2 * self.channels
+
+    def bits_per_dim(self, nats):
+        """Converts nats per image to bits per dimension (elementwise)."""
+        return nats / (math.log(2.0) * self.num_dims)
+
+
+def _key(default, help, *, minimum=None, above=None, maximum=None, choices=None, even=False):  # noqa: A002
+    """A configuration key: its default, its help text and the values it may take."""
+    metadata = dict(
+        help=help, minimum=minimum, above=above, maximum=maximum, choices=choices, even=even
+    )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The hierarchy of the model (paper, section 3 and figure 3)."""
+
+    arch_instance: str = _key(
+        "res_mbconv", "kinds of residual cells in encoder and decoder", choices=ARCH_INSTANCES
+    )
+    num_latent_scales: int = _key(1, "spatial scales that hold latent groups", minimum=1)
+    num_groups_per_scale: int = _key(10, "latent groups per scale", minimum=1)
+    ada_groups: bool = _key(False, "halve the number of groups at each coarser scale")
+    min_groups_per_scale: int = _key(1, "with ada_groups: groups that every scale keeps", minimum=1)
+    num_latent_per_group: int = _key(20, "latent channels per group", minimum=1)
+    num_channels_enc: int = _key(32, "encoder channels at full resolution", minimum=2, even=True)
+    num_channels_dec: int = _key(32, "decoder channels at full resolution", minimum=2, even=True)
+    num_preprocess_blocks: int = _key(
+        2, "blocks before the encoder tower; each halves the image", minimum=0
+    )
+    num_preprocess_cells: int = _key(3, "cells per preprocess block", minimum=1)
+    num_postprocess_blocks: int = _key(
+        2, "blocks after the decoder tower; each doubles the map", minimum=0
+    )
+    num_postprocess_cells: int = _key(3, "cells per postprocess block", minimum=1)
+    num_cell_per_cond_enc: int = _key(1, "encoder cells per latent group", minimum=1)
+    num_cell_per_cond_dec: int = _key(1, "decoder cells per latent group", minimum=1)
+    use_se: bool = _key(False, "squeeze-and-excitation at the end of every residual cell")
+    res_dist: bool = _key(False, "posterior parameters relative to the prior's")
+    num_nf: int = _key(0, "normalizing-flow cells per latent group", minimum=0)
+    num_mixture_dec: int = _key(
+        10, "logistics in the mixture of a colour pixel; 1: a normal distribution", minimum=1
+    )
+    num_x_bits: int = _key(8, "bits per colour value that the model sees", minimum=1, maximum=8)
+
+    @property
+    def groups_per_scale(self) -> tuple[int, ...]:
+        """Latent groups of each scale, finest scale first."""
+        counts = [self.num_groups_per_scale]
+        while len(counts) < self.num_latent_scales:
+            halved = max(counts[-1] // 2, self.min_groups_per_scale)
+            counts.append(halved if self.ada_groups else counts[-1])
+        return tuple(counts)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, where they are, and how they are batched."""
+
+    dataset: str = _key("mnist", "name of the data set")
+    data: str = _key("", "folder that holds the data set; empty: the library's own cache")
+    batch_size: int = _key(200, "images per replica and training step", minimum=1)
+    seed: int = _key(1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Objective, optimiser, schedule and what is recorded of a run."""
+
+    epochs: int = _key(200, "passes over the training set", minimum=1)
+    warmup_epochs: int = _key(5, "epochs of linear learning-rate warm-up", minimum=0)
+    learning_rate: float = _key(1e-2, "learning rate of Adamax after warm-up", above=0)
+    learning_rate_min: float = _key(1e-4, "learning rate at the end of the cosine", minimum=0)
+    weight_decay: float = _key(3e-4, "coefficient of L2 decay, on all parameters", minimum=0)
+    weight_decay_norm: float = _key(
+        0.0, "coefficient lambda of the spectral and batch-norm regularisation", minimum=0
+    )
+    weight_decay_norm_anneal: bool = _key(
+        False, "anneal lambda, log-linearly, from weight_decay_norm_init to weight_decay_norm"
+    )
+    weight_decay_norm_init: float = _key(10.0, "lambda at the start of its annealing", above=0)
+    kl_anneal_portion: float = _key(
+        0.3, "portion of all steps over which the KL coefficient rises to 1", minimum=0, maximum=1
+    )
+    kl_const_portion: float = _key(
+        1e-4, "portion of all steps before the KL coefficient starts to rise", minimum=0, maximum=1
+    )
+    kl_const_coeff: float = _key(
+        1e-4, "KL coefficient before it starts to rise", minimum=0, maximum=1
+    )
+    log_every: int = _key(100, "steps between training scalars in TensorBoard", minimum=1)
+    eval_every: int = _key(1, "epochs between validations (the last epoch always is)", minimum=1)
+    images_every: int = _key(5, "epochs between image grids (the last epoch always is)", minimum=1)
+    keep: int = _key(3, "checkpoints kept; older ones are removed", minimum=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One recipe: model, data and training, each key under one flat name."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key and its value, in the order of the sections."""
+        return {name: getattr(getattr(self, part), name) for name, (part, _) in KEYS.items()}
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load` reads back."""
+        return "\n".join(
+            f"# {part}\n" + yaml.safe_dump(dataclasses.asdict(getattr(self, part)), sort_keys=False)
+            for part in SECTIONS
+        )
+
+
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+KEYS = {f.name: (part, f) for part, section in SECTIONS.items() for f in fields(section)}
+
+
+def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
+    """Builds a configuration from flat keys.
+
+    Args:
+        values: key -> value; a value may be the text of one (``"1e-2"`` for a float).
+        base: the configuration whose values hold for the keys not given; default: the defaults.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, or a value out of range.
+    """
+    base = base or Config()
+    parts: dict[str, dict[str, Any]] = {part: {} for part in SECTIONS}
+    for name, value in values.items():
+        if name not in KEYS:
+            near = difflib.get_close_matches(str(name), KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
+            raise ConfigError(f"unknown configuration key {name!r}; {hint}")
+        part, field = KEYS[name]
+        parts[part][name] = _checked(field, value)
+    config = Config(
+        **{part: dataclasses.replace(getattr(base, part), **kv) for part, kv in parts.items()}
+    )
+    _check_combinations(config)
+    return config
+
+
+def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
+    """Reads a recipe by its name (``cifar10``) or by the path of a YAML file.
+
+    Args:
+        name_or_path: the name of a file in ``configs/`` without its ending, or a path.
+        overrides: keys that take precedence over the file's, as from flags.
+
+    Raises:
+        ConfigError: no such recipe, not a YAML mapping, or an impossible value.
+    """
+    path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ConfigError(
+            f"no configuration {name_or_path!r}: give the path of a YAML file or one of {known}"
+        )
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a readable YAML file ({reason})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected lines of the form 'key: value'")
+    try:
+        return from_dict({**values, **(overrides or {})})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def check_image(config: ModelConfig, image: ImageSpec) -> None:
+    """Refuses a model that does not fit the images.
+
+    Raises:
+        ConfigError: the image cannot be halved as often as the model halves it.
+    """
+    halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
+    if image.size % 2**halvings:
+        most = int(math.log2(image.size & -image.size))
+        raise ConfigError(
+            f"num_latent_scales: images of {image.size}x{image.size} can be halved at most {most} "
+            f"times, but num_preprocess_blocks {config.num_preprocess_blocks} + num_latent_scales "
+            f"{config.num_latent_scales} - 1 halve them {halvings} times"
+        )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            raise yaml.YAMLError("a key is given twice")
+        return mapping
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value, converted to the field's type; or a ConfigError that names what is allowed."""
+
+    def refuse(allowed: str):
+        raise ConfigError(f"{field.name}: {value!r} is not allowed; expected {allowed}") from None
+
+    converted = value
+    if field.type is bool:
+        texts = {"true": True, "false": False}
+        converted = texts.get(value.lower(), value) if isinstance(value, str) else value
+        if not isinstance(converted, bool):
+            refuse("true or false")
+    elif field.type in (int, float):
+        kind = "a whole number" if field.type is int else "a number"
+        # YAML 1.1 reads 1e-2 (no point) as text, and flags are always text.
+        try:
+            if isinstance(value, bool) or (field.type is int and isinstance(value, float)):
+                raise ValueError
+            converted = field.type(value)
+        except (ValueError, TypeError, OverflowError):
+            refuse(kind + _range(field))
+        if not math.isfinite(converted) or not _in_range(field, converted):
+            refuse(kind + _range(field))
+    elif not isinstance(value, str):
+        refuse("text")
+    if field.metadata["choices"] and converted not in field.metadata["choices"]:
+        refuse("one of " + ", ".join(field.metadata["choices"]))
+    return converted
+
+
+def _in_range(field: dataclasses.Field, value: float) -> bool:
+    limits = field.metadata
+    return not (
+        (limits["minimum"] is not None and value < limits["minimum"])
+        or (limits["above"] is not None and value <= limits["above"])
+        or (limits["maximum"] is not None and value > limits["maximum"])
+        or (limits["even"] and value % 2)
+    )
+
+
+def _range(field: dataclasses.Field) -> str:
+    limits = field.metadata
+    texts = [
+        limits["minimum"] is not None and f"at least {limits['minimum']}",
+        limits["above"] is not None and f"above {limits['above']}",
+        limits["maximum"] is not None and f"at most {limits['maximum']}",
+        limits["even"] and "even",
+    ]
+    return "".join(f", {text}" for text in texts if text)
+
+
+def _check_combinations(config: Config) -> None:
+    """Refuses values that are fine alone but not together."""
+    model, train = config.model, config.train
+    if model.num_preprocess_blocks != model.num_postprocess_blocks:
+        raise ConfigError(
+            f"num_postprocess_blocks: {model.num_postprocess_blocks} must equal num_preprocess_blocks "
+            f"({model.num_preprocess_blocks}), or the output would not have the image's size"
+        )
+    if model.arch_instance == "mbconv_den":
+        for name in ("num_channels_enc", "num_channels_dec"):
+            if getattr(model, name) % 8:
+                raise ConfigError(
+                    f"{name}: {getattr(model, name)} is not allowed with arch_instance mbconv_den, "
+                    "whose convolutions have 8 groups; expected a multiple of 8"
+                )
+    if train.weight_decay_norm_anneal and train.weight_decay_norm == 0:
+        raise ConfigError(
+            "weight_decay_norm: 0 is not allowed with weight_decay_norm_anneal, which interpolates "
+            "logarithms; expected a number above 0"
+        )
+    if train.learning_rate_min > train.learning_rate:
+        raise ConfigError(
+            f"learning_rate_min: {train.learning_rate_min} is not allowed; expected at most "
+            f"learning_rate ({train.learning_rate})"
+        )
+    if train.warmup_epochs >= train.epochs:
+        raise ConfigError(
+            f"warmup_epochs: {train.warmup_epochs} is not allowed; expected less than epochs "
+            f"({train.epochs})"
+        )

@@ -1,0 +1,217 @@
+"""The distributions of NVAE: of latents and of images (TensorFlow Probability distributions).
+
+Image distributions have event shape (height, width, channels) and are over images in [0, 1].
+"""
+
+import math
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+CLAMP = 5.0
+MINIMUM_SCALE = 1e-2
+MINIMUM_LOG_SCALE = -7.0  # of a logistic
+
+
+def soft_clamp(x):
+    """``5 tanh(x / 5)``: the identity near 0, bounded by 5."""
+    return CLAMP * tf.tanh(x / CLAMP)
+
+
+class ClampedNormal(tfd.Normal):
+    """Normal distribution whose raw parameters pass a soft clamp.
+
+    Mean ``clamp(mu)``, deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
+
+    Args:
+        mu: raw means.
+        log_sigma: raw log-deviations, of the same shape.
+        temperature: factor on the deviation.
+
+    Reference: NVAE paper, section 3.2 and appendix.
+    """
+
+    def __init__(self, mu, log_sigma, temperature=1.0, name="ClampedNormal"):
+        scale = tf.exp(soft_clamp(log_sigma)) + MINIMUM_SCALE
+        super().__init__(soft_clamp(mu), scale * temperature, name=name)
+        self._parameters = dict(mu=mu, log_sigma=log_sigma, temperature=temperature, name=name)
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return dict.fromkeys(("mu", "log_sigma", "temperature"), tfp.util.ParameterProperties())
+
+    def from_noise(self, noise):
+        """The sample ``mean + deviation * noise`` for standard-normal noise."""
+        return self.loc + self.scale * noise
+
+
+class BernoulliImage(tfd.Independent):
+    """Independent binary pixels.
+
+    Args:
+        logits: (..., height, width, channels).
+    """
+
+    def __init__(self, logits, name="BernoulliImage"):
+        super().__init__(tfd.Bernoulli(logits=logits, dtype=logits.dtype), 3, name=name)
+        self._parameters = dict(logits=logits, name=name)
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return dict(logits=tfp.util.ParameterProperties(event_ndims=3))
+
+
+class NormalImage(tfd.Distribution):
+    """Independent normal values; the density is that of the image scaled to [-1, 1], as officially.
+
+    Args:
+        parameters: (..., height, width, 2 * channels): raw means, then raw log-deviations, which
+            pass the soft clamp of `ClampedNormal`.
+    """
+
+    def __init__(self, parameters, name="NormalImage"):
+        mu, log_sigma = tf.split(parameters, 2, -1)
+        self.scaled = tfd.Independent(ClampedNormal(mu, log_sigma), 3)
+        super().__init__(
+            dtype=mu.dtype,
+            reparameterization_type=tfd.FULLY_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=False,
+            parameters=dict(parameters=parameters),
+            name=name,
+        )
+
+    def _batch_shape(self):
+        return self.scaled.batch_shape
+
+    def _batch_shape_tensor(self):
+        return self.scaled.batch_shape_tensor()
+
+    def _event_shape(self):
+        return self.scaled.event_shape
+
+    def _event_shape_tensor(self):
+        return self.scaled.event_shape_tensor()
+
+    def _log_prob(self, x):
+        return self.scaled.log_prob(2.0 * x - 1.0)
+
+    def _sample_n(self, n, seed=None):
+        return _to_unit(self.scaled.sample(n, seed=seed))
+
+    def _mean(self):
+        return _to_unit(self.scaled.mean())
+
+
+class DiscretizedLogisticMixture(tfd.Distribution):
+    """Mixture of discretised logistics over RGB images, green seeing red and blue seeing both.
+
+    Args:
+        parameters: (..., height, width, 10 * num_mixtures): the mixture's logits, then for each of R,
+            G and B: means, log-scales (at least -7) and coefficients (through tanh).
+        num_bits: bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
+        temperature: of samples: divides the mixture's logits, and (as officially) the scales too.
+
+    Reference: Salimans et al., *PixelCNN++*, 2017.
+    """
+
+    def __init__(self, parameters, num_bits=8, temperature=1.0, name="DiscretizedLogisticMixture"):
+        self.mixtures = parameters.shape[-1] // 10
+        self.max_level = 2.0**num_bits - 1.0
+        self.temperature = temperature
+        shape = tf.shape(parameters)[:-1]
+        self.logits = parameters[..., : self.mixtures]  # (..., h, w, M)
+        rest = tf.reshape(
+            parameters[..., self.mixtures :], tf.concat([shape, [3, 3, self.mixtures]], 0)
+        )
+        self.means = rest[..., 0, :]  # (..., h, w, 3, M)
+        self.log_scales = tf.maximum(rest[..., 1, :], MINIMUM_LOG_SCALE)
+        self.coefficients = tf.tanh(rest[..., 2, :])
+        self._leading = parameters.shape[:-1]
+        super().__init__(
+            dtype=parameters.dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=False,
+            parameters=dict(parameters=parameters, num_bits=num_bits, temperature=temperature),
+            name=name,
+        )
+
+    def _batch_shape(self):
+        return self._leading[:-2]
+
+    def _batch_shape_tensor(self):
+        return tf.shape(self.logits)[:-3]
+
+    def _event_shape(self):
+        return self._leading[-2:].concatenate([3])
+
+    def _event_shape_tensor(self):
+        return tf.concat([tf.shape(self.logits)[-3:-1], [3]], 0)
+
+    def _log_prob(self, x):
+        x = (2.0 * x - 1.0)[..., None]  # (..., h, w, 3, 1)
+        red, green = x[..., 0, :], x[..., 1, :]
+        to_green, red_to_blue, green_to_blue = tf.unstack(self.coefficients, axis=-2)
+        means = self.means + tf.stack(
+            [
+                tf.zeros_like(to_green),
+                to_green * red,
+                red_to_blue * red + green_to_blue * green,
+            ],
+            -2,
+        )
+        centred = x - means
+        inverse_scale = tf.exp(-self.log_scales)
+        upper = inverse_scale * (centred + 1.0 / self.max_level)
+        lower = inverse_scale * (centred - 1.0 / self.max_level)
+        middle = inverse_scale * centred
+        mass = tf.sigmoid(upper) - tf.sigmoid(lower)
+        # Where the bin's mass drowns in rounding: density at its centre times its width.
+        density = middle - self.log_scales - 2.0 * tf.nn.softplus(middle)
+        log_mass = tf.where(
+            mass > 1e-5,
+            tf.math.log(tf.maximum(mass, 1e-10)),
+            density - math.log(self.max_level / 2.0),
+        )
+        log_lowest = upper - tf.nn.softplus(upper)
+        log_highest = -tf.nn.softplus(lower)
+        log_prob = tf.where(x < -0.999, log_lowest, tf.where(x > 0.99, log_highest, log_mass))
+        log_prob = tf.reduce_sum(log_prob, -2) + tf.nn.log_softmax(self.logits)
+        return tf.reduce_sum(tf.reduce_logsumexp(log_prob, -1), [-2, -1])
+
+    def _sample_n(self, n, seed=None):
+        component_seed, noise_seed = tfp.random.split_seed(seed, n=2)
+        shape = tf.concat([[n], tf.shape(self.logits)], 0)
+        gumbel = tfd.Gumbel(0.0, 1.0).sample(shape, seed=component_seed)
+        component = tf.argmax(self.logits / self.temperature + gumbel, -1)
+        chosen = tf.one_hot(component, self.mixtures, dtype=self.dtype)[..., None, :]
+        means, log_scales, coefficients = (
+            tf.reduce_sum(value * chosen, -1)
+            for value in (self.means, self.log_scales, self.coefficients)
+        )
+        noise = tfd.Logistic(0.0, 1.0).sample(tf.shape(means), seed=noise_seed)
+        return _to_unit(_chain(means + tf.exp(log_scales) / self.temperature * noise, coefficients))
+
+    def _mean(self):
+        weights = tf.nn.softmax(self.logits)[..., None, :]
+        means = tf.reduce_sum(weights * self.means, -1)
+        coefficients = tf.reduce_sum(weights * self.coefficients, -1)
+        return _to_unit(_chain(means, coefficients))
+
+
+def _chain(values, coefficients):
+    """R, then G shifted by R, then B shifted by both, each clipped to [-1, 1]."""
+    to_green, red_to_blue, green_to_blue = tf.unstack(coefficients, axis=-1)
+    red, green, blue = tf.unstack(values, axis=-1)
+    red = tf.clip_by_value(red, -1.0, 1.0)
+    green = tf.clip_by_value(green + to_green * red, -1.0, 1.0)
+    blue = tf.clip_by_value(blue + red_to_blue * red + green_to_blue * green, -1.0, 1.0)
+    return tf.stack([red, green, blue], -1)
+
+
+def _to_unit(x):
+    """From [-1, 1] to [0, 1]."""
+    return 0.5 * (x + 1.0)

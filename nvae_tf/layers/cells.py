@@ -1,0 +1,329 @@
+"""Residual cells of encoder and decoder (paper, section 3.1, figure 3)."""
+
+import re
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from nvae_tf.layers.activations import ACTIVATIONS
+from nvae_tf.layers.convolution import Convolution, build_chain, uniform_fan_in
+from nvae_tf.layers.normalization import BatchNorm
+
+# arch_instance -> the operations in the branch of each kind of cell.
+_TWICE = {op: (op, op) for op in ("res_elu", "res_bnelu", "res_bnswish")}
+_E3, _E6, _E6K11, _E3G8 = (
+    ("mconv_e3k5g0",), ("mconv_e6k5g0",), ("mconv_e6k11g0",), ("mconv_e3k5g8",)
+)  # fmt: skip
+_WIDE1, _WIDE2, _WIDE12 = (
+    ("res_bnswish5", "res_bnswish"), ("res_bnswish", "res_bnswish5"), ("res_bnswish5",) * 2
+)  # fmt: skip
+_SWISH = _TWICE["res_bnswish"]
+
+
+def _architecture(preprocess, encoder, decoder, postprocess):
+    return dict(preprocess=preprocess, encoder=encoder, decoder=decoder, postprocess=postprocess)
+
+
+ARCHITECTURES = {
+    "res_mbconv": _architecture(_SWISH, _SWISH, _E6, _E3),
+    "res_elu": _architecture(*[_TWICE["res_elu"]] * 4),
+    "res_bnelu": _architecture(*[_TWICE["res_bnelu"]] * 4),
+    "res_bnswish": _architecture(*[_TWICE["res_bnswish"]] * 4),
+    "mbconv_sep": _architecture(_E3, _E6, _E6, _E3),
+    "mbconv_sep11": _architecture(_E3, _E6K11, _E6K11, _E3),
+    "res53_mbconv": _architecture(_WIDE1, _WIDE1, _E6, _E3),
+    "res35_mbconv": _architecture(_WIDE2, _WIDE2, _E6, _E3),
+    "res55_mbconv": _architecture(_WIDE12, _WIDE12, _E6, _E3),
+    "mbconv_res": _architecture(_E3, _E6, _SWISH, _SWISH),
+    "mbconv_den": _architecture(_E3G8, _E6, _E6, _E3G8),
+}
+
+# What a cell does to height and width.
+DOWN, NORMAL, UP = "down", "normal", "up"
+BRANCH_SCALE = 0.1
+
+
+class _Widening(tf_keras.layers.Layer):
+    """A layer with ``filters`` output channels."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def compute_output_shape(self, input_shape):
+        """The input's shape with this layer's channels; height and width are left open."""
+        return tf.TensorShape((input_shape[0], None, None, self.filters))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "filters": self.filters}
+
+
+class ResidualCell(_Widening):
+    """``skip(x) + 0.1 * branch(x)``.
+
+    Args:
+        operations: names of the operations in the branch: ``res_elu``, ``res_bnelu``,
+            ``res_bnswish``, ``res_bnswish5`` or ``mconv_e{E}k{K}g{G}``.
+        filters: output channels.
+        direction: ``"down"`` halves height and width, ``"up"`` doubles them, ``"normal"`` keeps them;
+            the first operation does it, and changes the channels.
+        use_se: end the branch in squeeze-and-excitation.
+
+    Input shape: (batch, height, width, channels).
+    Output shape: (batch, height', width', filters).
+    Reference: NVAE paper, section 3.1 and figure 3.
+    """
+
+    def __init__(self, operations, filters, direction=NORMAL, use_se=True, **kwargs):
+        super().__init__(filters, **kwargs)
+        self.operations = tuple(operations)
+        self.direction, self.use_se = direction, use_se
+        directions = (direction,) + (NORMAL,) * (len(self.operations) - 1)
+        self.branch = [
+            make_operation(name, filters, direction)
+            for name, direction in zip(self.operations, directions, strict=True)
+        ]
+        self.squeeze = SqueezeExcitation() if use_se else None
+        self.skip = {DOWN: SkipDown, UP: SkipUp}[direction](filters) if direction != NORMAL else None
+
+    def build(self, input_shape):
+        """Builds branch and skip for the input's channels."""
+        channels = int(input_shape[-1])
+        build_chain(self.branch + ([self.squeeze] if self.squeeze else []), channels)
+        build_chain([self.skip] if self.skip else [], channels)
+        super().build(input_shape)
+
+    def call(self, inputs, training=False):
+        """Adds skip and branch."""
+        branch = inputs
+        for operation in self.branch:
+            branch = operation(branch, training=training)
+        if self.squeeze:
+            branch = self.squeeze(branch)
+        skip = self.skip(inputs) if self.skip else inputs
+        return skip + BRANCH_SCALE * branch
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = ("operations", "direction", "use_se")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def make_operation(name, filters, direction):
+    """The layer that an operation's name stands for."""
+    inverted = re.fullmatch(r"mconv_e(\d+)k(\d+)g(\d+)", name)
+    if inverted:
+        expansion, kernel_size, groups = map(int, inverted.groups())
+        return InvertedResidual(filters, expansion, kernel_size, groups, direction)
+    normalization, activation = {
+        "res_elu": (False, "elu"), "res_bnelu": (True, "elu"),
+        "res_bnswish": (True, "swish"), "res_bnswish5": (True, "swish"),
+    }[name]  # fmt: skip
+    dilation = 2 if name == "res_bnswish5" else 1
+    return ActivatedConvolution(filters, normalization, activation, dilation, direction)
+
+
+class ActivatedConvolution(_Widening):
+    """Activation (after batch norm or not), then a 3x3 convolution with bias: the ``res_*`` operations.
+
+    Args:
+        filters: output channels.
+        normalization: batch norm first; without it the convolution is initialised from data.
+        activation: ``"elu"`` or ``"swish"``.
+        dilation: of the convolution.
+        direction: see `ResidualCell`; a doubling stands between activation and convolution.
+    """
+
+    def __init__(self, filters, normalization, activation, dilation, direction, **kwargs):
+        super().__init__(filters, **kwargs)
+        self.normalization, self.activation = normalization, activation
+        self.dilation, self.direction = dilation, direction
+        self.norm = BatchNorm(activation) if normalization else None
+        self.convolution = Convolution(
+            filters,
+            3,
+            strides=2 if direction == DOWN else 1,
+            dilation=dilation,
+            data_init=not normalization,
+        )
+
+    def build(self, input_shape):
+        """Builds batch norm and convolution for the input's channels."""
+        layers = [self.norm, self.convolution] if self.norm else [self.convolution]
+        build_chain(layers, int(input_shape[-1]))
+        super().build(input_shape)
+
+    def call(self, inputs, training=False):
+        """Activates, doubles the map if asked to, convolves."""
+        outputs = (
+            self.norm(inputs, training=training)
+            if self.norm
+            else ACTIVATIONS[self.activation](inputs)
+        )
+        return self.convolution(nearest_x2(outputs) if self.direction == UP else outputs)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = ("normalization", "activation", "dilation", "direction")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+class InvertedResidual(_Widening):
+    """The ``mconv`` operation: expand, convolve each channel apart, project; no bias, no weight norm.
+
+    BN; 1x1 to ``expansion`` times the channels; BN + swish; KxK depthwise (or grouped); BN + swish;
+    1x1 to ``filters``; BN.
+
+    Args:
+        filters: output channels.
+        expansion: hidden channels per input channel.
+        kernel_size: of the middle convolution.
+        groups: of the middle convolution; 0: depthwise.
+        direction: see `ResidualCell`; a doubling comes first, a halving in the middle.
+
+    Reference: NVAE paper, figure 3a; Sandler et al., *MobileNetV2*, 2018.
+    """
+
+    def __init__(self, filters, expansion, kernel_size, groups, direction, **kwargs):
+        super().__init__(filters, **kwargs)
+        self.expansion, self.kernel_size = expansion, kernel_size
+        self.groups, self.direction = groups, direction
+
+    def build(self, input_shape):
+        """Makes the layers for the input's channels."""
+        hidden = self.expansion * int(input_shape[-1])
+        plain = dict(use_bias=False, weight_norm=False)
+        middle = dict(strides=2 if self.direction == DOWN else 1, **plain)
+        if self.groups:
+            middle["groups"] = self.groups
+        self.norms = [BatchNorm(), BatchNorm("swish"), BatchNorm("swish"), BatchNorm()]
+        self.convolutions = [
+            Convolution(hidden, 1, **plain),
+            Convolution(hidden if self.groups else None, self.kernel_size, **middle),
+            Convolution(self.filters, 1, **plain),
+        ]
+        in_order = [self.norms[0]]
+        for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
+            in_order += [convolution, norm]
+        build_chain(in_order, int(input_shape[-1]))
+        super().build(input_shape)
+
+    def call(self, inputs, training=False):
+        """Runs the seven steps in order."""
+        outputs = nearest_x2(inputs) if self.direction == UP else inputs
+        outputs = self.norms[0](outputs, training=training)
+        for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
+            outputs = norm(convolution(outputs), training=training)
+        return outputs
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = ("expansion", "kernel_size", "groups", "direction")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+class SqueezeExcitation(tf_keras.layers.Layer):
+    """Scales each channel by a gate computed from the means of all channels.
+
+    Mean over the map; dense to max(channels / 16, 4), ReLU; dense to channels, sigmoid.
+
+    Reference: Hu et al., *Squeeze-and-Excitation Networks*, 2018.
+    """
+
+    def build(self, input_shape):
+        """Creates both dense layers' weights."""
+        channels = int(input_shape[-1])
+        hidden = max(channels // 16, 4)
+        inner, outer = uniform_fan_in(channels), uniform_fan_in(hidden)
+        self.reduce_kernel = self.add_weight("reduce_kernel", (channels, hidden), initializer=inner)
+        self.reduce_bias = self.add_weight("reduce_bias", (hidden,), initializer=inner)
+        self.expand_kernel = self.add_weight("expand_kernel", (hidden, channels), initializer=outer)
+        self.expand_bias = self.add_weight("expand_bias", (channels,), initializer=outer)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        """The input's."""
+        return input_shape
+
+    def call(self, inputs):
+        """Scales the channels of a (batch, height, width, channels) map."""
+        gate = tf.reduce_mean(inputs, [1, 2])
+        gate = tf.nn.relu(tf.matmul(gate, self.reduce_kernel) + self.reduce_bias)
+        gate = tf.nn.sigmoid(tf.matmul(gate, self.expand_kernel) + self.expand_bias)
+        return inputs * gate[:, None, None, :]
+
+
+class SkipDown(_Widening):
+    """Halves a map: swish, then four 1x1 convolutions, each over another quarter of the pixels.
+
+    Args:
+        filters: output channels.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, **kwargs)
+        quarter = filters // 4
+        widths = (quarter, quarter, quarter, filters - 3 * quarter)
+        self.convolutions = [Convolution(width, 1, strides=2) for width in widths]
+
+    def build(self, input_shape):
+        """Builds the four convolutions for the input's channels."""
+        for convolution in self.convolutions:
+            build_chain([convolution], int(input_shape[-1]))
+        super().build(input_shape)
+
+    def call(self, inputs):
+        """(batch, height, width, channels) to (batch, height / 2, width / 2, filters)."""
+        x = tf.nn.silu(inputs)
+        quarters = (x, x[:, 1:, 1:], x[:, :, 1:], x[:, 1:, :])
+        convolved = [conv(q) for conv, q in zip(self.convolutions, quarters, strict=True)]
+        return tf.concat(convolved, -1)
+
+
+class SkipUp(_Widening):
+    """Doubles a map bilinearly, corners aligned, and changes its channels by a 1x1 convolution.
+
+    Args:
+        filters: output channels.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, **kwargs)
+        self.convolution = Convolution(filters, 1, use_bias=False)
+
+    def build(self, input_shape):
+        """Builds the convolution for the input's channels."""
+        build_chain([self.convolution], int(input_shape[-1]))
+        super().build(input_shape)
+
+    def call(self, inputs):
+        """(batch, height, width, channels) to (batch, 2 height, 2 width, filters)."""
+        # Officially the map is doubled first. Both steps are linear, one over pixels and one over
+        # channels, so they commute, and this order convolves a quarter of the pixels.
+        return bilinear_x2(self.convolution(inputs))
+
+
+def nearest_x2(maps):
+    """Doubles height and width by repeating each pixel."""
+    _, height, width, channels = maps.shape
+    tiled = tf.tile(maps[:, :, None, :, None, :], [1, 1, 2, 1, 2, 1])
+    return tf.reshape(tiled, [-1, 2 * height, 2 * width, channels])
+
+
+def bilinear_x2(maps):
+    """Doubles height and width by linear interpolation with aligned corners.
+
+    As two small matrix products: unlike TensorFlow's resize, whose gradient on GPUs is not
+    deterministic, and which leaves half precision.
+    """
+    rows, columns = (_interpolation(size) for size in maps.shape[1:3])
+    maps = tf.einsum("ih,bhwc->biwc", tf.constant(rows, maps.dtype), maps)
+    return tf.einsum("jw,biwc->bijc", tf.constant(columns, maps.dtype), maps)
+
+
+def _interpolation(size: int) -> np.ndarray:
+    """The (2 size, size) matrix that interpolates linearly, first and last value kept."""
+    places = np.arange(2 * size) * ((size - 1) / (2 * size - 1))
+    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)

@@ -1,0 +1,293 @@
+"""Convolutions: weight-normalised or plain, masked, dilated, grouped; and kernels shared in a step.
+
+Every convolution of the model is a `Convolution`. Kernels are kept as (height, width, input channels
+per group, output channels), depthwise ones included, so that whatever works on kernels (weight
+normalisation, the spectral term, import) sees one layout.
+"""
+
+import collections
+import contextlib
+import contextvars
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+_shared_kernels = contextvars.ContextVar("shared_kernels", default=None)
+_data_initialization = contextvars.ContextVar("data_initialization", default=False)
+
+DATA_INIT_DEVIATION = 0.2  # of every output channel, after data-dependent initialisation
+
+
+def uniform_fan_in(fan_in: int):
+    """Initialiser U(-b, b), b = 1 / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return lambda shape, dtype, **_: tf.random.uniform(shape, -bound, bound, dtype)
+
+
+def build_chain(layers, channels: int) -> None:
+    """Builds layers that follow each other, the first on maps of so many channels.
+
+    Building layers by their shapes alone, instead of running them once, is what lets a model of
+    several thousand variables start quickly.
+    """
+    shape = tf.TensorShape((None, None, None, channels))
+    for layer in layers:
+        if not layer.built:
+            with tf.name_scope(layer.name):
+                layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+
+
+class Convolution(tf_keras.layers.Layer):
+    """2D convolution with symmetric padding and an optionally normalised and masked kernel.
+
+    With weight normalisation the kernel in effect is ``exp(g) * w / (||w|| + 1e-5)``, the norm over
+    all axes but the output channel's. Padding is ``dilation * (k - 1) / 2`` on each side, at stride 2
+    too, where TensorFlow's SAME would pad one side only.
+
+    Args:
+        filters: output channels; None for a depthwise convolution, which keeps them.
+        kernel_size: odd height and width of the kernel.
+        strides: 1 or 2.
+        dilation: 1 or 2 (2 with kernel size 3).
+        groups: groups of channels convolved apart.
+        use_bias: add a learned bias.
+        weight_norm: normalise the kernel and learn its norm.
+        mask: None, or ``"causal"`` / ``"strictly_causal"``, which hide what comes later in raster
+            order (see `causal_mask`).
+        mirror: flip the mask in both spatial axes: what comes *earlier* is hidden.
+        log_norm_shift: added to g's initial value.
+        data_init: take part in `data_initialization`.
+
+    Input shape: (batch, height, width, channels).
+    Output shape: (batch, height / strides, width / strides, filters).
+    Reference: Salimans & Kingma, *Weight Normalization*, 2016; NVAE paper, section 3.2.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size=1,
+        *,
+        strides=1,
+        dilation=1,
+        groups=1,
+        use_bias=True,
+        weight_norm=True,
+        mask=None,
+        mirror=False,
+        log_norm_shift=0.0,
+        data_init=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kernel_size % 2 == 0 or strides not in (1, 2) or dilation not in (1, 2):
+            raise ValueError("kernel_size must be odd, strides and dilation 1 or 2")
+        if dilation == 2 and kernel_size != 3:
+            raise ValueError("dilation 2 is implemented for kernels of size 3")
+        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        self.dilation, self.groups, self.use_bias = dilation, groups, use_bias
+        self.weight_norm, self.mask, self.mirror = weight_norm, mask, mirror
+        self.log_norm_shift, self.data_init = log_norm_shift, data_init
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel is convolved apart."""
+        return self.filters is None
+
+    def build(self, input_shape):
+        """Creates kernel, bias and log-norm for the input's channels."""
+        channels = int(input_shape[-1])
+        filters = channels if self.depthwise else self.filters
+        groups = channels if self.depthwise else self.groups
+        if channels % groups or filters % groups:
+            raise ValueError(f"{channels} -> {filters} channels cannot form {groups} groups")
+        size = self.kernel_size
+        shape = (size, size, channels // groups, filters)
+        initializer = uniform_fan_in(size * size * channels // groups)
+        self.kernel_mask = self.mask and causal_mask(
+            shape, strict=self.mask == "strictly_causal", mirror=self.mirror
+        )
+        self.kernel = self.add_weight("kernel", shape, initializer=initializer)
+        if self.weight_norm:
+            norm = _norm(_masked(self.kernel, self.kernel_mask))[0, 0, 0]
+            self.log_norm = self.add_weight(
+                "log_norm",
+                (filters,),
+                initializer=lambda *_, **__: tf.math.log(norm + 1e-2) + self.log_norm_shift,
+            )
+        if self.use_bias:
+            self.bias = self.add_weight("bias", (filters,), initializer=initializer)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        """The input's shape with this layer's channels; height and width are left open."""
+        channels = input_shape[-1] if self.depthwise else self.filters
+        return tf.TensorShape((input_shape[0], None, None, channels))
+
+    def effective_kernel(self):
+        """The kernel that convolves: masked and normalised. From `shared_kernels` where active."""
+        shared = _shared_kernels.get()
+        if shared is not None:
+            return shared[self]
+        kernel = _masked(self.kernel, self.kernel_mask)
+        return normalize(kernel, self.log_norm) if self.weight_norm else kernel
+
+    def call(self, inputs):
+        """Convolves a batch of maps."""
+        if self.data_init and _data_initialization.get():
+            self._initialize_from(inputs)
+        outputs = self._convolve(inputs, tf.cast(self.effective_kernel(), inputs.dtype))
+        return outputs + tf.cast(self.bias, inputs.dtype) if self.use_bias else outputs
+
+    def _convolve(self, inputs, kernel):
+        pad, strides = self.kernel_size // 2, self.strides
+        if self.dilation == 2 and strides == 2:
+            # Every tap of a dilated kernel then falls on an even pixel.
+            return tf.nn.conv2d(inputs[:, ::2, ::2], kernel, 1, "SAME")
+        if self.dilation == 2:
+            # CPUs have no gradient for dilated conv2d: convolve the four interleaved maps apart.
+            apart = tf.space_to_batch(inputs, [2, 2], [[2, 2], [2, 2]])
+            return tf.batch_to_space(tf.nn.conv2d(apart, kernel, 1, "VALID"), [2, 2], [[0, 0]] * 2)
+        padding = "SAME"
+        if strides == 2:
+            inputs = tf.pad(inputs, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else inputs
+            padding = "VALID"
+        if self.depthwise:
+            # (k, k, 1, C) and TensorFlow's (k, k, C, 1) are the same numbers in the same order.
+            kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, -1, 1])
+            return tf.nn.depthwise_conv2d(inputs, kernel, [1, strides, strides, 1], padding)
+        if self.groups == 1:
+            return tf.nn.conv2d(inputs, kernel, strides, padding)
+        # CPUs have no gradient for grouped conv2d either.
+        parts = zip(
+            tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True
+        )
+        return tf.concat([tf.nn.conv2d(x, w, strides, padding) for x, w in parts], -1)
+
+    def _initialize_from(self, inputs):
+        """Sets log-norm and bias so that this batch leaves with mean 0 and deviation 1/5."""
+        outputs = self._convolve(inputs, normalize(self.kernel, tf.zeros_like(self.log_norm)))
+        mean, variance = tf.nn.moments(outputs, [0, 1, 2])
+        count = tf.cast(tf.size(outputs) // tf.size(mean), variance.dtype)
+        deviation = tf.sqrt(variance * count / (count - 1.0))
+        scale = DATA_INIT_DEVIATION / (deviation + 1e-5)
+        self.log_norm.assign(tf.math.log(scale))
+        self.bias.assign(-mean * scale)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = (
+            "filters", "kernel_size", "strides", "dilation", "groups", "use_bias", "weight_norm",
+            "mask", "mirror", "log_norm_shift", "data_init",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def normalize(kernel, log_norm):
+    """Weight normalisation of one kernel (k, k, in, out) or of a stack of kernels (n, k, k, in, out).
+
+    Args:
+        kernel: kernels, masked already.
+        log_norm: (out,) or (n, out), natural logarithms of the norms wanted.
+    """
+    return kernel * (tf.exp(log_norm)[..., None, None, None, :] / (_norm(kernel) + 1e-5))
+
+
+def _norm(kernel):
+    return tf.sqrt(tf.reduce_sum(tf.square(kernel), [-4, -3, -2], keepdims=True))
+
+
+def _masked(kernel, mask):
+    return kernel if mask is None else kernel * mask
+
+
+def causal_mask(shape, strict: bool, mirror: bool) -> np.ndarray:
+    """The mask of an autoregressive convolution.
+
+    Rows above are visible, and pixels to the left in the same row. At the centre pixel channels are
+    ordered: output channel o sees input channel i if i's place in the order comes before (strict) or
+    not after o's.
+
+    Args:
+        shape: (k, k, input channels per group, output channels) of the kernel.
+        strict: hide the own place in the order too.
+        mirror: flip the mask in both spatial axes (the order of the channels stays).
+
+    Returns:
+        A float32 array of zeros and ones that broadcasts against the kernel.
+
+    Reference: NVAE paper, appendix A (normalizing flow), after PixelCNN and IAF.
+    """
+    size, _, inputs, outputs = shape
+    mask = np.ones(shape, np.float32)
+    centre = size // 2
+    mask[centre + 1 :] = 0
+    mask[centre, centre + 1 :] = 0
+    places = min(inputs, outputs)
+    place_in = np.arange(inputs) // (inputs // places)
+    place_out = np.arange(outputs) // (outputs // places)
+    seen = place_in[:, None] < place_out if strict else place_in[:, None] <= place_out
+    mask[centre, centre] = seen
+    return mask[::-1, ::-1].copy() if mirror else mask
+
+
+class KernelStack(NamedTuple):
+    """Convolutions whose kernels are alike, and those effective kernels as one tensor."""
+
+    convolutions: list[Convolution]
+    kernels: tf.Tensor  # (n, k, k, input channels per group, output channels)
+
+
+def group_alike(convolutions) -> list[list[Convolution]]:
+    """Groups built convolutions by kernel shape and kind of normalisation, keeping their order."""
+    groups = collections.defaultdict(list)
+    for layer in convolutions:
+        kind = (tuple(layer.kernel.shape), layer.weight_norm, layer.mask is not None)
+        groups[kind].append(layer)
+    return list(groups.values())
+
+
+@contextlib.contextmanager
+def shared_kernels(groups):
+    """Within the block every listed convolution uses an effective kernel computed here, once.
+
+    Kernels of one shape are normalised as one stack: that is what keeps the graph of a deep model
+    small, and it shares the normalisation between the forward pass and the spectral term.
+
+    Args:
+        groups: from `group_alike`.
+
+    Yields:
+        One `KernelStack` per group.
+    """
+    stacks = [KernelStack(layers, _effective_kernels(layers)) for layers in groups]
+    kernels = {}
+    for layers, stacked in stacks:
+        kernels.update(zip(layers, tf.unstack(stacked), strict=True))
+    token = _shared_kernels.set(kernels)
+    try:
+        yield stacks
+    finally:
+        _shared_kernels.reset(token)
+
+
+def _effective_kernels(layers):
+    kernels = tf.stack([layer.kernel for layer in layers])
+    if layers[0].mask:
+        kernels = kernels * np.stack([layer.kernel_mask for layer in layers])
+    if layers[0].weight_norm:
+        kernels = normalize(kernels, tf.stack([layer.log_norm for layer in layers]))
+    return kernels
+
+
+@contextlib.contextmanager
+def data_initialization():
+    """Within the block, convolutions with ``data_init`` set log-norm and bias from their input."""
+    token = _data_initialization.set(True)
+    try:
+        yield
+    finally:
+        _data_initialization.reset(token)

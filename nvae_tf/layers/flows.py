@@ -1,0 +1,127 @@
+"""Normalizing flows on a group's latents: inverse autoregressive, volume-preserving shifts."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras
+
+from nvae_tf.layers.convolution import Convolution, build_chain
+
+HIDDEN_PER_LATENT = 6
+
+
+class AutoregressiveShift(tf_keras.layers.Layer):
+    """The shift mu(z), in which each latent sees only those before it in raster order.
+
+    Masked 3x3 convolution (centre strictly causal), ELU, masked depthwise 5x5, ELU twice, masked 1x1.
+
+    Args:
+        mirror: reverse the raster order (not that of the channels).
+
+    Input and output shape: (batch, height, width, latents).
+    Reference: NVAE paper, appendix A.
+    """
+
+    def __init__(self, mirror=False, **kwargs):
+        super().__init__(**kwargs)
+        self.mirror = mirror
+
+    def build(self, input_shape):
+        """Makes the convolutions for the input's latent channels."""
+        latents = int(input_shape[-1])
+        hidden, mirror = HIDDEN_PER_LATENT * latents, self.mirror
+        self.convolutions = [
+            Convolution(hidden, 3, use_bias=False, mask="strictly_causal", mirror=mirror),
+            Convolution(None, 5, use_bias=False, mask="causal", mirror=mirror),
+            # A shift that starts at a tenth keeps the flow near the identity.
+            Convolution(latents, 1, mask="causal", mirror=mirror, log_norm_shift=LOG_TENTH),
+        ]
+        build_chain(self.convolutions, latents)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        """The input's."""
+        return input_shape
+
+    def call(self, inputs):
+        """Computes mu(z)."""
+        widen, spread, project = self.convolutions
+        hidden = spread(tf.nn.elu(widen(inputs)))
+        # The second ELU is intended: one ends the hidden layers, one begins the projection.
+        return project(tf.nn.elu(tf.nn.elu(hidden)))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "mirror": self.mirror}
+
+
+LOG_TENTH = -2.302585092994046
+
+
+class ShiftBijector(tfp.bijectors.Bijector):
+    """The flow ``z' = z - mu(z)`` of one `AutoregressiveShift`; its log-determinant is 0.
+
+    The event is a map (height, width, latents). The inverse, which training never needs (TFP
+    remembers what a forward pass came from), is a fixed-point iteration: after n rounds the first n
+    latents in raster order are exact, and it stops as soon as nothing changes.
+
+    Args:
+        shift: the layer, or any callable with its dependencies, that computes mu.
+    """
+
+    def __init__(self, shift, name="shift"):
+        parameters = dict(locals())
+        self.shift = shift
+        super().__init__(
+            forward_min_event_ndims=3,
+            is_constant_jacobian=True,
+            parameters=parameters,
+            name=name,
+        )
+
+    def _forward(self, x):
+        return x - self.shift(x)
+
+    def _inverse(self, y):
+        def changed(_, change):
+            return change > 0
+
+        def refine(x, _):
+            refined = y + self.shift(x)
+            return refined, tf.reduce_max(tf.abs(refined - x))
+
+        latents = tf.reduce_prod(tf.shape(y)[-3:])
+        start = (y, tf.constant(1.0, y.dtype))
+        return tf.while_loop(changed, refine, start, maximum_iterations=latents)[0]
+
+    def _forward_log_det_jacobian(self, x):
+        return tf.zeros([], x.dtype)
+
+
+class FlowCell(tf_keras.layers.Layer):
+    """One flow cell: a causal shift, then its mirror image.
+
+    Input and output shape: (batch, height, width, latents).
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.shifts = [AutoregressiveShift(mirror=False), AutoregressiveShift(mirror=True)]
+
+    def build(self, input_shape):
+        """Builds both shifts for the input's latent channels."""
+        build_chain(self.shifts, int(input_shape[-1]))
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        """The input's."""
+        return input_shape
+
+    def bijectors(self):
+        """The cell's bijectors, first applied first."""
+        return [ShiftBijector(shift) for shift in self.shifts]
+
+    def call(self, inputs):
+        """Transforms z."""
+        for shift in self.shifts:
+            inputs = inputs - shift(inputs)
+        return inputs

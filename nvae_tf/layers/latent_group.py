@@ -1,0 +1,222 @@
+"""One latent group of the hierarchy, and the sources that its latents may come from."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras
+
+from nvae_tf.distributions import ClampedNormal
+from nvae_tf.layers.cells import ResidualCell
+from nvae_tf.layers.convolution import Convolution, build_chain
+from nvae_tf.layers.flows import FlowCell
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+
+class Latent(NamedTuple):
+    """A group's latents and, where a posterior was there to compare with, their probabilities.
+
+    Attributes:
+        z: (batch, height, width, latents).
+        kl: KL from prior to posterior of every latent, in nats, shaped as z; or None.
+        log_q: log q(z | x, z of the groups before) of each image, in nats, (batch,); or None.
+        log_p: log p(z | z of the groups before) of each image, in nats, (batch,); or None.
+    """
+
+    z: tf.Tensor
+    kl: tf.Tensor | None = None
+    log_q: tf.Tensor | None = None
+    log_p: tf.Tensor | None = None
+
+
+class LatentGroup(tf_keras.layers.Layer):
+    """All that belongs to one group: its cells, prior, posterior, flows and combiner.
+
+    Args:
+        index: place in decoder order, 0 for the top of the hierarchy.
+        latent_shape: (height, width, latents) of z.
+        filters_enc: channels of the encoder's map at this scale.
+        filters_dec: channels of the decoder's map at this scale.
+        operations: what the cells are made of (see `ResidualCell`).
+        num_cells: decoder cells before the latents; the first group has none.
+        use_se: squeeze-and-excitation in the cells.
+        res_dist: posterior parameters relative to the prior's (but in the first group).
+        num_flows: flow cells on the posterior's z.
+
+    Call arguments:
+        s: the decoder's running map, (batch, height, width, filters_dec); None where the model has
+            one group only.
+        source: where z comes from: `FromPosterior`, `FromPrior` or `Given`.
+        training: passed on to batch normalisation.
+
+    Returns:
+        The next running map, and a `Latent`.
+
+    Reference: NVAE paper, figure 2 and section 3.2 ("residual normal distributions").
+    """
+
+    def __init__(
+        self,
+        index,
+        latent_shape,
+        filters_enc,
+        filters_dec,
+        operations,
+        num_cells,
+        use_se,
+        res_dist,
+        num_flows,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.index, self.latent_shape = index, tuple(latent_shape)
+        self.filters_enc, self.filters_dec = filters_enc, filters_dec
+        self.operations, self.num_cells = tuple(operations), num_cells
+        self.use_se, self.res_dist, self.num_flows = use_se, res_dist, num_flows
+        first, twice = index == 0, 2 * self.latent_shape[-1]
+        self.cells = [
+            ResidualCell(operations, filters_dec, use_se=use_se)
+            for _ in range(0 if first else num_cells)
+        ]
+        self.prior_sampler = None if first else Convolution(twice, 1)
+        self.encoder_combiner = None if first else Convolution(filters_enc, 1)
+        self.posterior_sampler = Convolution(twice, 3)
+        self.flows = [FlowCell() for _ in range(num_flows)]
+        self.combiner = Convolution(filters_dec, 1)
+
+    def build(self, input_shape):
+        """Builds every layer.
+
+        Args:
+            input_shape: of the running map; its channels count as 0 where there is none.
+        """
+        channels, latents = input_shape[-1], self.latent_shape[-1]
+        build_chain(self.cells, channels)
+        for sampler in [self.prior_sampler, self.encoder_combiner]:
+            build_chain([sampler] if sampler else [], self.filters_dec)
+        build_chain([self.posterior_sampler], self.filters_enc)
+        build_chain(self.flows, latents)
+        build_chain([self.combiner], channels + latents)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        """The running map's."""
+        return tf.TensorShape((input_shape[0], None, None, self.filters_dec))
+
+    def call(self, s, source, training=False):
+        """One step of the top-down walk."""
+        for cell in self.cells:
+            s = cell(s, training=training)
+        latent = source(self, s)
+        joined = latent.z if s is None else tf.concat([s, latent.z], -1)
+        return self.combiner(joined), latent
+
+    def prior_parameters(self, s):
+        """Raw mean and log-deviation of p(z | z of the groups before)."""
+        if self.prior_sampler is None:
+            return tf.zeros(self.latent_shape), tf.zeros(self.latent_shape)
+        return _halves(self.prior_sampler(tf.nn.elu(s)))
+
+    def prior(self, s, temperature=1.0):
+        """p(z | z of the groups before), a `ClampedNormal`."""
+        return ClampedNormal(*self.prior_parameters(s), temperature)
+
+    def posterior(self, s, encoded, prior_parameters):
+        """q(z | x, z of the groups before).
+
+        Args:
+            s: the running map after the group's cells.
+            encoded: the encoder's map for this group (for the first: the top of the encoder).
+            prior_parameters: from `prior_parameters`.
+
+        Returns:
+            A TransformedDistribution: a `ClampedNormal` under the group's flows.
+        """
+        if self.encoder_combiner is not None:
+            encoded = encoded + self.encoder_combiner(s)
+        mu, log_sigma = _halves(self.posterior_sampler(encoded))
+        if self.res_dist and self.index > 0:
+            prior_mu, prior_log_sigma = prior_parameters
+            mu, log_sigma = prior_mu + mu, prior_log_sigma + log_sigma
+        shifts = [bijector for flow in self.flows for bijector in flow.bijectors()]
+        return tfd.TransformedDistribution(
+            ClampedNormal(mu, log_sigma), tfb.Chain(shifts[::-1]) if shifts else tfb.Identity()
+        )
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = (
+            "index", "latent_shape", "filters_enc", "filters_dec", "operations", "num_cells",
+            "use_se", "res_dist", "num_flows",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+class FromPosterior:
+    """Latents from the posterior, with their KL: training, reconstruction, likelihood.
+
+    Args:
+        encoded: the encoder's maps, one a group, top of the hierarchy first.
+        noise: standard-normal tensors shaped as each group's z.
+    """
+
+    def __init__(self, encoded, noise):
+        self.encoded, self.noise = encoded, noise
+        self.batch_size = tf.shape(encoded[0])[0]
+
+    def __call__(self, group: LatentGroup, s) -> Latent:
+        """Draws a group's z from its posterior."""
+        parameters = group.prior_parameters(s)
+        prior = ClampedNormal(*parameters)
+        posterior = group.posterior(s, self.encoded[group.index], parameters)
+        base = posterior.distribution
+        before_flows = base.from_noise(self.noise[group.index])
+        z = posterior.bijector.forward(before_flows)
+        # The flows preserve volume, so this is the density of z too, latent by latent.
+        log_q = base.log_prob(before_flows)
+        log_p = prior.log_prob(z)
+        kl = log_q - log_p if group.num_flows else tfd.kl_divergence(base, prior)
+        return Latent(z, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3]))
+
+
+class FromPrior:
+    """Latents from the prior: generation.
+
+    Args:
+        noise: standard-normal tensors shaped as each group's z, top of the hierarchy first.
+        temperature: factor on the prior's deviations: one number, or one for each group.
+    """
+
+    def __init__(self, noise, temperature=1.0):
+        self.noise, self.temperature = noise, temperature
+        self.batch_size = tf.shape(noise[0])[0]
+
+    def __call__(self, group: LatentGroup, s) -> Latent:
+        """Draws a group's z from its prior."""
+        several = isinstance(self.temperature, (list, tuple))
+        temperature = self.temperature[group.index] if several else self.temperature
+        return Latent(group.prior(s, temperature).from_noise(self.noise[group.index]))
+
+
+class Given:
+    """Latents given from outside for the first groups; the rest from another source.
+
+    Args:
+        latents: z of the first groups, top of the hierarchy first.
+        otherwise: the source for the groups after those.
+    """
+
+    def __init__(self, latents, otherwise=None):
+        self.latents, self.otherwise = latents, otherwise
+        self.batch_size = tf.shape(latents[0])[0] if latents else otherwise.batch_size
+
+    def __call__(self, group: LatentGroup, s) -> Latent:
+        """Hands out what was given."""
+        if group.index < len(self.latents):
+            return Latent(self.latents[group.index])
+        return self.otherwise(group, s)
+
+
+def _halves(parameters):
+    return tf.split(parameters, 2, -1)

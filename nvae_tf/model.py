@@ -1,0 +1,295 @@
+"""NVAE: the bidirectional hierarchy of the paper's figures 2 and 3.
+
+One bottom-up pass keeps a map for each latent group; one top-down walk goes through the groups, from
+the coarsest to the finest. What differs between training, reconstruction, generation and decoding is
+only the *source* of each group's z (see `nvae_tf.layers.latent_group`).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from nvae_tf.config import ImageSpec, ModelConfig, check_image
+from nvae_tf.distributions import BernoulliImage, DiscretizedLogisticMixture, NormalImage
+from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
+from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization
+from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent, LatentGroup
+
+
+class NVAEOutput(NamedTuple):
+    """What one pass computed.
+
+    Attributes:
+        parameters: of the image distribution, (batch, height, width, parameters).
+        latents: a `Latent` for each group, top of the hierarchy first.
+    """
+
+    parameters: tf.Tensor
+    latents: list[Latent]
+
+    @property
+    def kl_per_group(self):
+        """KL of each image and group in nats, (batch, groups)."""
+        return tf.stack([tf.reduce_sum(latent.kl, [1, 2, 3]) for latent in self.latents], 1)
+
+    @property
+    def log_q(self):
+        """log q(z | x) of each image in nats, (batch,)."""
+        return tf.add_n([latent.log_q for latent in self.latents])
+
+    @property
+    def log_p(self):
+        """log p(z) of each image in nats, (batch,)."""
+        return tf.add_n([latent.log_p for latent in self.latents])
+
+
+class NVAE(tf_keras.Model):
+    """A deep hierarchical variational autoencoder for images.
+
+    Args:
+        config: the hierarchy.
+        image: size, channels and kind of the images.
+
+    Call arguments:
+        images: (batch, height, width, channels), values in [0, 1].
+        noise: standard-normal tensors, one a group (`draw_noise`).
+        training: batch norm uses, and updates from, the batch's statistics.
+
+    Returns:
+        An `NVAEOutput` with z from the posterior.
+
+    Raises:
+        ConfigError: the image cannot be halved as often as the configuration asks.
+
+    Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
+    """
+
+    def __init__(self, config: ModelConfig, image: ImageSpec, **kwargs):
+        super().__init__(**kwargs)
+        check_image(config, image)
+        self.config, self.image = config, image
+        enc, dec = config.num_channels_enc, config.num_channels_dec
+        operations = ARCHITECTURES[config.arch_instance]
+
+        def cell(part, filters, direction=NORMAL):
+            return ResidualCell(operations[part], filters, direction, config.use_se)
+
+        # Bottom-up: stem and preprocess halve the image to the size of the finest latents.
+        self.stem = Convolution(enc, 3)
+        self.preprocess = []
+        width = 1  # channels double at every halving
+        for _ in range(config.num_preprocess_blocks):
+            for _ in range(config.num_preprocess_cells - 1):
+                self.preprocess.append(cell("preprocess", enc * width))
+            width *= 2
+            self.preprocess.append(cell("preprocess", enc * width, DOWN))
+
+        # The encoder tower: one list of cells a group, finest scale first.
+        self.encoder_tower = []
+        for scale, num_groups in enumerate(config.groups_per_scale):
+            for group in range(num_groups):
+                cells = []
+                if scale > 0 and group == 0:
+                    width *= 2
+                    cells.append(cell("encoder", enc * width, DOWN))
+                cells += [cell("encoder", enc * width) for _ in range(config.num_cell_per_cond_enc)]
+                self.encoder_tower.append(cells)
+        self.encoder_top = Convolution(enc * width, 1)
+
+        # Top-down: the groups, coarsest scale first, with an up cell between scales.
+        size = image.size // width
+        self.top_shape = (size, size, dec * width)
+        self.decoder_tower = []
+        self.groups = []
+        for scale, num_groups in enumerate(reversed(config.groups_per_scale)):
+            if scale > 0:
+                width, size = width // 2, size * 2
+                self.decoder_tower.append(cell("decoder", dec * width, UP))
+            for _ in range(num_groups):
+                group = LatentGroup(
+                    index=len(self.groups),
+                    latent_shape=(size, size, config.num_latent_per_group),
+                    filters_enc=enc * width,
+                    filters_dec=dec * width,
+                    operations=operations["decoder"],
+                    num_cells=config.num_cell_per_cond_dec,
+                    use_se=config.use_se,
+                    res_dist=config.res_dist,
+                    num_flows=config.num_nf,
+                )
+                self.groups.append(group)
+                self.decoder_tower.append(group)
+
+        # Postprocess and image head double the map to the size of the image.
+        self.postprocess = []
+        for _ in range(config.num_postprocess_blocks):
+            width //= 2
+            self.postprocess.append(cell("postprocess", dec * width, UP))
+            for _ in range(config.num_postprocess_cells - 1):
+                self.postprocess.append(cell("postprocess", dec * width))
+        self.image_head = Convolution(self._num_image_parameters(), 3)
+        self._create_variables()
+
+    def bottom_up(self, images, training=False):
+        """Encodes images.
+
+        Returns:
+            The encoder's maps, one a group, top of the hierarchy first.
+        """
+        x = self.stem(2.0 * images - 1.0)
+        for cell in self.preprocess:
+            x = cell(x, training=training)
+        kept = []
+        for cells in self.encoder_tower:
+            for cell in cells:
+                x = cell(x, training=training)
+            kept.append(x)
+        kept[-1] = tf.nn.elu(self.encoder_top(tf.nn.elu(x)))
+        return kept[::-1]
+
+    def top_down(self, source, training=False):
+        """Walks the hierarchy from the top, z of every group from the source.
+
+        Args:
+            source: `FromPosterior`, `FromPrior` or `Given`.
+            training: passed on to batch normalisation.
+
+        Returns:
+            An `NVAEOutput`.
+        """
+        s, latents = self._top(source.batch_size), []
+        for layer in self.decoder_tower:
+            if isinstance(layer, LatentGroup):
+                s, latent = layer(s, source=source, training=training)
+                latents.append(latent)
+            else:
+                s = layer(s, training=training)
+        for cell in self.postprocess:
+            s = cell(s, training=training)
+        return NVAEOutput(self.image_head(tf.nn.elu(s)), latents)
+
+    def call(self, images, noise, training=False):
+        """One pass with z from the posterior."""
+        encoded = self.bottom_up(images, training=training)
+        return self.top_down(FromPosterior(encoded, noise), training=training)
+
+    def sample(self, noise, temperature=1.0, seed=(0, 0)):
+        """Generates images.
+
+        Args:
+            noise: standard-normal tensors, one a group (`draw_noise`).
+            temperature: factor on the priors' deviations: one number, or one for each group.
+            seed: two integers, for the pixels of colour images at one temperature.
+
+        Returns:
+            Images (batch, height, width, channels) in [0, 1]; of binary ones the mean.
+        """
+        parameters = self.top_down(FromPrior(noise, temperature)).parameters
+        lowest = min(temperature) if isinstance(temperature, (list, tuple)) else temperature
+        return self.render(parameters, seed, lowest)
+
+    def render(self, parameters, seed=(0, 0), temperature=1.0):
+        """Images to look at, in [0, 1]: means of binary pixels, samples of colours."""
+        distribution = self.image_distribution(parameters, temperature)
+        images = distribution.mean() if self.image.binary else distribution.sample(seed=seed)
+        return tf.clip_by_value(images, 0.0, 1.0)
+
+    def image_distribution(self, parameters, temperature=1.0):
+        """p(x | z) over images in [0, 1], a TFP distribution.
+
+        Args:
+            parameters: (batch, height, width, parameters).
+            temperature: of samples from a logistic mixture.
+        """
+        if self.image.binary:
+            return BernoulliImage(parameters)
+        if self.config.num_mixture_dec == 1:
+            return NormalImage(parameters)
+        return DiscretizedLogisticMixture(parameters, self.config.num_x_bits, temperature)
+
+    def log_likelihood(self, parameters, images):
+        """log p(x | z) of each image in nats, (batch,), over the scored centre of the image."""
+        if self.image.scored_size:
+            edge = (self.image.size - self.image.scored_size) // 2
+            inner = slice(edge, edge + self.image.scored_size)
+            parameters, images = parameters[:, inner, inner], images[:, inner, inner]
+        return self.image_distribution(parameters).log_prob(images)
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(height, width, latents) of each group's z, top of the hierarchy first."""
+        return [group.latent_shape for group in self.groups]
+
+    def draw_noise(self, batch_size, seed):
+        """Standard-normal noise for every group, a function of the seed alone.
+
+        Args:
+            batch_size: an integer or a scalar tensor.
+            seed: two integers (a tensor or a tuple).
+
+        Returns:
+            Tensors (batch, height, width, latents), one a group.
+        """
+        return [
+            tf.random.stateless_normal(
+                (batch_size, *shape), tf.random.experimental.stateless_fold_in(seed, index)
+            )
+            for index, shape in enumerate(self.latent_shapes)
+        ]
+
+    def initialize_from_data(self, images, noise):
+        """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).
+
+        Args:
+            images: a batch as for `call`.
+            noise: as for `call`.
+        """
+        if any(layer.data_init for layer in self.convolutions):
+            with data_initialization():
+                self(images, noise)
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """Every convolution of the model, in a fixed order."""
+        return [layer for layer in self.submodules if isinstance(layer, Convolution)]
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "image": dataclasses.asdict(self.image),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Builds a model from `get_config`'s answer."""
+        return cls(ModelConfig(**config["config"]), ImageSpec(**config["image"]))
+
+    def _top(self, batch_size):
+        """The learned map that the walk starts from; nothing where there is one group only."""
+        if self.top is None:
+            return None
+        return tf.tile(self.top[None], [batch_size, 1, 1, 1])
+
+    def _num_image_parameters(self):
+        if self.image.binary:
+            return self.image.channels
+        mixtures = self.config.num_mixture_dec
+        return 2 * self.image.channels if mixtures == 1 else 10 * mixtures
+
+    def _create_variables(self):
+        self.top = None
+        if len(self.groups) > 1:
+            uniform = tf_keras.initializers.RandomUniform(0.0, 1.0)
+            self.top = self.add_weight("top", self.top_shape, initializer=uniform)
+        build_chain([self.stem, *self.preprocess], self.image.channels)
+        width = self.config.num_channels_enc * 2**self.config.num_preprocess_blocks
+        for cells in self.encoder_tower:
+            build_chain(cells, width)
+            width = cells[-1].filters
+        build_chain([self.encoder_top], width)
+        start = self.top_shape[-1] if self.top is not None else 0
+        build_chain([*self.decoder_tower, *self.postprocess, self.image_head], start)
+        self.built = True
