@@ -1,0 +1,84 @@
+"""The objective (paper, sections 2 and 3.3): functions of what the model returned.
+
+All terms are in nats. Images are the first axis, groups the second, coarsest group first.
+"""
+
+import math
+
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig, TrainConfig
+from nvae_tf.layers.normalization import BatchNorm
+
+ACTIVE_NATS = 0.1  # a latent channel counts as active above this mean KL
+
+
+def kl_coefficient(step, total_steps: int, config: TrainConfig):
+    """beta: the weight of the KL, annealed from almost 0 to 1 (section 3.3).
+
+    Args:
+        step: steps taken before this one, a scalar tensor.
+        total_steps: of the whole training.
+        config: gives ``kl_anneal_portion``, ``kl_const_portion`` and ``kl_const_coeff``.
+    """
+    constant = config.kl_const_portion * total_steps
+    anneal = config.kl_anneal_portion * total_steps
+    rising = (tf.cast(step, tf.float32) - constant) / max(anneal, 1e-6)
+    return tf.maximum(tf.minimum(rising, 1.0), config.kl_const_coeff)
+
+
+def balancing_weights(config: ModelConfig) -> list[float]:
+    """alpha of every group, coarsest first: 4^scale / groups of the scale, the smallest being 1."""
+    alphas = [
+        4.0**scale / count
+        for scale, count in enumerate(reversed(config.groups_per_scale))
+        for _ in range(count)
+    ]
+    return [alpha / min(alphas) for alpha in alphas]
+
+
+def balance_kl(kl_per_group, alphas, beta, batch_mean=lambda x: tf.reduce_mean(x, 0)):
+    """Weights the groups' KL so that none is switched off during warm-up (appendix A).
+
+    Args:
+        kl_per_group: (batch, groups).
+        alphas: from `balancing_weights`.
+        beta: the KL coefficient; at 1 all groups weigh the same.
+        batch_mean: mean over the global batch, (batch, groups) to (groups,).
+
+    Returns:
+        The balanced KL of each image (batch,), and gamma, the coefficients (groups,).
+    """
+    size = batch_mean(tf.abs(kl_per_group)) + 0.01
+    gamma = size / tf.constant(alphas, size.dtype) * tf.reduce_sum(size)
+    gamma = tf.stop_gradient(gamma / tf.reduce_mean(gamma))
+    gamma = tf.where(beta < 1.0, gamma, tf.ones_like(gamma))
+    return tf.reduce_sum(kl_per_group * gamma, 1), gamma
+
+
+def regularization_coefficient(beta, config: TrainConfig):
+    """lambda: the weight of the spectral and the batch-norm term (section 3.2)."""
+    if not config.weight_decay_norm_anneal:
+        return tf.constant(config.weight_decay_norm, tf.float32)
+    start, end = math.log(config.weight_decay_norm_init), math.log(config.weight_decay_norm)
+    return tf.exp((1.0 - beta) * start + beta * end)
+
+
+def batch_norm_penalty(layers: list[BatchNorm]):
+    """Sum over batch norms of the largest |gamma|, which the paper regularises with the kernels."""
+    by_width = {}
+    for layer in layers:
+        by_width.setdefault(layer.gamma.shape[0], []).append(layer.gamma)
+    return tf.add_n(
+        [tf.reduce_sum(tf.reduce_max(tf.abs(tf.stack(g)), 1)) for g in by_width.values()]
+    )
+
+
+def active_latents(kl):
+    """How many of a group's latent channels carry information.
+
+    Args:
+        kl: of every latent, (batch, height, width, latents).
+    """
+    per_channel = tf.reduce_mean(tf.reduce_sum(kl, [1, 2]), 0)
+    return tf.reduce_sum(tf.cast(per_channel > ACTIVE_NATS, tf.float32))

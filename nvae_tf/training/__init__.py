@@ -1,0 +1,1 @@
+"""How the model is trained: trainer, optimiser, schedules, checkpoints, reports."""

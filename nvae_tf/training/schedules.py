@@ -1,0 +1,54 @@
+"""The learning rate as a function of the optimiser's step count."""
+
+import math
+
+import tensorflow as tf
+import tf_keras
+
+from nvae_tf.config import TrainConfig
+
+
+class WarmupCosine(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up by steps, then a cosine by whole epochs.
+
+    The rate rises from 0 to `peak` over the warm-up. The first epoch after it keeps the peak, the
+    last of all epochs runs at `floor`.
+
+    Args:
+        peak: learning rate after warm-up.
+        floor: learning rate of the last epoch.
+        steps_per_epoch: steps.
+        epochs: of the whole training.
+        warmup_epochs: of them, for the warm-up.
+    """
+
+    def __init__(self, peak, floor, steps_per_epoch, epochs, warmup_epochs):
+        self.peak, self.floor, self.steps_per_epoch = peak, floor, steps_per_epoch
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+
+    @classmethod
+    def from_train_config(cls, config: TrainConfig, steps_per_epoch: int) -> "WarmupCosine":
+        """The schedule of a recipe."""
+        return cls(
+            config.learning_rate,
+            config.learning_rate_min,
+            steps_per_epoch,
+            config.epochs,
+            config.warmup_epochs,
+        )
+
+    def __call__(self, step):
+        """The learning rate of the step that follows `step` others."""
+        step = tf.cast(step, tf.int64)
+        warmup_steps = self.warmup_epochs * self.steps_per_epoch
+        rising = self.peak * tf.cast(step, tf.float32) / max(warmup_steps, 1)
+        cosine_epochs = max(self.epochs - self.warmup_epochs - 1, 1)
+        epoch = tf.cast(step // self.steps_per_epoch - self.warmup_epochs, tf.float32)
+        done = tf.clip_by_value(epoch / cosine_epochs, 0.0, 1.0)
+        falling = self.floor + 0.5 * (self.peak - self.floor) * (1.0 + tf.cos(math.pi * done))
+        return tf.where(step < warmup_steps, rising, falling)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        names = ("peak", "floor", "steps_per_epoch", "epochs", "warmup_epochs")
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,78 @@
+"""Spectral regularisation: the largest singular value of every kernel, by power iteration."""
+
+import tensorflow as tf
+
+from nvae_tf.layers.convolution import Convolution, KernelStack, group_alike
+
+ITERATIONS = 4  # a step
+WARM_UP_ITERATIONS = 36  # more, before the first step
+MINIMUM_NORM = 1e-3
+
+
+class SpectralNorms(tf.Module):
+    """Singular vectors of every convolution's effective kernel, and the sum of spectral norms.
+
+    Kernels of one shape are iterated together, as one stack of matrices (output channels, inputs).
+
+    Args:
+        convolutions: built convolutions.
+
+    Reference: NVAE paper, section 3.2 ("spectral regularization"); Yoshida & Miyato, 2017.
+    """
+
+    def __init__(self, convolutions: list[Convolution]):
+        super().__init__()
+        self.groups = group_alike(convolutions)
+        self.left, self.right = [], []  # u (n, outputs) and v (n, inputs) of each group
+        for group in self.groups:
+            *inputs, outputs = group[0].kernel.shape
+            for vectors, size in (
+                (self.left, outputs),
+                (self.right, inputs[0] * inputs[1] * inputs[2]),
+            ):
+                drawn = tf.random.normal((len(group), size))
+                vectors.append(
+                    tf.Variable(
+                        drawn / tf.norm(drawn, axis=1, keepdims=True),
+                        trainable=False,
+                        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                    )
+                )
+
+    def sum(self, stacks: list[KernelStack], iterations: int = ITERATIONS):
+        """Iterates the stored vectors, and sums ``u' W v`` over all kernels.
+
+        Args:
+            stacks: effective kernels of the groups, from `shared_kernels(self.groups)`.
+            iterations: power iterations from the stored vectors.
+
+        Returns:
+            A scalar; its gradient reaches the kernels alone, not the vectors.
+        """
+        # (n, inputs, outputs): transposes of the matrices W.
+        matrices = [tf.reshape(s.kernels, [*v.shape, -1]) for s, v in zip(stacks, self.right)]
+        fixed = [tf.stop_gradient(matrix) for matrix in matrices]
+
+        def iterate(left, right):
+            right = [_unit(tf.linalg.matvec(w, u)) for w, u in zip(fixed, left)]
+            left = [_unit(tf.linalg.matvec(w, v, transpose_a=True)) for w, v in zip(fixed, right)]
+            return left, right
+
+        start = [v.read_value() for v in self.left], [v.read_value() for v in self.right]
+        left, right = tf.while_loop(
+            lambda *_: True, iterate, start, maximum_iterations=iterations, parallel_iterations=1
+        )
+        for variable, value in zip(self.left + self.right, [*left, *right]):
+            variable.assign(value)
+        left, right = tf.nest.map_structure(tf.stop_gradient, (left, right))
+        return tf.add_n(
+            [
+                tf.reduce_sum(tf.linalg.matvec(w, u) * v)
+                for w, u, v in zip(matrices, left, right)
+            ]
+        )
+
+
+def _unit(vectors):
+    norm = tf.norm(vectors, axis=-1, keepdims=True)
+    return vectors / tf.maximum(norm, MINIMUM_NORM)
