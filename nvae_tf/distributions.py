@@ -17,11 +17,11 @@ MINIMUM_LOG_SCALE = -7.0  # of a logistic
 
 def soft_clamp(x):
     """``5 tanh(x / 5)``: the identity near 0, bounded by 5."""
-    return CLAMP * tf.tanh(x / CLAMP)
+    return CLAMP * tf.tanh(tf.convert_to_tensor(x) / CLAMP)
 
 
-class ClampedNormal(tfd.Normal):
-    """Normal distribution whose raw parameters pass a soft clamp.
+def clamped_normal(mu, log_sigma, temperature=1.0) -> tfd.Normal:
+    """A normal distribution whose raw parameters pass a soft clamp.
 
     Mean ``clamp(mu)``, deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
 
@@ -32,35 +32,22 @@ class ClampedNormal(tfd.Normal):
 
     Reference: NVAE paper, section 3.2 and appendix.
     """
-
-    def __init__(self, mu, log_sigma, temperature=1.0, name="ClampedNormal"):
-        scale = tf.exp(soft_clamp(log_sigma)) + MINIMUM_SCALE
-        super().__init__(soft_clamp(mu), scale * temperature, name=name)
-        self._parameters = dict(mu=mu, log_sigma=log_sigma, temperature=temperature, name=name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        return dict.fromkeys(("mu", "log_sigma", "temperature"), tfp.util.ParameterProperties())
-
-    def from_noise(self, noise):
-        """The sample ``mean + deviation * noise`` for standard-normal noise."""
-        return self.loc + self.scale * noise
+    scale = tf.exp(soft_clamp(log_sigma)) + MINIMUM_SCALE
+    return tfd.Normal(soft_clamp(mu), scale * temperature)
 
 
-class BernoulliImage(tfd.Independent):
+def from_noise(normal: tfd.Normal, noise):
+    """The sample ``mean + deviation * noise`` for standard-normal noise."""
+    return normal.loc + normal.scale * noise
+
+
+def bernoulli_image(logits) -> tfd.Independent:
     """Independent binary pixels.
 
     Args:
         logits: (..., height, width, channels).
     """
-
-    def __init__(self, logits, name="BernoulliImage"):
-        super().__init__(tfd.Bernoulli(logits=logits, dtype=logits.dtype), 3, name=name)
-        self._parameters = dict(logits=logits, name=name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        return dict(logits=tfp.util.ParameterProperties(event_ndims=3))
+    return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=logits.dtype), 3)
 
 
 class NormalImage(tfd.Distribution):
@@ -68,12 +55,12 @@ class NormalImage(tfd.Distribution):
 
     Args:
         parameters: (..., height, width, 2 * channels): raw means, then raw log-deviations, which
-            pass the soft clamp of `ClampedNormal`.
+            pass the soft clamp of `clamped_normal`.
     """
 
     def __init__(self, parameters, name="NormalImage"):
         mu, log_sigma = tf.split(parameters, 2, -1)
-        self.scaled = tfd.Independent(ClampedNormal(mu, log_sigma), 3)
+        self.scaled = tfd.Independent(clamped_normal(mu, log_sigma), 3)
         super().__init__(
             dtype=mu.dtype,
             reparameterization_type=tfd.FULLY_REPARAMETERIZED,
@@ -155,14 +142,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         x = (2.0 * x - 1.0)[..., None]  # (..., h, w, 3, 1)
         red, green = x[..., 0, :], x[..., 1, :]
         to_green, red_to_blue, green_to_blue = tf.unstack(self.coefficients, axis=-2)
-        means = self.means + tf.stack(
-            [
-                tf.zeros_like(to_green),
-                to_green * red,
-                red_to_blue * red + green_to_blue * green,
-            ],
-            -2,
-        )
+        green_shift = to_green * red
+        blue_shift = red_to_blue * red + green_to_blue * green
+        shifts = [tf.zeros_like(green_shift), green_shift, blue_shift]
+        means = self.means + tf.stack(shifts, -2)
         centred = x - means
         inverse_scale = tf.exp(-self.log_scales)
         upper = inverse_scale * (centred + 1.0 / self.max_level)

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
-from nvae_tf.distributions import BernoulliImage, DiscretizedLogisticMixture, NormalImage
+from nvae_tf.distributions import DiscretizedLogisticMixture, NormalImage, bernoulli_image
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent, LatentGroup
@@ -204,7 +204,7 @@ class NVAE(tf_keras.Model):
             temperature: of samples from a logistic mixture.
         """
         if self.image.binary:
-            return BernoulliImage(parameters)
+            return bernoulli_image(parameters)
         if self.config.num_mixture_dec == 1:
             return NormalImage(parameters)
         return DiscretizedLogisticMixture(parameters, self.config.num_x_bits, temperature)

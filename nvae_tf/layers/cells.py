@@ -276,10 +276,15 @@ class SkipDown(_Widening):
 
     def call(self, inputs):
         """(batch, height, width, channels) to (batch, height / 2, width / 2, filters)."""
-        x = tf.nn.silu(inputs)
-        quarters = (x, x[:, 1:, 1:], x[:, :, 1:], x[:, 1:, :])
-        convolved = [conv(q) for conv, q in zip(self.convolutions, quarters, strict=True)]
-        return tf.concat(convolved, -1)
+        # Convolution i looks at one pixel of every 2x2 block: together they are one 2x2 convolution.
+        pixels = ((0, 0), (1, 1), (0, 1), (1, 0))
+        kernels = [
+            tf.pad(conv.effective_kernel(), [[row, 1 - row], [column, 1 - column], [0, 0], [0, 0]])
+            for conv, (row, column) in zip(self.convolutions, pixels, strict=True)
+        ]
+        kernel = tf.cast(tf.concat(kernels, -1), inputs.dtype)
+        bias = tf.cast(tf.concat([conv.bias for conv in self.convolutions], 0), inputs.dtype)
+        return tf.nn.conv2d(tf.nn.silu(inputs), kernel, 2, "VALID") + bias
 
 
 class SkipUp(_Widening):

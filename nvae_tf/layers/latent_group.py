@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
 
-from nvae_tf.distributions import ClampedNormal
+from nvae_tf.distributions import clamped_normal, from_noise
 from nvae_tf.layers.cells import ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain
 from nvae_tf.layers.flows import FlowCell
@@ -119,8 +119,8 @@ class LatentGroup(tf_keras.layers.Layer):
         return _halves(self.prior_sampler(tf.nn.elu(s)))
 
     def prior(self, s, temperature=1.0):
-        """p(z | z of the groups before), a `ClampedNormal`."""
-        return ClampedNormal(*self.prior_parameters(s), temperature)
+        """p(z | z of the groups before), a normal distribution."""
+        return clamped_normal(*self.prior_parameters(s), temperature)
 
     def posterior(self, s, encoded, prior_parameters):
         """q(z | x, z of the groups before).
@@ -131,7 +131,8 @@ class LatentGroup(tf_keras.layers.Layer):
             prior_parameters: from `prior_parameters`.
 
         Returns:
-            A TransformedDistribution: a `ClampedNormal` under the group's flows.
+            A TransformedDistribution: independent normals under the group's flows, with events
+            (height, width, latents).
         """
         if self.encoder_combiner is not None:
             encoded = encoded + self.encoder_combiner(s)
@@ -140,9 +141,8 @@ class LatentGroup(tf_keras.layers.Layer):
             prior_mu, prior_log_sigma = prior_parameters
             mu, log_sigma = prior_mu + mu, prior_log_sigma + log_sigma
         shifts = [bijector for flow in self.flows for bijector in flow.bijectors()]
-        return tfd.TransformedDistribution(
-            ClampedNormal(mu, log_sigma), tfb.Chain(shifts[::-1]) if shifts else tfb.Identity()
-        )
+        base = tfd.Independent(clamped_normal(mu, log_sigma), 3)
+        return tfd.TransformedDistribution(base, tfb.Chain(shifts[::-1]))
 
     def get_config(self):
         """The constructor's arguments."""
@@ -168,10 +168,10 @@ class FromPosterior:
     def __call__(self, group: LatentGroup, s) -> Latent:
         """Draws a group's z from its posterior."""
         parameters = group.prior_parameters(s)
-        prior = ClampedNormal(*parameters)
+        prior = clamped_normal(*parameters)
         posterior = group.posterior(s, self.encoded[group.index], parameters)
-        base = posterior.distribution
-        before_flows = base.from_noise(self.noise[group.index])
+        base = posterior.distribution.distribution  # latent by latent
+        before_flows = from_noise(base, self.noise[group.index])
         z = posterior.bijector.forward(before_flows)
         # The flows preserve volume, so this is the density of z too, latent by latent.
         log_q = base.log_prob(before_flows)
@@ -196,7 +196,7 @@ class FromPrior:
         """Draws a group's z from its prior."""
         several = isinstance(self.temperature, (list, tuple))
         temperature = self.temperature[group.index] if several else self.temperature
-        return Latent(group.prior(s, temperature).from_noise(self.noise[group.index]))
+        return Latent(from_noise(group.prior(s, temperature), self.noise[group.index]))
 
 
 class Given:

@@ -1,0 +1,1 @@
+"""The command line: flags, one-line errors, and what is printed."""

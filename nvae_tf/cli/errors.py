@@ -1,0 +1,26 @@
+"""Errors of commands: one line on standard error, and an exit status."""
+
+import sys
+from collections.abc import Callable
+
+from nvae_tf.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a command; a user's mistake becomes one line instead of a traceback.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0

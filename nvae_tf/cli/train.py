@@ -1,0 +1,52 @@
+"""The command ``train_keras.py``."""
+
+from pathlib import Path
+
+from nvae_tf import config as configuration
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, add_config_flags, overrides
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains a model.
+
+    Args:
+        argv: the command's arguments; default: the process's.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+    """
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: _train(arguments))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="train_keras.py", description="Train an NVAE from a recipe.", allow_abbrev=False
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--root", default="runs", metavar="DIR", help="folder of runs (default: runs)")
+    run.add_argument(
+        "--save", metavar="NAME", help="name of the run in ROOT (default: the configuration's name)"
+    )
+    run.add_argument(
+        "--cont_training",
+        action="store_true",
+        help="continue the run in ROOT/SAVE from its newest checkpoint",
+    )
+    add_config_flags(parser)
+    return parser
+
+
+def _train(arguments) -> None:
+    config = configuration.load(arguments.config, overrides(arguments))
+    path = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
+    # TensorFlow takes seconds to import: only after the flags are known to be right.
+    from nvae_tf.training.run import train
+    from nvae_tf.training.run_folder import RunFolder
+
+    folder = RunFolder(path)
+    results = train(config, folder, resume=arguments.cont_training)
+    print(f"test: nelbo {results['nelbo']:.2f} nats, {results['bpd']:.4f} bits per dim")
+    print(f"written: {path} (samples.png, reconstructions.png, checkpoints/)")
+    print(f"curves: tensorboard --logdir {folder.logs}")

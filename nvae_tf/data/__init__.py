@@ -1,0 +1,1 @@
+"""Where images come from. This package knows neither model nor training."""

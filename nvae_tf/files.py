@@ -1,0 +1,53 @@
+"""Writing files so that a crash or a full disk never leaves half of one."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nvae_tf.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Yields a temporary path beside `path`, which takes its name if the block succeeds.
+
+    Raises:
+        UserError: the folder or the disk does not take the file; what was there is unchanged.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        os.chmod(temporary, 0o644)
+        yield Path(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes an 8-bit image (height, width, 1 or 3 channels), whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, "PNG")
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """The error to raise when writing failed."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return UserError(
+        f"{path}: cannot be written ({reason}); free space or permissions there, or choose another "
+        "folder with --root"
+    )

@@ -1,0 +1,158 @@
+"""Configuration: recipes, flags, and what is refused."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nvae_tf import config
+from nvae_tf.cli.train import main
+from nvae_tf.config import ImageSpec, ModelConfig, check_image
+from nvae_tf.errors import ConfigError
+
+RECIPES = {
+    # name: (groups per scale, batch, channels, blocks, cells, flows, bits, learning rate, lambda)
+    "mnist": ((10, 5), 200, 32, 2, 3, 0, 8, 1e-2, 1e-2),
+    "cifar10": ((30,), 32, 128, 1, 2, 1, 8, 1e-2, 1e-2),
+    "celeba64": ((20, 10, 5), 16, 64, 1, 2, 1, 8, 1e-2, 1e-1),
+    "imagenet32": ((28,), 24, 192, 1, 2, 1, 8, 1e-2, 1e-2),
+    "celeba256": ((16, 8, 4, 4, 4), 4, 30, 1, 2, 2, 5, 1e-2, 1e-2),
+    "ffhq256": ((16, 8, 4, 4, 4), 4, 30, 1, 2, 2, 5, 8e-3, 1e-1),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_what_the_paper_says(name):
+    recipe = config.load(name)
+    model, train = recipe.model, recipe.train
+    assert RECIPES[name] == (
+        model.groups_per_scale,
+        recipe.data.batch_size,
+        model.num_channels_enc,
+        model.num_preprocess_blocks,
+        model.num_preprocess_cells,
+        model.num_nf,
+        model.num_x_bits,
+        train.learning_rate,
+        train.weight_decay_norm,
+    )
+    assert model.use_se and model.res_dist and model.num_latent_per_group == 20
+    assert model.num_cell_per_cond_enc == model.num_cell_per_cond_dec == 2
+
+
+@pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_fits_its_images_and_survives_writing(path, tmp_path):
+    from nvae_tf.data import catalog
+
+    recipe = config.load(path.stem)
+    check_image(recipe.model, catalog.find(recipe.data.dataset).image)
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+    assert config.load(str(tmp_path / "resolved.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_chanels_enc": 16}, "did you mean num_channels_enc"),
+        ({"num_channels_enc": 15}, "num_channels_enc: 15 .* even"),
+        ({"num_groups_per_scale": 0}, "num_groups_per_scale: 0 .* at least 1"),
+        ({"num_nf": 1.5}, "num_nf: 1.5 .* whole number"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' .* number, above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan"),
+        ({"num_x_bits": 9}, "num_x_bits: 9 .* at most 8"),
+        ({"use_se": "maybe"}, "use_se: 'maybe' .* true or false"),
+        ({"num_nf": True}, "num_nf: True .* whole number"),
+        ({"arch_instance": "resnet"}, "arch_instance: 'resnet' .* res_mbconv"),
+        ({"dataset": 7}, "dataset: 7 .* text"),
+        ({"weight_decay_norm_anneal": True}, "weight_decay_norm: 0 .* above 0"),
+        ({"num_preprocess_blocks": 1}, "num_postprocess_blocks: 2 must equal"),
+        ({"epochs": 5}, "warmup_epochs: 5 .* less than epochs"),
+        ({"learning_rate_min": 0.1}, "learning_rate_min: 0.1 .* at most learning_rate"),
+        ({"arch_instance": "mbconv_den", "num_channels_enc": 12}, "multiple of 8"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.from_dict(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_stands_for_its_value():
+    values = {"learning_rate": "1e-2", "num_nf": "3", "use_se": "true", "weight_decay": 1}
+    built = config.from_dict(values)
+    assert built.train.learning_rate == 0.01 and built.model.num_nf == 3
+    assert built.model.use_se is True and built.train.weight_decay == 1.0
+
+
+def test_a_model_that_halves_too_often_is_refused():
+    with pytest.raises(ConfigError, match="num_latent_scales: .* at most 5 times"):
+        check_image(ModelConfig(num_latent_scales=5), ImageSpec(32, 3))
+
+
+def test_groups_halve_from_the_finest_scale_with_a_minimum():
+    adaptive = dict(ada_groups=True, num_latent_scales=4, num_groups_per_scale=9)
+    assert ModelConfig(**adaptive, min_groups_per_scale=3).groups_per_scale == (9, 4, 3, 3)
+    assert ModelConfig(num_latent_scales=2, num_groups_per_scale=3).groups_per_scale == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "celebA"], "no configuration 'celebA': .* celeba256, .*digits"),
+        (["--config", "digits", "--num_nf", "-1"], "num_nf: '-1' .* at least 0"),
+        (["--config", "digits", "--num_channel", "8"], "unrecognized arguments: --num_channel"),
+        (["--config", "digits", "--dataset", "svhn"], "dataset: 'svhn' .* digits"),
+        (["--config", "digits", "--num_latent_scales", "9"], "can be halved at most 5 times"),
+        (["--config", "digits", "--batch_size", "5000"], "batch_size: 5000 .* 1438"),
+        (["--config", "cifar10", "--data", "/nowhere"], "/nowhere: no such folder"),
+        ([], "--config"),
+    ],
+)
+def test_the_command_answers_mistakes_with_one_line(arguments, message, tmp_path, capsys):
+    try:
+        status = main([*arguments, "--root", str(tmp_path)])
+    except SystemExit as error:  # argparse's own way out
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 7\nepochs: 8\n", "a key is given twice"),
+        ("- 1\n- 2\n", "expected lines of the form"),
+        ("epochs: [1\n", "not a readable YAML file"),
+        ("epochs: !!python/object:os.system {}\n", "not a readable YAML file"),
+        ("1: 2\n", "unknown configuration key 1"),
+    ],
+)
+def test_broken_files_are_named(text, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_help_shows_every_key_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name, (_, field) in config.KEYS.items():
+        assert f"--{name}" in text
+        assert str(field.default) in text
+
+
+def test_keras_3_is_refused():
+    script = "import tensorflow as tf; tf.keras.layers.Dense; import nvae_tf"
+    environment = {"PATH": "/usr/bin", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode != 0
+    assert "Keras 3 is already active" in result.stderr.splitlines()[-1]

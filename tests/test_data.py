@@ -1,0 +1,174 @@
+"""Data sets and the batches made of them."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from nvae_tf.config import ImageSpec
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.errors import UserError
+
+COLOUR = ImageSpec(32, 3)
+
+
+def take(batches, count):
+    return [batch.numpy() for batch in batches.take(count)]
+
+
+def test_digits_are_1797_real_images_in_a_fixed_split():
+    digits = catalog.find("digits")
+    train, test = digits.load("")
+    assert (len(train), len(test)) == (1438, 359)
+    assert train.shape[1:] == digits.image.shape and train.dtype == np.uint8
+    again, _ = digits.load("")
+    np.testing.assert_array_equal(train, again)
+    seen = {image.tobytes() for image in train}
+    # A handful of the 8x8 digits are drawn alike.
+    assert sum(image.tobytes() in seen for image in test) < 5
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(photographs):
+    batches = pipeline.training_batches(photographs, COLOUR, batch_size=16, seed=3, flip=False)
+    epochs = [np.concatenate(take(batches.skip(4 * e), 4)) for e in range(2)]
+    originals = sorted((photographs / np.float32(255.0)).astype(np.float32).tolist())
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == originals
+    assert not np.array_equal(*epochs)
+
+
+def test_training_starts_at_any_step(photographs):
+    options = dict(batch_size=10, seed=3, flip=True)
+    whole = take(pipeline.training_batches(photographs, COLOUR, **options), 9)
+    tail = take(pipeline.training_batches(photographs, COLOUR, start_step=5, **options), 4)
+    np.testing.assert_array_equal(whole[5:], tail)
+    other = take(pipeline.training_batches(photographs, COLOUR, **{**options, "seed": 4}), 9)
+    assert not np.array_equal(whole, other)
+
+
+def test_half_of_the_images_are_mirrored(photographs):
+    same = photographs[:1].repeat(200, 0)
+    batches = pipeline.training_batches(same, COLOUR, batch_size=200, seed=1, flip=True)
+    seen = take(batches, 1)[0]
+    image = (photographs[0] / np.float32(255.0)).astype(np.float32)
+    straight = (np.abs(seen - image).max((1, 2, 3)) == 0).sum()
+    mirrored = (np.abs(seen - image[:, ::-1]).max((1, 2, 3)) == 0).sum()
+    assert straight + mirrored == 200 and 60 < mirrored < 140
+
+
+def test_binarisation_is_drawn_anew_in_training_and_fixed_in_evaluation():
+    digits = catalog.find("digits")
+    train, test = digits.load("")
+    same = train[:1].repeat(500, 0)
+    batch = take(
+        pipeline.training_batches(same, digits.image, batch_size=500, seed=1, flip=False), 1
+    )[0]
+    assert set(np.unique(batch)) == {0.0, 1.0}
+    np.testing.assert_allclose(batch.mean(0), train[0] / 255.0, atol=0.1)
+    options = dict(seed=1)
+    large, small = (
+        np.concatenate(list(map(np.asarray, pipeline.evaluation_batches(test, digits.image, batch_size=b, **options))))
+        for b in (100, 7)
+    )
+    assert large.shape == (359, 32, 32, 1)
+    np.testing.assert_array_equal(large, small)
+
+
+@pytest.mark.parametrize("bits", [8, 5, 1])
+def test_bits_are_reduced_as_specified(bits, photographs):
+    batches = pipeline.evaluation_batches(photographs, COLOUR, batch_size=64, seed=0, num_bits=bits)
+    x = photographs / 255.0
+    expected = np.floor(255.0 * x / 2 ** (8 - bits)) / (2**bits - 1)
+    np.testing.assert_allclose(take(batches, 1)[0], expected, rtol=1e-6)
+
+
+def write_mnist(path, images):
+    np.savez(path, x_train=images, y_train=np.zeros(len(images)), x_test=images, y_test=np.zeros(3))
+
+
+def test_mnist_is_read_from_a_folder_and_padded(tmp_path, photographs):
+    images = photographs[:, 2:30, 2:30, 0]
+    write_mnist(tmp_path / "mnist.npz", images)
+    train, test = catalog.find("mnist").load(str(tmp_path))
+    assert train.shape == (64, 32, 32, 1)
+    np.testing.assert_array_equal(train[:, 2:30, 2:30, 0], images)
+    assert not train[:, :2].any() and not train[:, :, 30:].any()
+
+
+def cifar_batch(images):
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+@pytest.mark.parametrize("kind", ["py", "bin"])
+def test_cifar10_is_read_from_its_extracted_folder(kind, tmp_path, photographs):
+    folder = tmp_path / f"cifar-10-batches-{kind}"
+    folder.mkdir()
+    for i, name in enumerate([f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]):
+        flat = cifar_batch(photographs[10 * i : 10 * i + 10])
+        if kind == "py":
+            content = {b"data": flat, b"labels": [0] * 10, b"batch_label": b"batch"}
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        else:
+            np.pad(flat, [(0, 0), (1, 0)]).tofile(folder / f"{name}.bin")
+    for data in (tmp_path, folder):
+        train, test = catalog.find("cifar10").load(str(data))
+        np.testing.assert_array_equal(train, photographs[:50])
+        np.testing.assert_array_equal(test, photographs[50:60])
+    (folder / ("test_batch" + (".bin" if kind == "bin" else ""))).unlink()
+    with pytest.raises(UserError, match="test_batch.*no such file"):
+        catalog.find("cifar10").load(str(tmp_path))
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def broken_files(photographs):
+    npz = io.BytesIO()
+    write_mnist(npz, photographs[:, 2:30, 2:30, 0])
+    wrong_shape, objects = io.BytesIO(), io.BytesIO()
+    write_mnist(wrong_shape, photographs[:, :20, :20, 0])
+    np.savez(objects, x_train=np.array([Malicious()], object), x_test=np.zeros(3))
+    return {
+        "truncated": npz.getvalue()[:2000],
+        "not an archive": b"hello",
+        "empty": b"",
+        "wrong shape": wrong_shape.getvalue(),
+        "objects": objects.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["truncated", "not an archive", "empty", "wrong shape", "objects"])
+def test_a_broken_mnist_is_named(kind, tmp_path, photographs, capsys):
+    path = tmp_path / "mnist.npz"
+    path.write_bytes(broken_files(photographs)[kind])
+    with pytest.raises(UserError) as caught:
+        catalog.find("mnist").load(str(tmp_path))
+    message = str(caught.value)
+    assert str(path) in message and "again" in message and "\n" not in message
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Malicious()),
+        pickle.dumps({b"data": Malicious()}),
+        pickle.dumps({b"data": np.zeros((3, 5), np.uint8)}, protocol=2),
+        b"\x80\x02garbage",
+        b"",
+    ],
+)
+def test_a_broken_or_malicious_cifar_batch_is_refused_and_runs_nothing(content, tmp_path, capsys):
+    for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="data_batch_1: not readable as a batch of CIFAR-10"):
+        catalog.find("cifar10").load(str(tmp_path))
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_missing_mnist_says_where_to_put_it(tmp_path):
+    with pytest.raises(UserError, match="mnist.npz: no such file; put Keras's mnist.npz there"):
+        catalog.find("mnist").load(str(tmp_path))

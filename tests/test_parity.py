@@ -1,0 +1,38 @@
+"""The model against the numbers of the official implementation."""
+
+from pathlib import Path
+
+import numpy as np
+import parity
+import pytest
+
+HERE = Path(__file__).parent
+BUNDLED = sorted((HERE / "reference").glob("*.npz"))
+# Too large to bundle, used where it lies beside the checkout.
+LARGE = sorted((HERE.parent.parent / "shared" / "reference").glob("celeba64*.npz"))
+
+
+@pytest.mark.parametrize("path", BUNDLED + LARGE, ids=lambda path: path.stem)
+def test_every_quantity_agrees_with_the_reference(path):
+    rows = parity.run(path)
+    assert [row for row in rows if not row.ok] == []
+    quantities = {row.quantity for row in rows}
+    assert {"eval/logits", "sample/logits", "train/0/loss", "train/2/sr_loss"} <= quantities
+
+
+def test_a_wrong_weight_is_noticed(tmp_path, capsys):
+    with np.load(HERE / "reference" / "cifar10_normal_decoder.npz") as archive:
+        arrays = dict(archive)
+    arrays["state/stem.bias"] = arrays["state/stem.bias"] + 0.01
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    assert parity.main([str(tmp_path / "wrong.npz")]) == 1
+    assert "eval/logits" in capsys.readouterr().out
+
+
+def test_a_missing_weight_is_named(tmp_path, capsys):
+    with np.load(HERE / "reference" / "cifar10_normal_decoder.npz") as archive:
+        arrays = {key: archive[key] for key in archive.files if key != "state/stem.bias"}
+    np.savez(tmp_path / "short.npz", **arrays)
+    assert parity.main([str(tmp_path / "short.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "stem.bias missing" in error and "Traceback" not in error

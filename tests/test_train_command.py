@@ -1,0 +1,193 @@
+"""``train_keras.py`` from end to end, on a model small enough for seconds."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from nvae_tf import config
+from nvae_tf.cli.train import main
+
+COMMAND = Path(__file__).parent.parent / "train_keras.py"
+TINY = """
+dataset: digits
+batch_size: 100
+num_latent_scales: 1
+num_groups_per_scale: 2
+num_latent_per_group: 4
+num_channels_enc: 4
+num_channels_dec: 4
+num_preprocess_cells: 1
+num_postprocess_cells: 1
+use_se: true
+res_dist: true
+epochs: 3
+warmup_epochs: 1
+weight_decay_norm: 1e-2
+log_every: 5
+keep: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    """A finished run: its folder."""
+    root = tmp_path_factory.mktemp("runs")
+    assert main(["--config", str(recipe), "--root", str(root)]) == 0
+    return root / "tiny"
+
+
+def scalars(folder):
+    """tag -> [(step, value)] of every event file in a folder."""
+    found = {}
+    for path in sorted(folder.glob("events*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor)
+                found.setdefault(value.tag, []).append((event.step, content))
+    return found
+
+
+def weights(folder):
+    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
+    shapes = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in shapes if name != "_CHECKPOINTABLE_OBJECT_GRAPH"}
+
+
+def test_a_run_leaves_what_it_promises(run, recipe):
+    assert config.load(str(run / "config.yaml")) == config.load(str(recipe))
+    names = sorted(p.name for p in (run / "checkpoints").glob("*.index"))
+    assert names == ["step-28.index", "step-42.index"]
+    for name, rows in (("samples.png", 8), ("reconstructions.png", 4)):
+        image = Image.open(run / name)
+        assert image.size == (10 * 34 + 2, rows * 34 + 2)
+        assert len(np.unique(np.asarray(image))) > 20
+    assert not list(run.rglob("*.part"))
+
+
+def test_tensorboard_holds_curves_pictures_and_configuration(run):
+    train, validation = scalars(run / "logs" / "train"), scalars(run / "logs" / "validation")
+    for tag in (
+        "nelbo", "bpd", "recon", "kl", "loss", "beta", "lambda", "learning_rate", "spectral_loss",
+        "batch_norm_loss", "gradient_norm", "active_latents", "kl_per_group/00", "kl_per_group/01",
+        "gamma_per_group/01", "active_latents_per_group/00", "configuration", "reconstructions",
+        "samples/temperature_0.7", "samples/temperature_1.0",
+    ):  # fmt: skip
+        assert tag in train, tag
+    assert "num_latent_per_group: 4" in str(train["configuration"][0][1])
+    assert [step for step, _ in validation["nelbo"]] == [14, 28, 42]
+    nelbo = [float(value) for _, value in validation["nelbo"]]
+    bpd = [float(value) for _, value in validation["bpd"]]
+    np.testing.assert_allclose(bpd, np.array(nelbo) / (784 * np.log(2)), rtol=1e-5)
+    assert float(train["beta"][-1][1]) == 1.0
+
+
+def test_training_lowers_the_nelbo(run):
+    nelbo = [float(value) for _, value in scalars(run / "logs" / "train")["nelbo"]]
+    assert nelbo[-1] < 0.8 * nelbo[0]
+
+
+def test_a_run_is_not_overwritten(run, recipe, capsys):
+    before = weights(run)
+    status = main(["--config", str(recipe), "--root", str(run.parent)])
+    assert status == 2 and "--cont_training" in capsys.readouterr().err
+    assert weights(run).keys() == before.keys()
+
+
+def test_a_stopped_run_continues_to_the_same_weights(run, recipe, tmp_path, monkeypatch):
+    from nvae_tf.training import callbacks
+
+    class Stop(callbacks.SaveCheckpoint):
+        """Saves, and then stands for a user who interrupts."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--cont_training"]
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "SaveCheckpoint", Stop)
+        assert main(arguments) == 130
+    stopped, whole = weights(tmp_path / "tiny"), weights(run)
+    assert main(arguments) == 0
+    continued = weights(tmp_path / "tiny")
+    assert continued.keys() == whole.keys()
+    moved = 0
+    for name, value in whole.items():
+        np.testing.assert_allclose(continued[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+        moved += not np.array_equal(stopped[name], value)
+    assert moved > len(whole) / 2
+
+
+def test_another_model_does_not_continue_a_run(run, recipe, capsys):
+    arguments = ["--config", str(recipe), "--root", str(run.parent), "--cont_training"]
+    assert main([*arguments, "--num_latent_per_group", "5"]) == 2
+    assert "num_latent_per_group: 5 does not continue" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(run, recipe, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "tiny")
+    data = next((tmp_path / "tiny" / "checkpoints").glob("step-42.data*"))
+    data.write_bytes(data.read_bytes()[:1000])
+    status = main(["--config", str(recipe), "--root", str(tmp_path), "--cont_training"])
+    error = capsys.readouterr().err
+    assert status == 2 and "step-42" in error and error.count("\n") == 1
+
+
+def test_nan_ends_training_with_the_last_checkpoint_intact(recipe, tmp_path, capsys):
+    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--warmup_epochs", "0"]
+    assert main([*arguments, "--learning_rate", "1e30"]) == 2
+    error = capsys.readouterr().err
+    assert "the loss is nan" in error and "learning_rate" in error and error.count("\n") == 1
+
+
+def run_command(*arguments, limit=None):
+    """The command in its own process; `limit`: largest file in bytes, as on a full disk."""
+    import resource
+
+    def restrict():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [sys.executable, str(COMMAND), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=restrict if limit else None,
+        cwd=os.sep,  # any folder
+    )
+
+
+def own_lines(stderr):
+    """Standard error without TensorFlow's start-up messages."""
+    return [line for line in stderr.splitlines() if line.startswith("error") or "Traceback" in line]
+
+
+def test_an_unwritable_folder_is_one_line(recipe, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    result = run_command("--config", str(recipe), "--root", str(tmp_path / "file"))
+    assert result.returncode == 2
+    (line,) = own_lines(result.stderr)
+    assert "cannot be written" in line and "--root" in line
+
+
+def test_a_full_disk_is_one_line(recipe, tmp_path):
+    result = run_command("--config", str(recipe), "--root", str(tmp_path), limit=100_000)
+    assert result.returncode == 2
+    (line,) = own_lines(result.stderr)
+    assert "cannot be written" in line and "checkpoints" in line
+    assert not list(tmp_path.rglob("*.index"))

@@ -1,0 +1,114 @@
+"""Schedules, optimiser and regularisation, each against its formula."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf import objective
+from nvae_tf.config import ModelConfig, TrainConfig
+from nvae_tf.layers.convolution import Convolution, shared_kernels
+from nvae_tf.layers.normalization import BatchNorm
+from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.schedules import WarmupCosine
+from nvae_tf.training.spectral import SpectralNorms
+
+
+def test_learning_rate_warms_up_by_steps_and_falls_by_epochs():
+    schedule = WarmupCosine(1e-2, 1e-4, steps_per_epoch=10, epochs=12, warmup_epochs=2)
+    rates = np.array([float(schedule(step)) for step in range(120)])
+    np.testing.assert_allclose(rates[:20], 1e-2 * np.arange(20) / 20, rtol=1e-5)
+    epochs = rates[20:].reshape(10, 10)
+    np.testing.assert_array_equal(epochs, epochs[:, :1].repeat(10, 1))
+    cosine = 1e-4 + 0.5 * (1e-2 - 1e-4) * (1 + np.cos(np.pi * np.arange(10) / 9))
+    np.testing.assert_allclose(epochs[:, 0], cosine, rtol=1e-4)
+
+
+def test_kl_coefficient_is_constant_then_linear_then_one():
+    config = TrainConfig(kl_const_portion=0.1, kl_anneal_portion=0.4, kl_const_coeff=0.01)
+    beta = [float(objective.kl_coefficient(step, 100, config)) for step in range(101)]
+    assert beta[:10] == pytest.approx([0.01] * 10)
+    assert beta[30] == pytest.approx(0.5)
+    assert beta[50:] == [1.0] * 51
+    at_once = TrainConfig(kl_const_portion=0.0, kl_anneal_portion=0.0)
+    assert float(objective.kl_coefficient(1, 100, at_once)) == 1.0
+
+
+def test_balancing_holds_until_beta_is_one():
+    kl = tf.constant([[4.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    config = ModelConfig(num_latent_scales=2, num_groups_per_scale=2, ada_groups=True)
+    alphas = objective.balancing_weights(config)
+    assert alphas == [1.0, 2.0, 2.0]
+    balanced, gamma = objective.balance_kl(kl, alphas, tf.constant(0.5))
+    size = np.array([3.01, 1.01, 0.01]) / alphas
+    np.testing.assert_allclose(gamma, size / size.mean(), rtol=1e-5)
+    np.testing.assert_allclose(balanced, kl.numpy() @ gamma.numpy(), rtol=1e-5)
+    balanced, gamma = objective.balance_kl(kl, alphas, tf.constant(1.0))
+    np.testing.assert_array_equal(gamma, 1.0)
+    np.testing.assert_allclose(balanced, [5.0, 3.0])
+
+
+def test_regularization_is_annealed_log_linearly():
+    config = TrainConfig(
+        weight_decay_norm=1e-2, weight_decay_norm_anneal=True, weight_decay_norm_init=1.0
+    )
+    found = [float(objective.regularization_coefficient(b, config)) for b in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx([1.0, 0.1, 0.01])
+    assert float(objective.regularization_coefficient(0.0, TrainConfig())) == 0.0
+
+
+def test_adamax_follows_its_formula_on_variables_of_several_shapes():
+    rng = np.random.default_rng(0)
+    shapes = [(3,), (2, 2), (3,), (), (2, 2)]
+    weights = [rng.normal(size=shape) for shape in shapes]
+    variables = [tf.Variable(w, dtype=tf.float32) for w in weights]
+    optimizer = Adamax(0.1, weight_decay=0.01)
+    mean, peak = [np.zeros(s) for s in shapes], [np.zeros(s) for s in shapes]
+    for step in range(1, 4):
+        gradients = [rng.normal(size=shape) for shape in shapes]
+        optimizer.apply_gradients(
+            [(tf.constant(g, tf.float32), v) for g, v in zip(gradients, variables, strict=True)]
+        )
+        for i, gradient in enumerate(gradients):
+            gradient = gradient + 0.01 * weights[i]
+            mean[i] = 0.9 * mean[i] + 0.1 * gradient
+            peak[i] = np.maximum(0.999 * peak[i], np.abs(gradient) + 1e-3)
+            weights[i] = weights[i] - 0.1 / (1 - 0.9**step) * mean[i] / peak[i]
+    assert int(optimizer.iterations) == 3
+    for variable, weight in zip(variables, weights, strict=True):
+        np.testing.assert_allclose(variable, weight, rtol=1e-4, atol=1e-5)
+
+
+def test_adamax_names_a_variable_without_gradient():
+    with pytest.raises(ValueError, match="no gradient for lonely"):
+        Adamax().apply_gradients([(None, tf.Variable(1.0, name="lonely"))])
+
+
+def test_spectral_norms_are_the_largest_singular_values():
+    layers = [Convolution(8, 3), Convolution(8, 3), Convolution(None, 5), Convolution(6, 1)]
+    for layer in layers:
+        layer.build((None, 8, 8, 4))
+    spectral = SpectralNorms(layers)
+    with tf.GradientTape() as tape, shared_kernels(spectral.groups) as stacks:
+        total = spectral.sum(stacks, iterations=300)
+    expected = 0.0
+    for layer in layers:
+        kernel = layer.effective_kernel().numpy()
+        expected += np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2)
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+    gradient = tape.gradient(total, layers[0].log_norm)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
+
+
+def test_batch_norm_penalty_adds_largest_scales():
+    norms = [BatchNorm(), BatchNorm(), BatchNorm()]
+    for norm, gamma in zip(norms, ([1.0, -3.0], [0.5, 0.2], [2.0, 1.0, 0.0]), strict=True):
+        norm.build((None, 4, 4, len(gamma)))
+        norm.gamma.assign(gamma)
+    assert float(objective.batch_norm_penalty(norms)) == pytest.approx(3.0 + 0.5 + 2.0)
+
+
+def test_active_latents_counts_channels_by_mean_kl():
+    kl = np.zeros((2, 2, 2, 3), np.float32)
+    kl[..., 0] = 0.1  # 0.4 nats an image
+    kl[0, 0, 0, 1] = 0.1  # 0.05 nats on average
+    assert float(objective.active_latents(tf.constant(kl))) == 1.0
