@@ -113,7 +113,9 @@ class DataConfig:
     dataset: str = _key("mnist", "name of the data set")
     data: str = _key("", "folder that holds the data set; empty: the library's own cache")
     batch_size: int = _key(200, "images per replica and training step", minimum=1)
-    seed: int = _key(1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1)
+    seed: int = _key(
+        1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1
+    )
 
 
 @dataclass(frozen=True)
@@ -274,9 +276,9 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
                 raise ValueError
             converted = field.type(value)
         except (ValueError, TypeError, OverflowError):
-            refuse(kind + _range(field))
+            refuse(kind + allowed_range(field))
         if not math.isfinite(converted) or not _in_range(field, converted):
-            refuse(kind + _range(field))
+            refuse(kind + allowed_range(field))
     elif not isinstance(value, str):
         refuse("text")
     if field.metadata["choices"] and converted not in field.metadata["choices"]:

@@ -20,7 +20,9 @@ def replacing(path: Path):
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
         os.close(handle)
         os.chmod(temporary, 0o644)
         yield Path(temporary)

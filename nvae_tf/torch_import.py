@@ -17,6 +17,7 @@ from nvae_tf.layers.convolution import Convolution
 from nvae_tf.layers.normalization import BatchNorm
 from nvae_tf.model import NVAE, LatentGroup
 
+
 class Entry(NamedTuple):
     """One of our variables under its official name.
 
@@ -78,9 +79,7 @@ def canonical_state(model: NVAE, state: dict) -> dict:
     """
     entries = official_entries(model)
     found = {
-        canonical_key(key): np.asarray(array)
-        for key, array in state.items()
-        if not is_ignored(key)
+        canonical_key(key): np.asarray(array) for key, array in state.items() if not is_ignored(key)
     }
     if len(model.groups) == 1:
         found.pop("prior_ftr0", None)  # kept in official files, used by nothing

@@ -21,7 +21,6 @@ from nvae_tf.errors import UserError
 # After Python's own modules but before TensorFlow: nvae_tf chooses the Keras that TensorFlow shows.
 import tensorflow as tf  # isort: skip
 
-from nvae_tf import objective
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizer import Adamax
@@ -33,7 +32,11 @@ STATE, STATE_ABSOLUTE = 5e-3, 5e-4  # of the tensor's largest entry, or absolute
 REGULARIZATION = 1e-2  # lambda in the files' training steps
 
 # Data sets of the official configurations; colour is the rule.
-IMAGES = {"mnist": (32, 1, True, 28), "omniglot": (32, 1, True, 28), "stacked_mnist": (32, 3, False, 28)}
+IMAGES = {
+    "mnist": (32, 1, True, 28),
+    "omniglot": (32, 1, True, 28),
+    "stacked_mnist": (32, 3, False, 28),
+}
 
 
 class Row(NamedTuple):
@@ -62,7 +65,9 @@ class Comparison:
         theirs, ours = np.asarray(self.take(key)), np.asarray(ours)
         name = name or key
         if theirs.shape != ours.shape:
-            self.rows.append(Row(f"{name} (shape {ours.shape}, file {theirs.shape})", np.inf, np.inf))
+            self.rows.append(
+                Row(f"{name} (shape {ours.shape}, file {theirs.shape})", np.inf, np.inf)
+            )
             return
         error = np.max(np.abs(ours.astype(np.float64) - theirs), initial=0.0)
         largest = np.max(np.abs(theirs), initial=0.0)

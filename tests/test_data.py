@@ -68,7 +68,14 @@ def test_binarisation_is_drawn_anew_in_training_and_fixed_in_evaluation():
     np.testing.assert_allclose(batch.mean(0), train[0] / 255.0, atol=0.1)
     options = dict(seed=1)
     large, small = (
-        np.concatenate(list(map(np.asarray, pipeline.evaluation_batches(test, digits.image, batch_size=b, **options))))
+        np.concatenate(
+            list(
+                map(
+                    np.asarray,
+                    pipeline.evaluation_batches(test, digits.image, batch_size=b, **options),
+                )
+            )
+        )
         for b in (100, 7)
     )
     assert large.shape == (359, 32, 32, 1)

@@ -22,7 +22,9 @@ def test_clamped_normal_is_the_normal_it_says():
     mean, deviation = clamp(mu), (np.exp(clamp(log_sigma)) + 1e-2) * 0.7
     ours = clamped_normal(mu, log_sigma, temperature=0.7)
     x = np.float32([-4.9, 1.0, 0.0])
-    np.testing.assert_allclose(ours.log_prob(x), scipy.stats.norm.logpdf(x, mean, deviation), rtol=1e-4)
+    np.testing.assert_allclose(
+        ours.log_prob(x), scipy.stats.norm.logpdf(x, mean, deviation), rtol=1e-4
+    )
     np.testing.assert_allclose(ours.mean(), mean, rtol=1e-5)
     np.testing.assert_allclose(from_noise(ours, tf.ones(3)), mean + deviation, rtol=1e-5)
     draws = ours.sample(20000, seed=(1, 2)).numpy()
@@ -45,10 +47,14 @@ def test_logistic_mixture_sums_to_one_over_all_colours():
     levels = np.linspace(0.0, 1.0, 4, dtype=np.float32)  # of 2 bits
     colours = np.array(list(itertools.product(levels, repeat=3)), np.float32)
     for seed in range(5):
-        distribution = DiscretizedLogisticMixture(mixture_parameters((1, 1), 3, 1.0, seed), num_bits=2)
+        distribution = DiscretizedLogisticMixture(
+            mixture_parameters((1, 1), 3, 1.0, seed), num_bits=2
+        )
         log_probs = distribution.log_prob(colours[:, None, None, :])
         assert log_probs.shape == (64,)
-        np.testing.assert_allclose(np.exp(log_probs.numpy().astype(np.float64)).sum(), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(
+            np.exp(log_probs.numpy().astype(np.float64)).sum(), 1.0, rtol=1e-5
+        )
 
 
 def test_logistic_mixture_prefers_the_photograph_it_was_centred_on(photographs):

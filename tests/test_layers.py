@@ -15,7 +15,9 @@ from nvae_tf.layers.convolution import Convolution
 def photo_maps(photographs, channels, size=8, batch=2):
     """Feature maps made of photographs, so that neighbouring values are alike as in real maps."""
     values = photographs[: batch * channels, ::4, ::4, 0].astype(np.float32) / 64.0 - 2.0
-    return tf.constant(values[:, :size, :size].reshape(batch, channels, size, size).transpose(0, 2, 3, 1))
+    return tf.constant(
+        values[:, :size, :size].reshape(batch, channels, size, size).transpose(0, 2, 3, 1)
+    )
 
 
 def naive_convolution(x, kernel, strides, dilation, groups):
@@ -81,7 +83,13 @@ def test_convolution_and_its_gradient(options, photographs):
 
 def test_shared_kernels_are_the_layers_own(photographs):
     x = photo_maps(photographs, 4)
-    options = [{}, {}, dict(weight_norm=False), dict(mask="causal"), dict(mask="causal", mirror=True)]
+    options = [
+        {},
+        {},
+        dict(weight_norm=False),
+        dict(mask="causal"),
+        dict(mask="causal", mirror=True),
+    ]
     layers = [Convolution(4, 3, **o) for o in options]
     alone = [layer(x).numpy() for layer in layers]
     with convolution.shared_kernels(convolution.group_alike(layers)) as stacks:
@@ -167,7 +175,7 @@ def test_flow_is_autoregressive_in_raster_order(mirror, latents):
         jacobian = turned.reshape(jacobian.shape)
     assert np.all(jacobian[np.triu_indices_from(jacobian)] == 0.0)
     reached = np.abs(jacobian[-latents:, :]).sum(0) > 0
-    assert reached[: -latents].any()
+    assert reached[:-latents].any()
 
 
 def test_flow_inverts_and_preserves_volume():

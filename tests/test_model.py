@@ -137,6 +137,4 @@ def test_model_rebuilds_from_its_configuration(model, images):
     again = NVAE.from_config(model.get_config())
     again.set_weights(model.get_weights())
     noise = model.draw_noise(4, (1, 0))
-    np.testing.assert_array_equal(
-        again(images, noise).parameters, model(images, noise).parameters
-    )
+    np.testing.assert_array_equal(again(images, noise).parameters, model(images, noise).parameters)

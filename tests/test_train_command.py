@@ -64,7 +64,9 @@ def scalars(folder):
 def weights(folder):
     reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
     shapes = reader.get_variable_to_shape_map()
-    return {name: reader.get_tensor(name) for name in shapes if name != "_CHECKPOINTABLE_OBJECT_GRAPH"}
+    return {
+        name: reader.get_tensor(name) for name in shapes if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
 
 
 def test_a_run_leaves_what_it_promises(run, recipe):

@@ -69,9 +69,9 @@ def test_adamax_follows_its_formula_on_variables_of_several_shapes():
             [(tf.constant(g, tf.float32), v) for g, v in zip(gradients, variables, strict=True)]
         )
         for i, gradient in enumerate(gradients):
-            gradient = gradient + 0.01 * weights[i]
-            mean[i] = 0.9 * mean[i] + 0.1 * gradient
-            peak[i] = np.maximum(0.999 * peak[i], np.abs(gradient) + 1e-3)
+            decayed = gradient + 0.01 * weights[i]
+            mean[i] = 0.9 * mean[i] + 0.1 * decayed
+            peak[i] = np.maximum(0.999 * peak[i], np.abs(decayed) + 1e-3)
             weights[i] = weights[i] - 0.1 / (1 - 0.9**step) * mean[i] / peak[i]
     assert int(optimizer.iterations) == 3
     for variable, weight in zip(variables, weights, strict=True):

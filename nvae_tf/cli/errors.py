@@ -9,8 +9,12 @@ USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-def run_command(command: Callable[[], None]) -> int:
+def run_command(command: Callable[[], None], if_interrupted: str) -> int:
     """Runs a command; a user's mistake becomes one line instead of a traceback.
+
+    Args:
+        command: what to run.
+        if_interrupted: what a user who interrupted it should know.
 
     Returns:
         The exit status.
@@ -21,6 +25,6 @@ def run_command(command: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
     return 0

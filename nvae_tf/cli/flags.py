@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from nvae_tf.config import KEYS, SECTIONS, _range
-from nvae_tf.errors import ConfigError
+from nvae_tf.config import KEYS, SECTIONS, allowed_range
 
 TITLES = {"model": "model", "data": "data", "train": "training"}
 
@@ -28,7 +27,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
     groups = {part: parser.add_argument_group(TITLES[part]) for part in SECTIONS}
     for name, (part, field) in KEYS.items():
-        help_text = f"{field.metadata['help']}{_range(field)} (default: {field.default})"
+        help_text = f"{field.metadata['help']}{allowed_range(field)} (default: {field.default})"
         options = dict(dest=name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%"))
         if field.type is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -42,6 +41,3 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 def overrides(arguments: argparse.Namespace) -> dict:
     """The configuration keys that were given as flags, values still as text."""
     return {name: value for name, value in vars(arguments).items() if name in KEYS}
-
-
-__all__ = ["ConfigError", "Parser", "add_config_flags", "overrides"]

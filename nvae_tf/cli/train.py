@@ -17,7 +17,10 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
-    return run_command(lambda: _train(arguments))
+    return run_command(
+        lambda: _train(arguments),
+        if_interrupted="the same command with --cont_training continues from the newest checkpoint",
+    )
 
 
 def _parser() -> Parser:

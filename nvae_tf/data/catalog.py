@@ -65,5 +65,7 @@ def find(name: str) -> DataSet:
         ConfigError: there is none.
     """
     if name not in DATASETS:
-        raise ConfigError(f"dataset: {name!r} is not allowed; expected one of {', '.join(DATASETS)}")
+        raise ConfigError(
+            f"dataset: {name!r} is not allowed; expected one of {', '.join(DATASETS)}"
+        )
     return DATASETS[name]

@@ -120,7 +120,9 @@ def _read_cifar_binary(path: Path) -> np.ndarray:
 
 def _read_cifar_pickle(path: Path) -> np.ndarray:
     try:
-        data = np.asarray(_ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"])
+        data = np.asarray(
+            _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"]
+        )
         if data.dtype != np.uint8 or data.shape[1:] != (int(np.prod(CIFAR_SHAPE)),):
             raise ValueError(f"it holds {data.dtype} of shape {data.shape}")
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything

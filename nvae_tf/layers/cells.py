@@ -86,7 +86,9 @@ class ResidualCell(_Widening):
             for name, direction in zip(self.operations, directions, strict=True)
         ]
         self.squeeze = SqueezeExcitation() if use_se else None
-        self.skip = {DOWN: SkipDown, UP: SkipUp}[direction](filters) if direction != NORMAL else None
+        self.skip = (
+            {DOWN: SkipDown, UP: SkipUp}[direction](filters) if direction != NORMAL else None
+        )
 
     def build(self, input_shape):
         """Builds branch and skip for the input's channels."""

@@ -151,7 +151,11 @@ class Pictures(_Callback):
 
     def __init__(self, folder: RunFolder, config: Config, images):
         super().__init__()
-        self.folder, self.every, self.epochs = folder, config.train.images_every, config.train.epochs
+        self.folder, self.every, self.epochs = (
+            folder,
+            config.train.images_every,
+            config.train.epochs,
+        )
         self.images = tf.convert_to_tensor(images)[: 2 * COLUMNS]
         self.writer = tf.summary.create_file_writer(str(folder.logs / "train"))
         self.seed = (config.data.seed, 0)
@@ -204,9 +208,9 @@ def _line(logs):
 
 def _write_scalars(logs):
     for name, value in logs.items():
-        value = np.asarray(value)
-        if value.ndim == 0:
-            tf.summary.scalar(name, value)
+        values = np.asarray(value)
+        if values.ndim == 0:
+            tf.summary.scalar(name, values)
         else:
-            for group, entry in enumerate(value):
+            for group, entry in enumerate(values):
                 tf.summary.scalar(f"{name}/{group:02d}", entry)

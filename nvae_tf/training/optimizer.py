@@ -77,9 +77,7 @@ class Adamax(tf_keras.optimizers.Optimizer):
             weights = tf.stack([variables[i] for i in indices])
             gradient = tf.stack([gradients[i] for i in indices]) + self.l2 * weights
             new_mean = mean.assign(self.beta_1 * mean + (1.0 - self.beta_1) * gradient)
-            new_peak = peak.assign(
-                tf.maximum(self.beta_2 * peak, tf.abs(gradient) + self.epsilon)
-            )
+            new_peak = peak.assign(tf.maximum(self.beta_2 * peak, tf.abs(gradient) + self.epsilon))
             updated = tf.unstack(weights - rate * (new_mean / new_peak))
             for i, value in zip(indices, updated, strict=True):
                 variables[i].assign(value)

@@ -50,25 +50,30 @@ class SpectralNorms(tf.Module):
             A scalar; its gradient reaches the kernels alone, not the vectors.
         """
         # (n, inputs, outputs): transposes of the matrices W.
-        matrices = [tf.reshape(s.kernels, [*v.shape, -1]) for s, v in zip(stacks, self.right)]
+        matrices = [
+            tf.reshape(s.kernels, [*v.shape, -1]) for s, v in zip(stacks, self.right, strict=True)
+        ]
         fixed = [tf.stop_gradient(matrix) for matrix in matrices]
 
         def iterate(left, right):
-            right = [_unit(tf.linalg.matvec(w, u)) for w, u in zip(fixed, left)]
-            left = [_unit(tf.linalg.matvec(w, v, transpose_a=True)) for w, v in zip(fixed, right)]
+            right = [_unit(tf.linalg.matvec(w, u)) for w, u in zip(fixed, left, strict=True)]
+            left = [
+                _unit(tf.linalg.matvec(w, v, transpose_a=True))
+                for w, v in zip(fixed, right, strict=True)
+            ]
             return left, right
 
         start = [v.read_value() for v in self.left], [v.read_value() for v in self.right]
         left, right = tf.while_loop(
             lambda *_: True, iterate, start, maximum_iterations=iterations, parallel_iterations=1
         )
-        for variable, value in zip(self.left + self.right, [*left, *right]):
+        for variable, value in zip(self.left + self.right, [*left, *right], strict=True):
             variable.assign(value)
         left, right = tf.nest.map_structure(tf.stop_gradient, (left, right))
         return tf.add_n(
             [
                 tf.reduce_sum(tf.linalg.matvec(w, u) * v)
-                for w, u, v in zip(matrices, left, right)
+                for w, u, v in zip(matrices, left, right, strict=True)
             ]
         )
 

@@ -61,9 +61,7 @@ class Trainer(tf_keras.Model):
         self.alphas = objective.balancing_weights(model.config)
         self.spectral = SpectralNorms(model.convolutions)
         self.batch_norms = [m for m in model.submodules if isinstance(m, BatchNorm)]
-        self.means = {
-            name: tf_keras.metrics.Mean(name) for name in ("nelbo", "bpd", "recon", "kl")
-        }
+        self.means = {name: tf_keras.metrics.Mean(name) for name in ("nelbo", "bpd", "recon", "kl")}
 
     def prepare(self, images):
         """What a new training does once before its first step, beyond drawing the weights.
@@ -118,9 +116,7 @@ class Trainer(tf_keras.Model):
             tf.shape(images)[0], tf.stack([self.seed, tf.cast(step, tf.int32)])
         )
         losses, output, gradients = self.losses_and_gradients(images, noise, beta, regularization)
-        self.optimizer.apply_gradients(
-            zip(gradients, self.model.trainable_variables, strict=True)
-        )
+        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
         return {
             **self._update_means(losses.recon, losses.kl_per_group),
             **_group_report(output),
