@@ -296,7 +296,8 @@ def _in_range(field: dataclasses.Field, value: float) -> bool:
     )
 
 
-def _range(field: dataclasses.Field) -> str:
+def allowed_range(field: dataclasses.Field) -> str:
+    """The values a key may take, as text to append: ``", at least 1, even"``, or nothing."""
     limits = field.metadata
     texts = [
         limits["minimum"] is not None and f"at least {limits['minimum']}",
