@@ -112,6 +112,17 @@ class DataConfig:
 
     dataset: str = _key("mnist", "name of the data set")
     data: str = _key("", "folder that holds the data set; empty: the library's own cache")
+    image_size: int = _key(
+        0,
+        "side of the images in pixels, for images and tfrecords; 0: the data set's own",
+        minimum=0,
+    )
+    crop: str = _key(
+        "centre",
+        "how images of a folder become square: the centre, a random crop anew on every visit (of "
+        "the centre in evaluation), or none: squeezed",
+        choices=("centre", "random", "none"),
+    )
     batch_size: int = _key(200, "images per replica and training step", minimum=1)
     seed: int = _key(
         1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1

@@ -46,7 +46,7 @@ def test_every_recipe_fits_its_images_and_survives_writing(path, tmp_path):
     from nvae_tf.data import catalog
 
     recipe = config.load(path.stem)
-    check_image(recipe.model, catalog.find(recipe.data.dataset).image)
+    check_image(recipe.model, catalog.describe(recipe.data).image)
     (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
     assert config.load(str(tmp_path / "resolved.yaml")) == recipe
 
@@ -103,6 +103,9 @@ def test_groups_halve_from_the_finest_scale_with_a_minimum():
         (["--config", "digits", "--num_nf", "-1"], "num_nf: '-1' .* at least 0"),
         (["--config", "digits", "--num_channel", "8"], "unrecognized arguments: --num_channel"),
         (["--config", "digits", "--dataset", "svhn"], "dataset: 'svhn' .* digits"),
+        (["--config", "cifar10", "--image_size", "64"], "image_size: 64 .* 32x32"),
+        (["--config", "celeba64", "--dataset", "images"], "image_size: 0 .* images"),
+        (["--config", "celeba64"], "--data: no such folder"),
         (["--config", "digits", "--num_latent_scales", "9"], "can be halved at most 5 times"),
         (["--config", "digits", "--batch_size", "5000"], "batch_size: 5000 .* 1438"),
         (["--config", "cifar10", "--data", "/nowhere"], "/nowhere: no such folder"),

@@ -22,9 +22,14 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def one_line(error: Exception) -> str:
+    """An error's text, with line breaks and control characters (of file names, say) escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

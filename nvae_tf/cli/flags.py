@@ -25,9 +25,17 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="recipe: the name of a file in configs/, or the path of a YAML file",
     )
-    groups = {part: parser.add_argument_group(TITLES[part]) for part in SECTIONS}
-    for name, (part, field) in KEYS.items():
-        help_text = f"{field.metadata['help']}{allowed_range(field)} (default: {field.default})"
+    for part in SECTIONS:
+        names = [name for name, (section, _) in KEYS.items() if section == part]
+        add_key_flags(parser.add_argument_group(TITLES[part]), names)
+
+
+def add_key_flags(group, names) -> None:
+    """Adds one flag for each of the named configuration keys to a parser or a group of one."""
+    for name in names:
+        _, field = KEYS[name]
+        default = "empty" if field.default == "" else field.default
+        help_text = f"{field.metadata['help']}{allowed_range(field)} (default: {default})"
         options = dict(dest=name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%"))
         if field.type is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -35,7 +43,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
             options["metavar"] = {int: "N", float: "X", str: "TEXT"}[field.type]
-        groups[part].add_argument(f"--{name}", **options)
+        group.add_argument(f"--{name}", **options)
 
 
 def overrides(arguments: argparse.Namespace) -> dict:

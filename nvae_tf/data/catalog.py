@@ -1,13 +1,17 @@
 """The data sets by name: what each looks like, and where its images are read from."""
 
+import functools
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from nvae_tf.config import ImageSpec
-from nvae_tf.data import sources
+from nvae_tf.config import DataConfig, ImageSpec
+from nvae_tf.data import arrays, images, tfrecords
+from nvae_tf.data.source import CachedSource, Source
 from nvae_tf.errors import ConfigError
+
+CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 
 
 @dataclass(frozen=True)
@@ -17,55 +21,108 @@ class DataSet:
     Attributes:
         name: as in the configuration.
         image: what the model has to know of it.
+        open: opens the training and the test images that a folder holds; raises `UserError` where
+            they are missing or not what they should be.
         flip: mirror images at random in training.
-        read: reads training and test images from a folder; None where no reader exists yet.
     """
 
     name: str
     image: ImageSpec
+    open: Callable[[str], tuple[Source, Source]]
     flip: bool = True
-    read: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None
 
-    def load(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
-        """Reads training and test images.
 
-        Args:
-            folder: that holds the data; empty for the library's own copy.
+def describe(config: DataConfig) -> DataSet:
+    """The data set that a configuration names.
 
-        Returns:
-            8-bit arrays (n, height, width, channels).
+    Raises:
+        ConfigError: there is none of that name, or ``image_size`` does not go with it.
+        UserError: a data set whose size depends on its files, and those are missing.
+    """
+    if config.dataset == "images":
+        return _images(config)
+    if config.dataset == "tfrecords":
+        return _tfrecords(config.dataset, config.image_size or _only_size(config.data))
+    dataset = _FIXED.get(config.dataset) or _lsun(config.dataset)
+    if dataset is None:
+        known = ", ".join(
+            [*_FIXED, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
+        )
+        raise ConfigError(f"dataset: {config.dataset!r} is not allowed; expected one of {known}")
+    if config.image_size not in (0, dataset.image.size):
+        raise ConfigError(
+            f"image_size: {config.image_size} is not allowed; the images of {config.dataset} are "
+            f"{dataset.image.size}x{dataset.image.size}"
+        )
+    return dataset
 
-        Raises:
-            UserError: the data is missing or not what its name promises.
-        """
-        if self.read is None:
-            raise ConfigError(f"dataset: there is no reader for {self.name} yet")
-        return self.read(folder)
+
+def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> DataSet:
+    """A data set kept as GLOW's tfrecords."""
+
+    def open_splits(folder):
+        root = tfrecords.find_root(folder)
+        sources = [
+            tfrecords.TFRecordSource(root, split, size, cropped) for split in ("train", evaluation)
+        ]
+        return tuple(sources)
+
+    return DataSet(name, ImageSpec(size, 3), open_splits)
+
+
+def _only_size(folder: str) -> int:
+    root = tfrecords.find_root(folder)
+    found = tfrecords.sizes(root, "train")
+    if len(found) != 1:
+        raise ConfigError(
+            f"image_size: {root} holds images of several sizes; choose one of {found} with --image_size"
+        )
+    return found[0]
+
+
+def _images(config: DataConfig) -> DataSet:
+    """A plain folder of image files."""
+    if not config.image_size:
+        raise ConfigError(
+            "image_size: 0 is not allowed with dataset images; give their side in pixels"
+        )
+    spec = ImageSpec(config.image_size, 3)
+
+    def cached(source):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        wanted = len(source) * spec.size * spec.size * spec.channels
+        one_shape = config.crop != images.RANDOM
+        return (
+            CachedSource(source, spec.shape)
+            if one_shape and wanted < CACHE_PORTION * memory
+            else source
+        )
+
+    opened = functools.partial(images.open_folder, size=spec.size, crop=config.crop, wrap=cached)
+    return DataSet("images", spec, opened)
+
+
+def _lsun(name: str) -> DataSet | None:
+    """An LSUN scene in one of its sizes, or None if it is no such name."""
+    match = re.fullmatch(r"lsun_(bedroom|church|tower)_(64|128|256)", name)
+    return match and _tfrecords(name, int(match[2]), cropped=True)
 
 
 _PADDED_BINARY = ImageSpec(32, 1, binary=True, scored_size=28)
+_PADDED_COLOUR = ImageSpec(32, 3, scored_size=28)
 
-_ALL = [
-    DataSet("digits", _PADDED_BINARY, flip=False, read=sources.read_digits),
-    DataSet("mnist", _PADDED_BINARY, flip=False, read=sources.read_mnist),
-    DataSet("cifar10", ImageSpec(32, 3), read=sources.read_cifar10),
-    DataSet("celeba_64", ImageSpec(64, 3)),
-    DataSet("celeba_256", ImageSpec(256, 3)),
-    DataSet("imagenet_32", ImageSpec(32, 3)),
-    DataSet("imagenet_64", ImageSpec(64, 3)),
-    DataSet("ffhq", ImageSpec(256, 3)),
-]
-DATASETS = {dataset.name: dataset for dataset in _ALL}
-
-
-def find(name: str) -> DataSet:
-    """The data set of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in DATASETS:
-        raise ConfigError(
-            f"dataset: {name!r} is not allowed; expected one of {', '.join(DATASETS)}"
-        )
-    return DATASETS[name]
+_FIXED = {
+    dataset.name: dataset
+    for dataset in (
+        DataSet("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
+        DataSet("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
+        DataSet("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False),
+        DataSet("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),
+        DataSet("cifar10", ImageSpec(32, 3), arrays.read_cifar10),
+        _tfrecords("celeba_64", 64, evaluation="test"),
+        _tfrecords("celeba_256", 256),
+        _tfrecords("imagenet_32", 32),
+        _tfrecords("imagenet_64", 64),
+        _tfrecords("ffhq", 256),
+    )
+}

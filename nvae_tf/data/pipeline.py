@@ -1,6 +1,6 @@
 """Batches of images, as functions of the seed and the place in training alone.
 
-Which image stands where, how it is flipped and how it is binarised are drawn statelessly from (seed,
+Which image stands where, how it is cropped, flipped and binarised are drawn statelessly from (seed,
 place), so training can start at any step and sees what it would have seen without stopping.
 """
 
@@ -8,50 +8,51 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ImageSpec
+from nvae_tf.data.catalog import DataSet
+from nvae_tf.data.source import Source
 
 # Streams of random numbers, told apart in their seeds.
-_ORDER, _FLIP, _BINARIZE = range(3)
+_ORDER, _FLIP, _CROP, _BINARIZE = range(4)
 
 
 def training_batches(
-    images: np.ndarray,
-    spec: ImageSpec,
+    source: Source,
+    dataset: DataSet,
     *,
     batch_size: int,
     seed: int,
-    flip: bool,
     num_bits: int = 8,
     start_step: int = 0,
 ) -> tf.data.Dataset:
     """An endless sequence of batches; each epoch is another random order of the images.
 
-    An epoch has ``len(images) // batch_size`` steps; what is left over, other images each time, waits
+    An epoch has ``len(source) // batch_size`` steps; what is left over, other images each time, waits
     for the next.
 
     Args:
-        images: 8-bit, (n, height, width, channels).
-        spec: of the images.
+        source: the training images.
+        dataset: their description.
         batch_size: images per batch.
         seed: of order and augmentation.
-        flip: mirror images at random.
         num_bits: bits per colour value that are kept.
         start_step: batches to pass over.
 
     Returns:
         Batches (batch_size, height, width, channels), float32 in [0, 1].
     """
-    per_epoch = len(images) // batch_size * batch_size
-    decode = _decoder(images, spec, num_bits)
+    per_epoch = len(source) // batch_size * batch_size
+    spec = dataset.image
 
     def example(place):
         epoch, position = place // per_epoch, place % per_epoch
         order = _fold(seed, _ORDER, epoch)
-        index = tf.random.experimental.index_shuffle(position, order, len(images) - 1)
-        image = decode(index, _fold(seed, _BINARIZE, place))
-        if flip:
+        index = tf.random.experimental.index_shuffle(position, order, len(source) - 1)
+        image, _ = source.example(index)
+        image = _crop(image, spec, tf.random.stateless_uniform([2], _fold(seed, _CROP, place)))
+        if dataset.flip:
             heads = tf.random.stateless_uniform([], _fold(seed, _FLIP, place)) < 0.5
             image = tf.where(heads, image[:, ::-1], image)
-        return image
+        return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, place))
 
     places = tf.data.Dataset.range(start_step * batch_size, np.iinfo(np.int64).max)
     examples = places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
@@ -59,13 +60,13 @@ def training_batches(
 
 
 def evaluation_batches(
-    images: np.ndarray, spec: ImageSpec, *, batch_size: int, seed: int, num_bits: int = 8
+    source: Source, dataset: DataSet, *, batch_size: int, seed: int, num_bits: int = 8
 ) -> tf.data.Dataset:
-    """Every image once, in order; the last batch may be smaller.
+    """Every image once, in order, cropped to the centre; the last batch may be smaller.
 
     Args:
-        images: as for `training_batches`.
-        spec: of the images.
+        source: the images.
+        dataset: their description.
         batch_size: images per batch.
         seed: of the binarisation.
         num_bits: bits per colour value that are kept.
@@ -73,28 +74,32 @@ def evaluation_batches(
     Returns:
         Batches (up to batch_size, height, width, channels), float32 in [0, 1].
     """
-    decode = _decoder(images, spec, num_bits)
-    examples = tf.data.Dataset.range(len(images)).map(
-        lambda index: decode(index, _fold(seed, _BINARIZE, index)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+    spec = dataset.image
+
+    def example(index):
+        image = _crop(source.example(index)[0], spec, tf.constant([0.5, 0.5]))
+        return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, index))
+
+    examples = tf.data.Dataset.range(len(source)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-def _decoder(images: np.ndarray, spec: ImageSpec, num_bits: int):
-    """The function from an index to an image in [0, 1], binarised or reduced to its bits."""
-    with tf.device("CPU"):
-        stored = tf.constant(images)
+def _crop(image, spec: ImageSpec, portions):
+    """The square that lies `portions`, each in [0, 1), of the way down and to the right."""
+    if image.shape[:2] != spec.shape[:2]:
+        room = tf.cast(tf.shape(image)[:2] - spec.size + 1, tf.float32)
+        top, left = tf.unstack(tf.cast(portions * room, tf.int32))
+        image = image[top : top + spec.size, left : left + spec.size]
+    return tf.ensure_shape(image, spec.shape)
 
-    def decode(index, seed):
-        image = stored[index]
-        if spec.binary:
-            grey = tf.cast(image, tf.float32) / 255.0
-            return tf.cast(tf.random.stateless_uniform(spec.shape, seed) < grey, tf.float32)
-        levels = tf.bitwise.right_shift(image, tf.constant(8 - num_bits, tf.uint8))
-        return tf.cast(levels, tf.float32) / (2.0**num_bits - 1.0)
 
-    return decode
+def _to_unit(image, spec: ImageSpec, num_bits: int, seed):
+    """From 8 bits to [0, 1]: binarised at random, or reduced to fewer bits."""
+    if spec.binary:
+        grey = tf.cast(image, tf.float32) / 255.0
+        return tf.cast(tf.random.stateless_uniform(spec.shape, seed) < grey, tf.float32)
+    levels = tf.bitwise.right_shift(image, tf.constant(8 - num_bits, tf.uint8))
+    return tf.cast(levels, tf.float32) / (2.0**num_bits - 1.0)
 
 
 def _fold(seed: int, stream: int, number):

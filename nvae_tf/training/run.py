@@ -1,10 +1,13 @@
 """A training run, from its configuration to its last checkpoint."""
 
+import functools
+
 import tensorflow as tf
 import tf_keras
 
 from nvae_tf.config import Config, check_image
 from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.source import Source, reading
 from nvae_tf.errors import ConfigError
 from nvae_tf.model import NVAE
 from nvae_tf.training import callbacks
@@ -28,20 +31,35 @@ def train(config: Config, folder: RunFolder, resume: bool = False) -> dict[str, 
     Raises:
         UserError: the data, the configuration or the folder do not allow it.
     """
-    # Data.
-    dataset = catalog.find(config.data.dataset)
+    dataset = catalog.describe(config.data)
     check_image(config.model, dataset.image)
-    train_images, test_images = dataset.load(config.data.data)
+    sources = dataset.open(config.data.data)
+    with reading(*sources):
+        return _train(config, folder, resume, dataset, *sources)
+
+
+def _train(
+    config: Config,
+    folder: RunFolder,
+    resume: bool,
+    dataset: catalog.DataSet,
+    train_source: Source,
+    test_source: Source,
+) -> dict[str, float]:
+    # Data. A first look at it comes before anything is written.
     batch_size, seed = config.data.batch_size, config.data.seed
-    steps_per_epoch = len(train_images) // batch_size
+    steps_per_epoch = len(train_source) // batch_size
     if steps_per_epoch == 0:
         raise ConfigError(
-            f"batch_size: {batch_size} is not allowed; expected at most the {len(train_images)} "
+            f"batch_size: {batch_size} is not allowed; expected at most the {len(train_source)} "
             f"training images of {dataset.name}"
         )
-    print(f"data: {dataset.name}, {len(train_images)} training and {len(test_images)} test images")
+    print(f"data: {dataset.name}, {len(train_source)} training and {len(test_source)} test images")
     view = dict(batch_size=batch_size, seed=seed, num_bits=config.model.num_x_bits)
-    test_batches = pipeline.evaluation_batches(test_images, dataset.image, **view)
+    training_batches = functools.partial(pipeline.training_batches, train_source, dataset, **view)
+    test_batches = pipeline.evaluation_batches(test_source, dataset, **view)
+    first_images = next(iter(training_batches()))
+    test_images = next(iter(test_batches))
 
     # Model and optimiser.
     tf_keras.utils.set_random_seed(seed)
@@ -59,17 +77,14 @@ def train(config: Config, folder: RunFolder, resume: bool = False) -> dict[str, 
     folder.open(config, resume)
     checkpoints = Checkpoints(folder, trainer, config.train.keep)
     start_step = checkpoints.restore()
-    training_batches = pipeline.training_batches(
-        train_images, dataset.image, flip=dataset.flip, start_step=start_step, **view
-    )
     if start_step == 0:
-        trainer.prepare(next(iter(training_batches)))
+        trainer.prepare(first_images)
     print(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     # Train.
     epochs, eval_every = config.train.epochs, config.train.eval_every
     history = trainer.fit(
-        training_batches,
+        training_batches(start_step=start_step),
         steps_per_epoch=steps_per_epoch,
         initial_epoch=start_step // steps_per_epoch,
         epochs=epochs,
@@ -80,7 +95,7 @@ def train(config: Config, folder: RunFolder, resume: bool = False) -> dict[str, 
             callbacks.StopOnNaN(checkpoints, config.train.log_every),
             callbacks.TensorBoard(folder, config),
             callbacks.SaveCheckpoint(checkpoints),
-            callbacks.Pictures(folder, config, next(iter(test_batches))),
+            callbacks.Pictures(folder, config, test_images),
         ],
         verbose=0,
     ).history

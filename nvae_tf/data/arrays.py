@@ -1,4 +1,4 @@
-"""Readers of the data sets that fit in memory: 8-bit arrays (n, height, width, channels)."""
+"""Readers of the data sets that fit in memory; each returns the training and the test images."""
 
 import codecs
 import contextlib
@@ -11,14 +11,17 @@ import numpy as np
 import tf_keras
 from PIL import Image
 
+from nvae_tf.data.source import ArraySource, StackedSource
 from nvae_tf.errors import UserError
+
+Splits = tuple[ArraySource, ArraySource]
 
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 CIFAR_TEST = ["test_batch"]
 
 
-def read_digits(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
+def read_digits(folder: str = "") -> Splits:
     """scikit-learn's 1,797 bundled handwritten digits, 8x8, in the layout of MNIST.
 
     Enlarged to 28x28 (bilinear) and padded to 32x32; a fixed random fifth is the test set. They are
@@ -29,15 +32,20 @@ def read_digits(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
     """
     from sklearn.datasets import load_digits
 
-    small = (load_digits().images * (255.0 / 16.0)).round().astype(np.uint8)
+    digits = load_digits()
+    small = (digits.images * (255.0 / 16.0)).round().astype(np.uint8)
     large = [Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR) for image in small]
     images = _pad_to_32(np.stack([np.asarray(image) for image in large]))
-    images = images[np.random.RandomState(0).permutation(len(images))]
+    order = np.random.RandomState(0).permutation(len(images))
     num_test = len(images) // 5
-    return images[num_test:], images[:num_test]
+    train, test = order[num_test:], order[:num_test]
+    return (
+        ArraySource(images[train], digits.target[train]),
+        ArraySource(images[test], digits.target[test]),
+    )
 
 
-def read_mnist(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
+def read_mnist(folder: str = "") -> Splits:
     """MNIST, padded to 32x32, from ``mnist.npz``.
 
     Args:
@@ -48,28 +56,79 @@ def read_mnist(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
     """
     if not folder:
         with _download("MNIST", "mnist.npz", "the folder that holds it"):
-            (train, _), (test, _) = tf_keras.datasets.mnist.load_data()
-        return _pad_to_32(train), _pad_to_32(test)
+            train, test = tf_keras.datasets.mnist.load_data()
+        return ArraySource(_pad_to_32(train[0]), train[1]), ArraySource(
+            _pad_to_32(test[0]), test[1]
+        )
     path = _existing(folder) / "mnist.npz"
     if not path.is_file():
         raise UserError(f"{path}: no such file; put Keras's mnist.npz there")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            splits = [archive["x_train"], archive["x_test"]]
+            arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: not readable as MNIST ({_reason(error)}); fetch Keras's mnist.npz again"
         ) from None
-    for name, images in zip(("x_train", "x_test"), splits, strict=True):
-        if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or len(images) == 0:
+    sources = []
+    for part in ("train", "test"):
+        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        right = images.dtype == np.uint8 and images.shape[1:] == (28, 28) and len(images) > 0
+        if not right or labels.shape != (len(images),):
             raise UserError(
-                f"{path}: {name} holds {images.dtype} of shape {images.shape}; MNIST is uint8 of "
-                "shape (n, 28, 28); fetch Keras's mnist.npz again"
+                f"{path}: x_{part} and y_{part} hold {images.dtype} of shapes {images.shape} and "
+                f"{labels.shape}; expected uint8, (n, 28, 28) and (n,); fetch Keras's mnist.npz again"
             )
-    return _pad_to_32(splits[0]), _pad_to_32(splits[1])
+        sources.append(ArraySource(_pad_to_32(images), labels))
+    return tuple(sources)
 
 
-def read_cifar10(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
+def read_stacked_mnist(folder: str = "") -> Splits:
+    """Three MNIST digits as red, green and blue; twice as many images as MNIST has.
+
+    Args:
+        folder: as for `read_mnist`.
+    """
+    train, test = read_mnist(folder)
+    return StackedSource(train, seed=0), StackedSource(test, seed=1)
+
+
+def read_omniglot(folder: str = "") -> Splits:
+    """OMNIGLOT as the IWAE release has it: 24,345 and 8,070 grey images, padded to 32x32.
+
+    Args:
+        folder: that holds ``chardata.mat``.
+
+    Raises:
+        UserError: the file is missing or not that of the release.
+    """
+    from scipy.io import loadmat
+
+    path = _existing(folder) / "chardata.mat"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; put chardata.mat of the IWAE release there")
+    try:
+        content = loadmat(path, variable_names=["data", "testdata"])
+        splits = [np.asarray(content[name], np.float64) for name in ("data", "testdata")]
+    except Exception as error:  # noqa: BLE001 - SciPy raises many kinds for a damaged file
+        raise UserError(
+            f"{path}: not readable as chardata.mat ({_reason(error)}); fetch it again"
+        ) from None
+    sources = []
+    for name, columns in zip(("data", "testdata"), splits, strict=True):
+        in_range = columns.size > 0 and columns.min() >= 0.0 and columns.max() <= 1.0
+        if columns.ndim != 2 or columns.shape[0] != 28 * 28 or not in_range:
+            raise UserError(
+                f"{path}: {name} has shape {columns.shape}; expected (784, n), values 0 to 1; fetch it "
+                "again"
+            )
+        # Matlab counts pixels down the columns of an image.
+        images = columns.T.reshape(-1, 28, 28).transpose(0, 2, 1)
+        sources.append(ArraySource(_pad_to_32(np.rint(images * 255.0).astype(np.uint8))))
+    return tuple(sources)
+
+
+def read_cifar10(folder: str = "") -> Splits:
     """CIFAR-10 from its extracted Python or binary version.
 
     Args:
@@ -81,8 +140,8 @@ def read_cifar10(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
     """
     if not folder:
         with _download("CIFAR-10", "cifar-10-batches-py", "the folder that holds it"):
-            (train, _), (test, _) = tf_keras.datasets.cifar10.load_data()
-        return train, test
+            train, test = tf_keras.datasets.cifar10.load_data()
+        return ArraySource(*train), ArraySource(*test)
     folder = _existing(folder)
     for directory in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
         if (directory / "data_batch_1").is_file():
@@ -95,19 +154,20 @@ def read_cifar10(folder: str = "") -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _batches(directory: Path, ending: str, read) -> tuple[np.ndarray, np.ndarray]:
-    arrays = []
+def _batches(directory: Path, ending: str, read) -> Splits:
+    sources = []
     for names in (CIFAR_TRAIN, CIFAR_TEST):
         paths = [directory / f"{name}{ending}" for name in names]
         for path in paths:
             if not path.is_file():
                 raise UserError(f"{path}: no such file; extract CIFAR-10 again, it is incomplete")
-        flat = np.concatenate([read(path) for path in paths])
-        arrays.append(flat.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1))
-    return arrays[0], arrays[1]
+        flat, labels = map(np.concatenate, zip(*map(read, paths), strict=True))
+        images = flat.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
+        sources.append(ArraySource(images, labels))
+    return tuple(sources)
 
 
-def _read_cifar_binary(path: Path) -> np.ndarray:
+def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     record = 1 + int(np.prod(CIFAR_SHAPE))  # a label, then the image
     content = np.fromfile(path, np.uint8)
     if len(content) == 0 or len(content) % record:
@@ -115,21 +175,21 @@ def _read_cifar_binary(path: Path) -> np.ndarray:
             f"{path}: {len(content)} bytes are not a whole number of records of {record}; extract "
             "CIFAR-10 again"
         )
-    return content.reshape(-1, record)[:, 1:]
+    records = content.reshape(-1, record)
+    return records[:, 1:], records[:, 0]
 
 
-def _read_cifar_pickle(path: Path) -> np.ndarray:
+def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        data = np.asarray(
-            _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()[b"data"]
-        )
-        if data.dtype != np.uint8 or data.shape[1:] != (int(np.prod(CIFAR_SHAPE)),):
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        data, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"], np.int64)
+        if data.dtype != np.uint8 or data.shape != (len(labels), int(np.prod(CIFAR_SHAPE))):
             raise ValueError(f"it holds {data.dtype} of shape {data.shape}")
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise UserError(
             f"{path}: not readable as a batch of CIFAR-10 ({_reason(error)}); extract it again"
         ) from None
-    return data
+    return data, labels
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -156,8 +216,10 @@ def _pad_to_32(images: np.ndarray) -> np.ndarray:
 
 def _existing(folder: str) -> Path:
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; --data names the folder that holds the data set")
+    if not folder or not path.is_dir():
+        raise UserError(
+            f"{folder or '--data'}: no such folder; --data names the folder that holds the data set"
+        )
     return path
 
 

@@ -1,0 +1,167 @@
+"""Image files: found, decoded and brought to size with Pillow."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nvae_tf.data.source import PythonSource
+from nvae_tf.errors import UserError
+
+CENTRE, RANDOM, NONE = "centre", "random", "none"
+VALIDATION_PORTION, SPLIT_SEED = 0.1, 0
+
+
+class UnreadableImage(UserError):
+    """A file that cannot be decoded as an image."""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image file below a folder, by name, in sorted order.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name the folder that holds the images")
+    Image.init()
+    found = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in Image.EXTENSION and not name.startswith(".")
+    ]
+    if not found:
+        raise UserError(f"{folder}: no image files here or below; name the folder that holds them")
+    return sorted(found)
+
+
+def load_image(opened, name, size: int, crop: str) -> np.ndarray:
+    """Decodes an image: turned upright as its EXIF data say, in RGB, brought to size.
+
+    Args:
+        opened: a path or a binary file.
+        name: what to call it in errors.
+        size: of the result.
+        crop: ``"centre"``: the middle square; ``"random"``: no crop yet, the shorter side gets the
+            size; ``"none"``: the whole image, squeezed into the square.
+
+    Returns:
+        8-bit, (height, width, 3).
+
+    Raises:
+        UnreadableImage: it cannot be decoded.
+        UserError: it is smaller than the size asked for.
+    """
+    try:
+        with Image.open(opened) as stored:
+            image = _to_rgb(ImageOps.exif_transpose(stored))
+    except (
+        OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError,
+        UnidentifiedImageError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(
+            f"{name}: not a readable image ({reason}); mend or remove it"
+        ) from None
+    if min(image.size) < size:
+        raise UserError(
+            f"{name}: the image is {image.height}x{image.width}, smaller than {size}x{size}; ask for a "
+            "smaller size or remove it"
+        )
+    return np.asarray(resize(image, size, crop))
+
+
+def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
+    """Brings an image to size (see `load_image`), bilinear with antialiasing."""
+    box = None
+    target = (size, size)
+    width, height = image.size
+    if crop == CENTRE:
+        side = min(image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+    elif crop == RANDOM:
+        scale = size / min(image.size)
+        target = tuple(max(size, round(side * scale)) for side in image.size)
+    return image.resize(target, Image.Resampling.BILINEAR, box=box)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # Pillow would clip these to 255 instead of scaling them.
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if values.max(initial=0.0) > 255.0 else 255.0
+        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
+    """Training and validation items, drawn at random; each part keeps the items' order.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    num_validation = round(len(items) * portion)
+    if not 0 < num_validation < len(items):
+        raise UserError(
+            f"{len(items)} images with a validation portion of {portion} leave a split empty; add "
+            "images or change the portion"
+        )
+    chosen = set(np.random.RandomState(seed).permutation(len(items))[:num_validation].tolist())
+    parts = ([], [])
+    for number, item in enumerate(items):
+        parts[number in chosen].append(item)
+    return parts
+
+
+class FolderSource(PythonSource):
+    """Image files, decoded when they are fetched.
+
+    Args:
+        paths: of the files.
+        size: of the images.
+        crop: as for `load_image`.
+    """
+
+    def __init__(self, paths: list[Path], size: int, crop: str):
+        super().__init__()
+        self.paths, self.size, self.crop = paths, size, crop
+
+    def __len__(self):
+        return len(self.paths)
+
+    def fetch(self, index):
+        """Decodes one file; its label is 0."""
+        path = self.paths[index]
+        return load_image(path, path, self.size, self.crop), 0
+
+
+def open_folder(
+    folder: str, size: int, crop: str, wrap: Callable[[FolderSource], PythonSource]
+) -> tuple[PythonSource, PythonSource]:
+    """Training and validation images of a plain folder.
+
+    Where the folder holds ``train`` and ``validation`` (or ``test``), those are the splits; else a
+    tenth of all images, drawn at random but always the same, validates.
+
+    Args:
+        folder: that holds image files, at any depth.
+        size: of the images.
+        crop: as for `load_image`.
+        wrap: applied to both sources.
+    """
+    root = Path(folder).expanduser()
+    if not folder or not root.is_dir():
+        raise UserError(
+            f"{folder or '--data'}: no such folder; --data names the folder that holds the images"
+        )
+    held_out = [root / name for name in ("validation", "test") if (root / name).is_dir()]
+    if held_out and (root / "train").is_dir():
+        splits = find_images(root / "train"), find_images(held_out[0])
+    else:
+        splits = split_randomly(find_images(root), VALIDATION_PORTION, SPLIT_SEED)
+    train, test = (wrap(FolderSource(paths, size, crop)) for paths in splits)
+    return train, test

@@ -1,0 +1,107 @@
+"""Shows what training will see of a data set.
+
+python -m nvae_tf.data.inspect --dataset cifar10 --data DIR
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nvae_tf import config as configuration
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, add_key_flags, overrides
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.source import Source, reading
+from nvae_tf.files import write_png
+from nvae_tf.pictures import grid
+
+import tensorflow as tf  # isort: skip
+
+COLUMNS, ROWS = 10, 6
+KEYS = ("dataset", "data", "image_size", "crop", "num_x_bits", "batch_size", "seed")
+
+
+def inspect(config: configuration.Config, picture: Path, seconds: float) -> None:
+    """Prints counts, shapes, labels and throughput, and writes a grid of training images.
+
+    Args:
+        config: its data section, and ``num_x_bits``.
+        picture: the PNG to write.
+        seconds: to measure the throughput for.
+
+    Raises:
+        UserError: the data is missing or damaged, or the picture cannot be written.
+    """
+    dataset = catalog.describe(config.data)
+    sources = dataset.open(config.data.data)
+    with reading(*sources):
+        spec = dataset.image
+        kind = "binary" if spec.binary else "colour"
+        print(f"{dataset.name}: {spec.size}x{spec.size}, {spec.channels} channels, {kind}")
+        for name, source in zip(("training", "test"), sources, strict=True):
+            low, high = _label_range(source)
+            print(f"{name}: {len(source)} images, labels {low} to {high}")
+        batches = pipeline.training_batches(
+            sources[0],
+            dataset,
+            batch_size=min(config.data.batch_size, len(sources[0])),
+            seed=config.data.seed,
+            num_bits=config.model.num_x_bits,
+        )
+        images = np.concatenate(list(batches.unbatch().batch(COLUMNS * ROWS).take(1)))
+        values = len(np.unique(images))
+        print(f"values: {images.min():.3f} to {images.max():.3f}, {values} different")
+        write_png(picture, grid(images, COLUMNS))
+        print(f"pipeline: {_throughput(batches, seconds):,.0f} images/s")
+        print(f"written: {picture}")
+
+
+def _label_range(source: Source, most: int = 1000) -> tuple[int, int]:
+    """Smallest and largest label among images spread over the source."""
+    numbers = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
+    labels = tf.data.Dataset.from_tensor_slices(numbers).map(lambda n: source.example(n)[1])
+    found = [int(label) for label in labels]
+    return min(found), max(found)
+
+
+def _throughput(batches: tf.data.Dataset, seconds: float) -> float:
+    iterator = iter(batches)
+    next(iterator)
+    count, start = 0, time.perf_counter()
+    with tqdm(unit="image", desc="pipeline", leave=False, disable=None) as bar:
+        while time.perf_counter() - start < seconds:
+            size = len(next(iterator))
+            count += size
+            bar.update(size)
+    return count / (time.perf_counter() - start)
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = Parser(
+        prog="python -m nvae_tf.data.inspect",
+        description="Show what training will see of a data set.",
+        allow_abbrev=False,
+    )
+    add_key_flags(parser, KEYS)
+    parser.add_argument(
+        "--output", default="inspect.png", metavar="FILE", help="picture (default: inspect.png)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="to measure the throughput for (default: 3)"
+    )
+    arguments = parser.parse_args(argv)
+
+    def command():
+        config = configuration.from_dict(overrides(arguments))
+        inspect(config, Path(arguments.output).expanduser(), arguments.seconds)
+
+    return run_command(command, if_interrupted="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

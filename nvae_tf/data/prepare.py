@@ -1,0 +1,393 @@
+"""Turns any source of images into GLOW's tfrecords.
+
+    python -m nvae_tf.data.prepare images --input DIR --output DIR --size 64
+
+The output holds ``train/`` and ``validation/`` (of CelebA also ``test/``) and ``prepare.json``, which
+says what was done. A shard is written under a temporary name and renamed when it is complete, so the
+same command continues where it was stopped.
+"""
+
+import concurrent.futures
+import functools
+import io
+import json
+import os
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser
+from nvae_tf.data import images, tfrecords
+from nvae_tf.errors import UserError
+from nvae_tf.files import cannot_write, replacing, write_text
+
+import tensorflow as tf  # isort: skip
+
+CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
+CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
+MANIFEST = "prepare.json"
+IMAGES_PER_SHARD = 1000
+MAX_UNREADABLE = 0.01  # of all images
+
+
+class Item(NamedTuple):
+    """One image to come: what to call it, and how to get it."""
+
+    name: str
+    load: Callable[[], np.ndarray]
+
+
+class Job(NamedTuple):
+    """One shard to write."""
+
+    path: Path
+    items: list[Item]
+
+
+def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: dict) -> dict:
+    """Writes the splits as tfrecords.
+
+    Args:
+        splits: split -> its images.
+        size: of the images, a power of two.
+        output: folder, created if need be; shards that are complete there are kept.
+        settings: what the images depend on; an output prepared with others is not continued.
+
+    Returns:
+        What ``prepare.json`` says: settings, the count of each split, and the unreadable files.
+
+    Raises:
+        UserError: too many unreadable images, one too small, or an output that cannot be written or
+            was prepared otherwise.
+    """
+    _check_output(output, settings)
+    jobs = []
+    for split, items in splits.items():
+        _make_folder(output / split)
+        count = -(-len(items) // IMAGES_PER_SHARD)
+        for index, part in enumerate(np.array_split(np.arange(len(items)), count)):
+            path = output / split / tfrecords.shard_name(split, size, index, count)
+            jobs.append(Job(path, [items[i] for i in part]))
+    unreadable = _run(jobs, sum(map(len, splits.values())))
+    counts = dict.fromkeys(splits, 0)
+    for job in jobs:
+        counts[job.path.parent.name] += len(tfrecords.Shard(job.path).offsets)
+    for split, items in splits.items():
+        skipped = sum(name in unreadable for name in (item.name for item in items))
+        if counts[split] + skipped != len(items):
+            raise UserError(
+                f"{output / split}: holds {counts[split]} images, expected {len(items) - skipped}; "
+                "remove the folder and prepare it again"
+            )
+    manifest = {"settings": settings, "counts": counts, "unreadable": sorted(unreadable)}
+    write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _check_output(output: Path, settings: dict) -> None:
+    manifest = output / MANIFEST
+    _make_folder(output)
+    if manifest.exists():
+        try:
+            before = json.loads(manifest.read_text())["settings"]
+        except (OSError, ValueError, KeyError):
+            raise UserError(
+                f"{manifest}: unreadable; remove the folder and prepare it again"
+            ) from None
+        if before != settings:
+            different = ", ".join(k for k in settings if before.get(k) != settings[k])
+            raise UserError(
+                f"{output}: was prepared with another {different}; choose another --output or remove it"
+            )
+    else:
+        write_text(manifest, json.dumps({"settings": settings}, indent=1) + "\n")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _run(jobs: list[Job], total: int) -> set[str]:
+    """Writes the shards on all cores; returns the names of unreadable images."""
+    unreadable = set()
+    limit = max(1, int(MAX_UNREADABLE * total))
+    with (
+        # Pillow lets go of Python's lock while it decodes and resizes, so threads use every core.
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=total, unit="image", desc="prepare") as bar,
+    ):
+        stop = threading.Event()
+        futures = [pool.submit(_write_shard, job, bar.update, stop) for job in jobs]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                unreadable |= future.result()
+                if len(unreadable) > limit:
+                    first = "; ".join(sorted(unreadable)[:3])
+                    raise UserError(
+                        f"{len(unreadable)} of {total} images are unreadable, more than {limit}: "
+                        f"{first}...; mend or remove them"
+                    )
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return unreadable
+
+
+def _write_shard(job: Job, progress: Callable[[int], None], stop: threading.Event) -> set[str]:
+    """Writes one shard, unless it is complete; returns the names of its unreadable images."""
+    skipped_file = job.path.with_suffix(".unreadable")
+    if job.path.exists():
+        skipped = set(json.loads(skipped_file.read_text())) if skipped_file.exists() else set()
+        if len(tfrecords.Shard(job.path).offsets) + len(skipped) == len(job.items):
+            progress(len(job.items))
+            return skipped
+    skipped = set()
+    with replacing(job.path) as temporary:
+        try:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for item in job.items:
+                    if stop.is_set():  # another shard failed, and its error ends the command
+                        raise concurrent.futures.CancelledError
+                    try:
+                        writer.write(tfrecords.serialize(item.load()))
+                    except images.UnreadableImage:
+                        skipped.add(item.name)
+                    progress(1)
+        except tf.errors.OpError as error:
+            raise cannot_write(job.path, error) from None
+        if skipped:
+            write_text(skipped_file, json.dumps(sorted(skipped)))
+    return skipped
+
+
+def image_items(folder: Path, size: int, crop: str, validation: float, seed: int) -> dict:
+    """Items of a folder of images, split at random."""
+    paths = images.find_images(folder)
+    train, held_out = images.split_randomly(paths, validation, seed)
+    load = functools.partial(images.load_image, size=size, crop=crop)
+
+    def items(chosen):
+        return [Item(str(p.relative_to(folder)), functools.partial(load, p, p)) for p in chosen]
+
+    return {"train": items(train), "validation": items(held_out)}
+
+
+def celeba_items(folder: Path, size: int) -> dict:
+    """Items of CelebA's aligned images by its own split, cropped to the faces (148x148).
+
+    Raises:
+        UserError: the images or the split file are missing, or an image has another size.
+    """
+    lists = sorted(folder.rglob("list_eval_partition.txt"))
+    if not lists:
+        raise UserError(
+            f"{folder}: no list_eval_partition.txt here or below; it is the split file of CelebA"
+        )
+    paths = {path.name: path for path in images.find_images(folder)}
+    splits = {name: [] for name in CELEBA_SPLITS.values()}
+    for line in lists[0].read_text().splitlines():
+        name, _, part = line.partition(" ")
+        if part.strip() not in CELEBA_SPLITS:
+            raise UserError(f"{lists[0]}: cannot read the line {line[:40]!r}; fetch the file again")
+        if name not in paths:
+            raise UserError(f"{folder}: {name} is missing; extract CelebA's aligned images again")
+        load = functools.partial(_load_celeba, paths[name], size)
+        splits[CELEBA_SPLITS[part.strip()]].append(Item(name, load))
+    return {split: items for split, items in splits.items() if items}
+
+
+def _load_celeba(path: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.size != (178, 218):
+                raise UserError(
+                    f"{path}: the image is {image.height}x{image.width}; CelebA's aligned images are "
+                    "218x178"
+                )
+            face = image.convert("RGB").crop(CELEBA_BOX)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise images.UnreadableImage(f"{path}: not a readable image ({error})") from None
+    return np.asarray(face.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def lsun_items(folder: Path, size: int) -> dict:
+    """Items of an LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder."""
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError(
+            'reading LSUN needs the package lmdb: pip install "nvae-tf[lsun]"'
+        ) from None
+    splits = {}
+    for split, pattern in (("train", "*_train_lmdb"), ("validation", "*_val_lmdb")):
+        found = sorted(folder.rglob(pattern))
+        if len(found) != 1:
+            raise UserError(
+                f"{folder}: expected one folder {pattern} here or below, found {len(found)}"
+            )
+        try:
+            database = lmdb.open(str(found[0]), readonly=True, lock=False, readahead=False)
+            with database.begin() as transaction:
+                keys = list(transaction.cursor().iternext(values=False))
+        except lmdb.Error as error:
+            raise UserError(
+                f"{found[0]}: not a readable LMDB ({error}); extract it again"
+            ) from None
+
+        def load(key, database=database, path=found[0]):
+            with database.begin() as transaction:
+                content = io.BytesIO(transaction.get(key))
+            return images.load_image(content, f"{path}, key {key!r}", size, images.RANDOM)
+
+        splits[split] = [
+            Item(f"{found[0].name} {key!r}", functools.partial(load, key)) for key in keys
+        ]
+    return splits
+
+
+def unpack(archive: Path, output: Path) -> dict[str, int]:
+    """Unpacks GLOW's official tar: only its tfrecords, by their own names, nothing outside `output`.
+
+    Returns:
+        How many images each split holds.
+
+    Raises:
+        UserError: the archive is damaged, incomplete, or holds no tfrecords.
+    """
+    _make_folder(output)
+    found: dict[tuple[str, int], int] = {}
+    try:
+        with (
+            tarfile.open(archive) as tar,
+            tqdm(total=archive.stat().st_size, unit="B", unit_scale=True, desc="unpack") as bar,
+        ):
+            for member in tar:
+                match = tfrecords.SHARD.fullmatch(os.path.basename(member.name))
+                if match and member.isfile() and match["split"] in ("train", "validation"):
+                    _unpack_member(tar, member, output / match["split"])
+                    found[match["split"], 2 ** int(match["bits"])] = int(match["count"])
+                bar.n = member.offset_data + member.size
+                bar.refresh()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{archive}: cannot be unpacked ({reason}); fetch it again") from None
+    if not found:
+        raise UserError(f"{archive}: holds no tfrecords; expected celeba-tfr.tar or its like")
+    counts = {}
+    for split, size in sorted(found):
+        shards = tfrecords.find_shards(output, split, size)
+        counts[f"{split} {size}x{size}"] = sum(len(tfrecords.Shard(p).offsets) for p in shards)
+    return counts
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    path = folder / os.path.basename(member.name)
+    _make_folder(folder)
+    if path.exists() and path.stat().st_size == member.size:
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        content = tar.extractfile(member)
+        while block := content.read(1 << 20):
+            file.write(block)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m nvae_tf.data.prepare",
+        description="Write images as tfrecords in GLOW's layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        choices=("images", "celeba", "ffhq", "lsun", "tar"),
+        help="images: any folder of image files; celeba: aligned images and their split file; ffhq: "
+        "the 1024x1024 PNGs; lsun: a scene's LMDBs; tar: GLOW's celeba-tfr.tar or "
+        "imagenet-oord-tfr.tar, which is only unpacked",
+    )
+    parser.add_argument("--input", required=True, metavar="PATH", help="folder, or the tar")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tfrecords")
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="side of the images in pixels, a power of two (celeba: 64, ffhq: 256)",
+    )
+    parser.add_argument(
+        "--crop",
+        choices=(images.CENTRE, images.RANDOM, images.NONE),
+        default=images.CENTRE,
+        help="images: centre square; random: cropped anew on every visit of training; none: the whole "
+        "image is squeezed into the square (default: centre)",
+    )
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=images.VALIDATION_PORTION,
+        metavar="X",
+        help="images and ffhq: portion held out at random (default: 0.1)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=images.SPLIT_SEED, metavar="N", help="of that draw (default: 0)"
+    )
+    return parser
+
+
+def _items(arguments, folder: Path, size: int) -> dict[str, list[Item]]:
+    if arguments.source == "celeba":
+        return celeba_items(folder, size)
+    if arguments.source == "lsun":
+        return lsun_items(folder, size)
+    return image_items(folder, size, arguments.crop, arguments.validation, arguments.seed)
+
+
+def _prepare(arguments) -> None:
+    source, output = Path(arguments.input).expanduser(), Path(arguments.output).expanduser()
+    if arguments.source == "tar":
+        if not source.is_file():
+            raise UserError(f"{source}: no such file; --input names the tar")
+        _report(unpack(source, output), output)
+        return
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; --input names the folder of the images")
+    size = arguments.size or {"celeba": 64, "ffhq": 256}.get(arguments.source)
+    if not size or size < 8 or size & (size - 1):
+        raise UserError(f"--size: {size} is not allowed; expected a power of two, at least 8")
+    settings = {"source": arguments.source, "size": size}
+    if arguments.source in ("images", "ffhq"):
+        chosen = ("crop", "validation", "seed")
+        settings.update({name: getattr(arguments, name) for name in chosen})
+    manifest = prepare(_items(arguments, source, size), size, output, settings)
+    _report(manifest["counts"], output)
+    if manifest["unreadable"]:
+        print(
+            f"skipped {len(manifest['unreadable'])} unreadable images, listed in {output / MANIFEST}"
+        )
+
+
+def _report(counts: dict[str, int], output: Path) -> None:
+    print("written: " + ", ".join(f"{count} images in {name}" for name, count in counts.items()))
+    print(f"tfrecords: {output}")
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Prepares a data set; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return run_command(
+        lambda: _prepare(arguments), if_interrupted="the same command continues from here"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Images by number: what every data set looks like to the pipeline.
+
+Random access is what makes the order of images a function of the seed alone, whatever the number of
+workers, readers or restarts: the pipeline draws a permutation and asks for images by number.
+"""
+
+import contextlib
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.errors import UserError
+
+
+class Source:
+    """A split of a data set. Subclasses say how many images there are and how one is fetched."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def example(self, index) -> tuple[tf.Tensor, tf.Tensor]:
+        """Fetches one image, inside a tf.data function.
+
+        Args:
+            index: scalar int64 tensor.
+
+        Returns:
+            The image (height, width, channels), uint8, and its label, scalar int64.
+        """
+        raise NotImplementedError
+
+
+class ArraySource(Source):
+    """Images in memory.
+
+    Args:
+        images: 8-bit, (n, height, width, channels).
+        labels: (n,) integers; default: zeros.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
+        labels = np.zeros(len(images), np.int64) if labels is None else labels
+        with tf.device("CPU"):
+            self.images = tf.constant(images)
+            self.labels = tf.constant(np.asarray(labels, np.int64).reshape(-1))
+
+    def __len__(self):
+        return len(self.images)
+
+    def example(self, index):
+        """Looks up one image and its label."""
+        return self.images[index], self.labels[index]
+
+
+class StackedSource(Source):
+    """Grey images stacked three at a time as red, green and blue (stacked MNIST).
+
+    Args:
+        grey: images of digits, (n, height, width, 1), with their labels.
+        seed: of the permutations that say which three belong together; there are 2n stacks.
+    """
+
+    ROUNDS = 2
+
+    def __init__(self, grey: ArraySource, seed: int):
+        self.grey = grey
+        rng = np.random.RandomState(seed)
+        rounds = [[rng.permutation(len(grey)) for _ in range(3)] for _ in range(self.ROUNDS)]
+        with tf.device("CPU"):
+            self.triples = tf.constant(np.concatenate([np.stack(r, 1) for r in rounds]))
+
+    def __len__(self):
+        return len(self.triples)
+
+    def example(self, index):
+        """Stacks three digits; their labels become one number from 0 to 999."""
+        triple = self.triples[index]
+        image = tf.concat(tf.unstack(tf.gather(self.grey.images, triple), 3), -1)
+        label = tf.reduce_sum(tf.gather(self.grey.labels, triple) * [100, 10, 1])
+        return image, label
+
+
+class PythonSource(Source):
+    """A source that fetches with Python code.
+
+    Subclasses implement `fetch`. A `UserError` that it raises would be lost in TensorFlow's, so it is
+    kept, for `reading` to raise again.
+    """
+
+    def __init__(self):
+        self.failure: UserError | None = None
+
+    def fetch(self, index: int) -> tuple[np.ndarray, int]:
+        """Fetches one image (height, width, channels) in 8 bits and its label."""
+        raise NotImplementedError
+
+    def example(self, index):
+        """Calls `fetch`."""
+        image, label = tf.numpy_function(self._guarded_fetch, [index], [tf.uint8, tf.int64])
+        return tf.ensure_shape(image, [None, None, None]), tf.ensure_shape(label, [])
+
+    def _guarded_fetch(self, index):
+        try:
+            image, label = self.fetch(int(index))
+        except UserError as error:
+            self.failure = self.failure or error
+            raise
+        return image, np.int64(label)
+
+
+@contextlib.contextmanager
+def reading(*sources: Source):
+    """Within the block, a `UserError` of a source is raised as itself, not as a TensorFlow error."""
+    try:
+        yield
+    except tf.errors.OpError:
+        for source in sources:
+            failure = getattr(source, "failure", None)
+            if failure:
+                raise failure from None
+        raise
+
+
+class CachedSource(PythonSource):
+    """Keeps what another source fetched, so that decoding happens once.
+
+    Args:
+        source: whose images all have one shape.
+        shape: that shape.
+    """
+
+    def __init__(self, source: PythonSource, shape: tuple[int, int, int]):
+        super().__init__()
+        self.source = source
+        self._images = np.empty((len(source), *shape), np.uint8)
+        self._labels = np.zeros(len(source), np.int64)
+        self._there = np.zeros(len(source), bool)
+
+    def __len__(self):
+        return len(self.source)
+
+    def fetch(self, index):
+        """From memory, if it was fetched before."""
+        if not self._there[index]:
+            self._images[index], self._labels[index] = self.source.fetch(index)
+            self._there[index] = True
+        return self._images[index], self._labels[index]

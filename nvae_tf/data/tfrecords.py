@@ -1,0 +1,239 @@
+"""GLOW's tfrecords: the format of every large data set here, read and written.
+
+``DIR/train/train-rRR-s-SSSS-of-NNNN.tfrecords`` and ``DIR/validation/validation-rRR-...``, RR the
+binary logarithm of the size. Each record is a ``tf.train.Example`` with ``shape`` (height, width,
+channels), ``data`` (the image's bytes) and ``label``.
+
+A file holds, for each record: its length (8 bytes, little-endian), a checksum of those 8 bytes, the
+record, and its checksum (4 bytes each).
+"""
+
+import mmap
+import re
+import struct
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.data.source import PythonSource
+from nvae_tf.errors import UserError
+
+SHARD = re.compile(
+    r"(?P<split>\w+)-r(?P<bits>\d\d)-s-(?P<index>\d{4})-of-(?P<count>\d{4})\.tfrecords"
+)
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+FETCH_AGAIN = "fetch or prepare this file again"
+
+
+def shard_name(split: str, size: int, index: int, count: int) -> str:
+    """The name of a shard."""
+    return f"{split}-r{size.bit_length() - 1:02d}-s-{index:04d}-of-{count:04d}.tfrecords"
+
+
+def find_root(folder: str, splits=("train",)) -> Path:
+    """The folder that holds ``train/``: the one given, or one below it, as archives unpack to.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    start = Path(folder).expanduser()
+    if not folder or not start.is_dir():
+        raise UserError(
+            f"{folder or '--data'}: no such folder; --data names the folder that holds the tfrecords"
+        )
+    roots = {
+        path.parent.parent
+        for split in splits
+        for path in start.rglob(f"{split}/{split}-r*.tfrecords")
+        if SHARD.fullmatch(path.name)
+    }
+    if len(roots) != 1:
+        found = (
+            ", ".join(map(str, sorted(roots)))
+            or "nothing like train/train-r08-s-0000-of-0120.tfrecords"
+        )
+        raise UserError(f"{start}: expected one set of tfrecords below this folder, found {found}")
+    return roots.pop()
+
+
+def sizes(root: Path, split: str) -> list[int]:
+    """The image sizes that a split is present in."""
+    matches = (SHARD.fullmatch(path.name) for path in (root / split).glob("*.tfrecords"))
+    return sorted(
+        {2 ** int(match["bits"]) for match in matches if match and match["split"] == split}
+    )
+
+
+def find_shards(root: Path, split: str, size: int) -> list[Path]:
+    """The shards of a split in one size, in order.
+
+    Raises:
+        UserError: none is there, or one is missing.
+    """
+    present = {}
+    for path in (root / split).glob(f"{split}-r{size.bit_length() - 1:02d}-s-*.tfrecords"):
+        match = SHARD.fullmatch(path.name)
+        if match:
+            present.setdefault(int(match["count"]), {})[int(match["index"])] = path
+    if not present:
+        others = ", ".join(f"{s}x{s}" for s in sizes(root, split)) or "none"
+        raise UserError(
+            f"{root / split}: no tfrecords of {size}x{size} images (files r{size.bit_length() - 1:02d})"
+            f"; sizes present: {others}; choose one with --image_size"
+        )
+    if len(present) > 1:
+        raise UserError(
+            f"{root / split}: shards of different sets are mixed (of {sorted(present)}); keep one set"
+        )
+    ((count, shards),) = present.items()
+    missing = [index for index in range(count) if index not in shards]
+    if missing:
+        first = shard_name(split, size, missing[0], count)
+        raise UserError(
+            f"{root / split / first}: shard missing, with {len(missing)} of {count} in all; fetch or "
+            "prepare it again"
+        )
+    return [shards[index] for index in range(count)]
+
+
+class Shard:
+    """Random access to the records of one file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: the file ends within a record, or a length is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                self._content = (
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                )
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from None
+        self.offsets = self._scan()
+
+    def _scan(self) -> np.ndarray:
+        offsets, offset, content, size = [], 0, self._content, len(self._content)
+        while offset < size:
+            if offset + HEADER.size > size:
+                raise self._damaged(offset, "the file ends within a record's header")
+            length, checksum = HEADER.unpack_from(content, offset)
+            if checksum != masked_crc(content[offset : offset + 8]):
+                raise self._damaged(offset, "the record's length does not match its checksum")
+            following = offset + HEADER.size + length + FOOTER.size
+            if following > size:
+                raise self._damaged(offset, "the file ends within this record")
+            offsets.append(offset)
+            offset = following
+        return np.array(offsets, np.int64)
+
+    def record(self, number: int) -> bytes:
+        """The bytes of a record.
+
+        Raises:
+            UserError: they do not match their checksum.
+        """
+        offset = int(self.offsets[number])
+        length, _ = HEADER.unpack_from(self._content, offset)
+        start = offset + HEADER.size
+        data = self._content[start : start + length]
+        (checksum,) = FOOTER.unpack_from(self._content, start + length)
+        if checksum != masked_crc(data):
+            raise self._damaged(offset, "the record does not match its checksum")
+        return data
+
+    def example(self, number: int, channels: int) -> tuple[np.ndarray, int]:
+        """The image (height, width, channels) and label of a record.
+
+        Raises:
+            UserError: it is no example, or shape and bytes disagree.
+        """
+        data = self.record(number)
+        try:
+            features = tf.train.Example.FromString(data).features.feature
+            shape = tuple(features["shape"].int64_list.value)
+            (pixels,) = features["data"].bytes_list.value
+            label = (*features["label"].int64_list.value, 0)[0]
+        except Exception:  # noqa: BLE001 - protobuf's own classes differ by its implementation
+            raise self._damaged(
+                int(self.offsets[number]), "the record is no example with shape and data"
+            ) from None
+        if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=object) != len(pixels):
+            raise self._damaged(
+                int(self.offsets[number]),
+                f"its shape {shape} is not that of its {len(pixels)} bytes",
+            )
+        if shape[2] != channels:
+            raise self._damaged(
+                int(self.offsets[number]), f"its image has {shape[2]} channels, not {channels}"
+            )
+        return np.frombuffer(pixels, np.uint8).reshape(shape), label
+
+    def _damaged(self, offset, what) -> UserError:
+        return UserError(f"{self.path}: {what}, at byte {offset}; {FETCH_AGAIN}")
+
+
+class TFRecordSource(PythonSource):
+    """The images of one split in one size.
+
+    Args:
+        root: the folder that holds the splits.
+        split: ``train``, ``validation`` or ``test``.
+        size: of the images.
+        cropped: the pipeline crops the images, which may be larger on one side.
+        channels: of the images.
+
+    Raises:
+        UserError: a shard is missing or damaged, or the split is empty.
+    """
+
+    def __init__(self, root: Path, split: str, size: int, cropped: bool = False, channels: int = 3):
+        super().__init__()
+        self.size, self.cropped, self.channels = size, cropped, channels
+        self.shards = [Shard(path) for path in find_shards(root, split, size)]
+        self.ends = np.cumsum([len(shard.offsets) for shard in self.shards])
+        if len(self) == 0:
+            raise UserError(f"{root / split}: the tfrecords hold no images; {FETCH_AGAIN}")
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def fetch(self, index):
+        """Reads one record."""
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        shard = self.shards[number]
+        within = index - (int(self.ends[number - 1]) if number else 0)
+        image, label = shard.example(within, self.channels)
+        height, width, _ = image.shape
+        fits = min(height, width) == self.size and (self.cropped or height == width)
+        if not fits:
+            raise UserError(
+                f"{shard.path}: the image at byte {shard.offsets[within]} is {height}x{width}, not "
+                f"{self.size}x{self.size}; {FETCH_AGAIN}"
+            )
+        return image, label
+
+
+def serialize(image: np.ndarray, label: int = 0) -> bytes:
+    """An image (height, width, channels) as a ``tf.train.Example``."""
+    example = tf.train.Example()
+    features = example.features.feature
+    features["shape"].int64_list.value.extend(image.shape)
+    features["data"].bytes_list.value.append(image.tobytes())
+    features["label"].int64_list.value.append(label)
+    return example.SerializeToString()
+
+
+def masked_crc(data: bytes) -> int:
+    """TensorFlow's masked CRC-32C."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

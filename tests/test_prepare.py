@@ -1,0 +1,289 @@
+"""Every source that ``prepare`` knows, on small real images; and folders trained from directly."""
+
+import io
+import json
+import re
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from nvae_tf.config import DataConfig
+from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
+from nvae_tf.data.source import reading
+from nvae_tf.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """scikit-learn's two photographs, 427x640."""
+    from sklearn.datasets import load_sample_images
+
+    return [Image.fromarray(image) for image in load_sample_images().images]
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    """Twenty photographs of several sizes and formats, nested, one with a strange name."""
+    root = tmp_path / "photos"
+    (root / "deeper" / "still").mkdir(parents=True)
+    for i in range(20):
+        crop = pictures[i % 2].crop((10 * i, 5 * i, 10 * i + 120 + i, 5 * i + 90))
+        place = root / ("deeper/still" if i % 3 == 0 else "")
+        crop.save(place / f"a photo\n{i:02d}.{('jpg', 'png', 'webp', 'bmp')[i % 4]}")
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def run(*arguments):
+    return prepare.main([str(a) for a in arguments])
+
+
+def records(root, split, size):
+    """Images and count as TensorFlow's own reader sees them."""
+    found = []
+    for path in tfrecords.find_shards(root, split, size):
+        for record in tf.data.TFRecordDataset(str(path)):
+            features = tf.train.Example.FromString(record.numpy()).features.feature
+            shape = features["shape"].int64_list.value
+            found.append(
+                np.frombuffer(features["data"].bytes_list.value[0], np.uint8).reshape(shape)
+            )
+    return found
+
+
+def test_a_folder_becomes_tfrecords_that_train(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("images", "--input", folder, "--output", out, "--size", 32) == 0
+    assert "18 images in train, 2 images in validation" in capsys.readouterr().out
+    train = records(out, "train", 32)
+    assert len(train) == 18 and all(image.shape == (32, 32, 3) for image in train)
+    dataset = catalog.describe(DataConfig(dataset="tfrecords", data=str(out)))
+    source, validation = dataset.open(str(out))
+    assert len(validation) == 2
+    np.testing.assert_array_equal([source.fetch(i)[0] for i in range(18)], train)
+    manifest = json.loads((out / prepare.MANIFEST).read_text())
+    assert manifest["counts"] == {"train": 18, "validation": 2} and manifest["unreadable"] == []
+
+
+def test_a_centre_crop_is_pillows(folder, tmp_path, pictures):
+    path = folder / "deeper" / "still" / "a photo\n03.bmp"
+    with Image.open(path) as image:
+        width, height = image.size
+        left = (width - height) // 2
+        expected = image.crop((left, 0, left + height, height)).resize((32, 32), Image.BILINEAR)
+    found = images.load_image(path, path, 32, images.CENTRE)
+    np.testing.assert_allclose(found, np.asarray(expected), atol=3)
+    squeezed = images.load_image(path, path, 32, images.NONE)
+    assert squeezed.shape == (32, 32, 3) and not np.array_equal(squeezed, found)
+    assert images.load_image(path, path, 32, images.RANDOM).shape == (
+        32,
+        round(width * 32 / height),
+        3,
+    )
+
+
+def test_random_crops_move_in_training_and_stay_in_evaluation(folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--size", 32, "--crop", "random", "--validation", 0.5)
+    assert run("images", "--input", folder, "--output", out, *arguments) == 0
+    dataset = catalog.describe(DataConfig(dataset="lsun_church_64"))
+    source = tfrecords.TFRecordSource(out, "train", 32, cropped=True)
+    small = catalog._tfrecords("small", 32, cropped=True)
+    assert dataset.image.size == 64 and small.image.size == 32
+    wide = source.fetch(0)[0]
+    assert wide.shape[0] == 32 and wide.shape[1] > 38
+    batches = pipeline.evaluation_batches(source, small, batch_size=10, seed=0)
+    centre = np.rint(next(iter(batches))[0] * 255.0)
+    left = (wide.shape[1] - 32 + 1) // 2
+    np.testing.assert_array_equal(centre, wide[:, left : left + 32])
+    epochs = pipeline.training_batches(source, small, batch_size=10, seed=0).take(8)
+    seen = {image.tobytes() for batch in epochs for image in batch.numpy()}
+    assert len(seen) > 50
+
+
+def test_files_of_every_mode_are_read(tmp_path, pictures):
+    picture = pictures[0].crop((0, 0, 64, 64))
+    grey = np.asarray(picture.convert("L"))
+    modes = {
+        "rgba.png": picture.convert("RGBA"),
+        "palette.png": picture.quantize(64),
+        "cmyk.jpg": picture.convert("CMYK"),
+        "grey.png": picture.convert("L"),
+        "deep.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "animated.gif": picture.quantize(64),
+    }
+    for name, image in modes.items():
+        image.save(tmp_path / name)
+        found = images.load_image(tmp_path / name, name, 32, images.CENTRE)
+        close = np.abs(found.astype(int).mean() - np.asarray(picture).astype(int).mean())
+        assert found.shape == (32, 32, 3) and close < 12, name
+    turned = Image.Exif()
+    turned[0x0112] = 6  # turn right to see it upright
+    picture.crop((0, 0, 64, 32)).save(tmp_path / "turned.jpg", exif=turned, quality=95)
+    upright = images.load_image(tmp_path / "turned.jpg", "turned", 32, images.NONE)
+    sideways = (
+        picture.crop((0, 0, 64, 32)).rotate(-90, expand=True).resize((32, 32), Image.BILINEAR)
+    )
+    assert np.abs(upright.astype(int) - np.asarray(sideways)).mean() < 6
+
+
+def test_preparing_continues_and_keeps_complete_shards(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "IMAGES_PER_SHARD", 5)
+    out = tmp_path / "out"
+    arguments = ("images", "--input", folder, "--output", out, "--size", 32)
+    assert run(*arguments) == 0
+    whole = {path.name: path.read_bytes() for path in (out / "train").iterdir()}
+    assert len(whole) == 4
+    kept, gone, cut = sorted((out / "train").iterdir())[:3]
+    stamp = kept.stat().st_mtime_ns
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-5])
+    status = run(*arguments)
+    assert (
+        status == 2 and cut.name in capsys.readouterr().err
+    )  # damaged by another: named, not hidden
+    cut.unlink()
+    assert run(*arguments) == 0
+    assert kept.stat().st_mtime_ns == stamp
+    assert {path.name: path.read_bytes() for path in (out / "train").iterdir()} == whole
+    assert run(*arguments[:-1], 64) == 2
+    assert "prepared with another size" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_skipped_and_listed_or_too_many(
+    folder, tmp_path, monkeypatch, capsys
+):
+    broken = folder / "broken.jpg"
+    broken.write_bytes((folder / "deeper/still/a photo\n00.jpg").read_bytes()[:700])
+    out = tmp_path / "out"
+    assert run("images", "--input", folder, "--output", out, "--size", 32) == 0
+    manifest = json.loads((out / prepare.MANIFEST).read_text())
+    assert manifest["unreadable"] == ["broken.jpg"] and sum(manifest["counts"].values()) == 20
+    again = run("images", "--input", folder, "--output", out, "--size", 32)
+    assert again == 0 and "skipped 1 unreadable" in capsys.readouterr().out
+    (folder / "worse.png").write_bytes(b"")
+    status = run("images", "--input", folder, "--output", tmp_path / "other", "--size", 32)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and "2 of 22 images are unreadable" in error and "broken.jpg" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["images", "--size", "128"], "smaller than 128x128"),
+        (["images", "--size", "33"], "--size: 33 is not allowed; expected a power of two"),
+        (["images"], "--size: None is not allowed"),
+        (["images", "--size", "32", "--validation", "0"], "leave a split empty"),
+        (["celeba"], "no list_eval_partition.txt"),
+        (["lsun", "--size", "32"], "expected one folder .*_train_lmdb"),
+        (["tar"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, folder, tmp_path, capsys):
+    status = run(*arguments, "--input", folder, "--output", tmp_path / "out")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert status == 2 and len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+def test_celeba_by_its_own_split_and_crop(tmp_path, pictures):
+    aligned = tmp_path / "in" / "img_align_celeba"
+    aligned.mkdir(parents=True)
+    lines = []
+    for i in range(12):
+        face = pictures[i % 2].crop((8 * i, 4 * i, 8 * i + 178, 4 * i + 218))
+        face.save(aligned / f"{i:06d}.png")
+        lines.append(f"{i:06d}.png {0 if i < 8 else 1 if i < 10 else 2}")
+    (tmp_path / "in" / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    assert run("celeba", "--input", tmp_path / "in", "--output", out) == 0
+    train, test = (records(out, split, 64) for split in ("train", "test"))
+    assert (len(train), len(records(out, "validation", 64)), len(test)) == (8, 2, 2)
+    face = pictures[0].crop((0, 0, 178, 218)).crop((15, 40, 163, 188))
+    np.testing.assert_array_equal(train[0], np.asarray(face.resize((64, 64), Image.BILINEAR)))
+    _, evaluated = catalog.describe(DataConfig(dataset="celeba_64")).open(str(out))
+    np.testing.assert_array_equal(evaluated.fetch(0)[0], test[0])
+
+
+def test_ffhq_is_split_at_random_but_always_the_same(tmp_path, pictures):
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(10):
+        pictures[i % 2].crop((8 * i, 4 * i, 8 * i + 300, 4 * i + 300)).save(source / f"{i:05d}.png")
+    for out in ("a", "b"):
+        assert run("ffhq", "--input", source, "--output", tmp_path / out) == 0
+    one, other = (records(tmp_path / out, "validation", 256) for out in ("a", "b"))
+    assert len(one) == 1
+    np.testing.assert_array_equal(one, other)
+
+
+def test_lsun_databases(tmp_path, pictures):
+    lmdb = pytest.importorskip("lmdb")
+    (tmp_path / "in").mkdir()
+    for part, count in (("train", 6), ("val", 2)):
+        with lmdb.open(
+            str(tmp_path / "in" / f"church_outdoor_{part}_lmdb"), map_size=1 << 24
+        ) as base:
+            for i in range(count):
+                content = io.BytesIO()
+                pictures[i % 2].crop((9 * i, 0, 9 * i + 200, 150)).save(
+                    content, "WEBP", lossless=True
+                )
+                with base.begin(write=True) as transaction:
+                    transaction.put(f"{i:040d}".encode(), content.getvalue())
+    out = tmp_path / "out"
+    assert run("lsun", "--input", tmp_path / "in", "--output", out, "--size", 64) == 0
+    dataset = catalog.describe(DataConfig(dataset="lsun_church_64"))
+    train, validation = dataset.open(str(out))
+    assert (len(train), len(validation)) == (6, 2)
+    whole = pictures[0].crop((0, 0, 200, 150)).resize((85, 64), Image.BILINEAR)
+    np.testing.assert_array_equal(train.fetch(0)[0], np.asarray(whole))
+    batch = next(iter(pipeline.training_batches(train, dataset, batch_size=6, seed=0)))
+    assert batch.shape == (6, 64, 64, 3)
+
+
+def test_the_official_tar_is_unpacked_and_nothing_escapes(folder, tmp_path, capsys):
+    made = tmp_path / "made"
+    assert run("images", "--input", folder, "--output", made, "--size", 32) == 0
+    archive = tmp_path / "imagenet-oord-tfr.tar"
+    shard = next((made / "train").iterdir())
+    with tarfile.open(archive, "w") as tar:
+        tar.add(made, "mnt/host/imagenet-oord-tfr")
+        tar.add(shard, f"../../escaped/{shard.name}.txt")
+        tar.add(shard, "/etc/escaped.tfrecords")
+        link = tarfile.TarInfo(f"train/{shard.name.replace('0000-of', '0001-of')}")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert run("tar", "--input", archive, "--output", out) == 0
+    assert "18 images in train 32x32, 2 images in validation 32x32" in capsys.readouterr().out
+    assert sorted(p.name for p in out.rglob("*.tfrecords")) == sorted(
+        p.name for p in made.rglob("*.tfrecords")
+    )
+    assert not list(tmp_path.rglob("*escaped*"))
+    archive.write_bytes(archive.read_bytes()[:30000])
+    assert run("tar", "--input", archive, "--output", tmp_path / "cut") == 2
+    assert "cannot be unpacked" in capsys.readouterr().err
+
+
+def test_a_plain_folder_needs_no_preparation(folder):
+    config = DataConfig(dataset="images", data=str(folder), image_size=32)
+    dataset = catalog.describe(config)
+    train, test = dataset.open(str(folder))
+    assert (len(train), len(test)) == (18, 2)
+    with reading(train):
+        batches = pipeline.training_batches(train, dataset, batch_size=6, seed=0).take(6)
+        seen = np.concatenate([batch.numpy() for batch in batches])
+    assert seen.shape == (36, 32, 32, 3) and len({image.tobytes() for image in seen}) > 18
+    (folder / "deeper" / "a new one.jpg").write_bytes(b"\xff\xd8 not a JPEG")
+    train, test = dataset.open(str(folder))
+    with (
+        pytest.raises(UserError, match="a new one.jpg: not a readable image"),
+        reading(train, test),
+    ):
+        for source in (train, test):
+            list(pipeline.evaluation_batches(source, dataset, batch_size=4, seed=0))
