@@ -63,6 +63,18 @@ def test_training_starts_at_any_step(photographs):
     assert not np.array_equal(whole, other)
 
 
+def test_workers_share_the_batches_of_one(photographs):
+    source, options = ArraySource(photographs), dict(batch_size=12, seed=3, start_step=2)
+    alone = take(pipeline.training_batches(source, FLIPPED, **options), 6)
+    parts = [
+        take(pipeline.training_batches(source, FLIPPED, worker=w, num_workers=3, **options), 6)
+        for w in range(3)
+    ]
+    for whole, *shares in zip(alone, *parts, strict=True):
+        assert [len(share) for share in shares] == [4, 4, 4]
+        np.testing.assert_array_equal(np.concatenate(shares), whole)
+
+
 def test_half_of_the_images_are_mirrored(photographs):
     same = photographs[:1].repeat(200, 0)
     batches = pipeline.training_batches(ArraySource(same), FLIPPED, batch_size=200, seed=1)

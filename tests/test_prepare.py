@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from nvae_tf.cli import train
 from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
@@ -287,3 +288,18 @@ def test_a_plain_folder_needs_no_preparation(folder):
     ):
         for source in (train, test):
             list(pipeline.evaluation_batches(source, dataset, batch_size=4, seed=0))
+
+
+def test_training_on_a_plain_folder(folder, tmp_path):
+    small = """
+        --num_latent_scales 1 --num_groups_per_scale 2 --no-ada_groups --num_latent_per_group 2
+        --num_channels_enc 4 --num_channels_dec 4 --num_preprocess_cells 1 --num_postprocess_cells 1
+        --num_cell_per_cond_enc 1 --num_cell_per_cond_dec 1 --num_nf 0 --num_mixture_dec 2
+        --batch_size 6 --epochs 2 --warmup_epochs 0
+    """
+    arguments = ["--config", "celeba64", "--dataset", "images", "--data", str(folder)]
+    arguments += ["--image_size", "64", "--root", str(tmp_path / "runs"), *small.split()]
+    assert train.main(arguments) == 0
+    (folder / "broken.png").write_bytes(b"")
+    assert train.main([*arguments, "--save", "broken"]) == 2
+    assert not (tmp_path / "runs" / "broken").exists()

