@@ -34,6 +34,14 @@ def replacing(path: Path):
             os.unlink(temporary)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, unless they are there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as temporary:
@@ -51,5 +59,5 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return UserError(
         f"{path}: cannot be written ({reason}); free space or permissions there, or choose another "
-        "folder with --root"
+        "folder"
     )

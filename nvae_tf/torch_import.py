@@ -1,21 +1,41 @@
 """Weights of the official implementation: a table from the keys of its ``state_dict`` to ours.
 
-This is the only file that knows the official names.
+    python -m nvae_tf.torch_import model.pt OUT
+
+turns an official checkpoint into the folder of a run. This is the only file that knows the official
+names.
 """
 
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ModelConfig, from_dict
+from nvae_tf import torch_file
+from nvae_tf.config import KEYS, Config, ModelConfig, from_dict
 from nvae_tf.errors import UserError
 from nvae_tf.layers.cells import ActivatedConvolution, InvertedResidual, ResidualCell, SkipDown
 from nvae_tf.layers.convolution import Convolution
 from nvae_tf.layers.normalization import BatchNorm
 from nvae_tf.model import NVAE, LatentGroup
+
+
+class Official(NamedTuple):
+    """What an official checkpoint holds.
+
+    Attributes:
+        state: the ``state_dict``, arrays by official key.
+        config: the flags that it was trained with.
+        step: training steps that it took.
+    """
+
+    state: dict[str, np.ndarray]
+    config: Config
+    step: int
 
 
 class Entry(NamedTuple):
@@ -30,6 +50,30 @@ class Entry(NamedTuple):
     variable: tf.Variable
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_official: Callable[[np.ndarray], np.ndarray]
+
+
+def read(path: Path) -> Official:
+    """Reads an official checkpoint, without PyTorch, and without running any code in it.
+
+    Raises:
+        UserError: it is missing, damaged, no checkpoint of NVAE, or asks for code.
+    """
+    content = torch_file.load(path)
+    state, flags = content.get("state_dict"), content.get("args")
+    if not isinstance(state, dict) or not isinstance(flags, dict):
+        raise UserError(f"{path}: not a checkpoint of NVAE: holds no state_dict and args")
+    try:
+        arrays = {}
+        for key, tensor in state.items():
+            if not isinstance(tensor, torch_file.Tensor):
+                raise UserError(f"{key} is no tensor")
+            arrays[key] = tensor.numpy()
+        known = {key: value for key, value in flags.items() if key in KEYS and key != "data"}
+        config = from_dict({key: value for key, value in known.items() if value is not None})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    step = content.get("global_step")
+    return Official(arrays, config, step if isinstance(step, int) else 0)
 
 
 def model_config(flags: dict) -> ModelConfig:
@@ -223,3 +267,56 @@ def _to_oihw(kernel):
 
 def _as_is(variable):
     return Entry(variable, np.asarray, np.asarray)
+
+
+def convert(path: Path, output: Path) -> None:
+    """Writes an official checkpoint as the folder of a run, from which training can continue.
+
+    Weights, running statistics and the step are the file's. The optimiser's moments start at zero, and
+    the singular vectors are iterated anew.
+
+    Raises:
+        UserError: as `read`; or the folder holds a run already.
+    """
+    from nvae_tf.data import catalog
+    from nvae_tf.run_folder import RunFolder
+    from nvae_tf.training.checkpoints import Checkpoints
+    from nvae_tf.training.optimizer import Adamax
+    from nvae_tf.training.trainer import Trainer
+
+    official = read(path)
+    config = official.config
+    model = NVAE(config.model, catalog.describe(config.data).image)
+    load_state(model, official.state)
+    trainer = Trainer(model, config.train, total_steps=1)
+    trainer.optimizer = Adamax(config.train.learning_rate)
+    trainer.optimizer.build(model.trainable_variables)
+    trainer.optimizer.iterations.assign(official.step)
+    trainer.warm_up_spectral_norms()
+    folder = RunFolder(output)
+    folder.open(config, resume=False)
+    Checkpoints(folder, trainer, config.train.keep).save()
+    print(
+        f"read: {path}, {config.data.dataset}, {len(model.groups)} latent groups, step {official.step}"
+    )
+    print(f"run: {output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    from nvae_tf.cli.errors import run_command
+    from nvae_tf.cli.flags import Parser
+
+    parser = Parser(
+        prog="python -m nvae_tf.torch_import",
+        description="Turn an official checkpoint into the folder of a run.",
+    )
+    parser.add_argument("checkpoint", help="a .pt file of the official implementation")
+    parser.add_argument("output", help="the folder to make")
+    arguments = parser.parse_args(argv)
+    paths = [Path(p).expanduser() for p in (arguments.checkpoint, arguments.output)]
+    return run_command(lambda: convert(*paths), if_interrupted="nothing is complete")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,3 +22,40 @@ def photographs():
         for left in range(0, 448, 64)
     ]
     return np.stack(crops)[:64]
+
+
+TINY = """
+dataset: digits
+batch_size: 100
+num_latent_scales: 1
+num_groups_per_scale: 2
+num_latent_per_group: 4
+num_channels_enc: 4
+num_channels_dec: 4
+num_preprocess_cells: 1
+num_postprocess_cells: 1
+use_se: true
+res_dist: true
+epochs: 3
+warmup_epochs: 1
+weight_decay_norm: 1e-2
+log_every: 5
+keep: 2
+"""
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(recipe, tmp_path_factory):
+    """A finished run: its folder."""
+    root = tmp_path_factory.mktemp("runs")
+    from nvae_tf.cli.train import main
+
+    assert main(["--config", str(recipe), "--root", str(root)]) == 0
+    return root / "tiny"

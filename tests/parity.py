@@ -2,6 +2,9 @@
 
     python tests/parity.py FILE.npz [FILE.npz ...]
 
+A checkpoint FILE.pt in place of FILE.npz gives the weights; the numbers are then those of the FILE.npz
+beside it.
+
 Builds the model from the file's configuration, loads its weights, runs the evaluation pass, the
 sampling pass and the training steps with the file's noise, and compares every quantity in the file.
 Prints one line for each quantity and exits with status 1 if any exceeds its tolerance.
@@ -98,12 +101,13 @@ def run(path):
     """Compares one file.
 
     Args:
-        path: of an .npz file with reference numbers.
+        path: of an .npz file with reference numbers, or of the .pt file beside one.
 
     Returns:
         The rows of the table.
     """
-    with np.load(path) as archive:
+    path = Path(path)
+    with np.load(path.with_suffix(".npz")) as archive:
         file = {key: archive[key] for key in archive.files}
     comparison = Comparison(file)
     flags = json.loads(str(comparison.take("config")))
@@ -113,7 +117,13 @@ def run(path):
     trainer.optimizer = Adamax(1e-2, weight_decay=3e-4)
 
     state_keys = [key for key in file if key.startswith("state/")]
-    torch_import.load_state(model, {key[6:]: comparison.take(key) for key in state_keys})
+    state = {key.removeprefix("state/"): comparison.take(key) for key in state_keys}
+    if path.suffix == ".pt":
+        imported = torch_import.read(path).state
+        for key in state:
+            comparison.compare(f"state/{key}", imported.get(key, np.nan), 0.0)
+        state = imported
+    torch_import.load_state(model, state)
     load_singular_vectors(trainer.spectral, model, comparison)
 
     comparison.compare("eps", len(model.groups), 0.0)

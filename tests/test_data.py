@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -130,13 +131,27 @@ def cifar_batch(images):
     return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
 
 
-@pytest.mark.parametrize("kind", ["py", "bin"])
+def python_2_pickle(flat):
+    """A batch as the CIFAR-10 that people download holds it: written by Python 2, strings for bytes."""
+    size = struct.pack("<i", len(flat))
+    return b"".join([
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR",
+        b"(K\x01(J" + size + b"M\x00\x0ctcnumpy\ndtype\n(U\x02u1K\x00K\x01tR",
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89",
+        b"T" + struct.pack("<i", flat.size) + flat.tobytes() + b"tb",
+        b"U\x06labels](" + b"K\x03" * len(flat) + b"eu.",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["py", "py2", "bin"])
 def test_cifar10_is_read_from_its_extracted_folder(kind, tmp_path, photographs):
-    folder = tmp_path / f"cifar-10-batches-{kind}"
+    folder = tmp_path / f"cifar-10-batches-{kind.rstrip('2')}"
     folder.mkdir()
     for i, name in enumerate([f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]):
         flat = cifar_batch(photographs[10 * i : 10 * i + 10])
-        if kind == "py":
+        if kind == "py2":
+            (folder / name).write_bytes(python_2_pickle(flat))
+        elif kind == "py":
             content = {b"data": flat, b"labels": [0] * 10, b"batch_label": b"batch"}
             (folder / name).write_bytes(pickle.dumps(content, protocol=2))
         else:

@@ -20,6 +20,12 @@ def test_every_quantity_agrees_with_the_reference(path):
     assert {"eval/logits", "sample/logits", "train/0/loss", "train/2/sr_loss"} <= quantities
 
 
+def test_an_official_checkpoint_gives_the_same_numbers():
+    rows = parity.run(HERE / "reference" / "cifar10_normal_decoder.pt")
+    assert all(row.ok for row in rows)
+    assert {"state/stem.weight", "train/2/loss"} <= {row.quantity for row in rows}
+
+
 def test_a_wrong_weight_is_noticed(tmp_path, capsys):
     with np.load(HERE / "reference" / "cifar10_normal_decoder.npz") as archive:
         arrays = dict(archive)

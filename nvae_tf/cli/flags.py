@@ -49,3 +49,21 @@ def add_key_flags(group, names) -> None:
 def overrides(arguments: argparse.Namespace) -> dict:
     """The configuration keys that were given as flags, values still as text."""
     return {name: value for name, value in vars(arguments).items() if name in KEYS}
+
+
+def at_least(minimum: int):
+    """A flag's type: a whole number from `minimum` on."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed; expected at least {minimum}")
+        return int(text)
+
+    return whole_number
+
+
+def positive(text: str) -> float:
+    """A flag's type: a finite number above 0."""
+    if not 0.0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; expected a number above 0")
+    return float(text)

@@ -5,6 +5,7 @@ from pathlib import Path
 from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, add_config_flags, overrides
+from nvae_tf.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +47,6 @@ def _train(arguments) -> None:
     path = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.run import train
-    from nvae_tf.training.run_folder import RunFolder
 
     folder = RunFolder(path)
     results = train(config, folder, resume=arguments.cont_training)

@@ -2,8 +2,6 @@
 
 import codecs
 import contextlib
-import io
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import tf_keras
 from PIL import Image
 
+from nvae_tf import plain_pickle
 from nvae_tf.data.source import ArraySource, StackedSource
 from nvae_tf.errors import UserError
 
@@ -181,8 +180,11 @@ def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        data, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"], np.int64)
+        with path.open("rb") as file:
+            content = plain_pickle.load(file, _ARRAY_FACTORIES)
+        # Written by Python 2, names are bytes; pickletools decodes them.
+        content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+        data, labels = content["data"].array, np.asarray(content["labels"], np.int64)
         if data.dtype != np.uint8 or data.shape != (len(labels), int(np.prod(CIFAR_SHAPE))):
             raise ValueError(f"it holds {data.dtype} of shape {data.shape}")
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
@@ -192,22 +194,40 @@ def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return data, labels
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers, and refuses anything that could run code."""
+class _PickledArray(plain_pickle.Object):
+    """Stands for a NumPy array whose state is to come."""
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): codecs.encode,
-    }
+    def __init__(self, *_):
+        self.array = None
 
-    def find_class(self, module, name):
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+    def set_state(self, state):
+        """Takes shape, type and bytes."""
+        _, shape, dtype, column_major, content = state
+        if isinstance(content, str):  # Python 2's strings
+            content = content.encode("latin-1")
+        order = "F" if column_major else "C"
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
+
+
+class _PickledType(plain_pickle.Object):
+    """Stands for a NumPy type of plain numbers."""
+
+    def __init__(self, code, *_):
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "iufb":
+            raise plain_pickle.UnsafePickle(f"an array of type {code}")
+
+    def set_state(self, state):
+        """Ignores byte order: CIFAR's numbers are single bytes."""
+
+
+_ARRAY_FACTORIES = {
+    "numpy.core.multiarray _reconstruct": _PickledArray,
+    "numpy._core.multiarray _reconstruct": _PickledArray,
+    "numpy ndarray": _PickledArray,
+    "numpy dtype": _PickledType,
+    "_codecs encode": codecs.encode,
+}
 
 
 def _pad_to_32(images: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser
 from nvae_tf.data import images, tfrecords
 from nvae_tf.errors import UserError
-from nvae_tf.files import cannot_write, replacing, write_text
+from nvae_tf.files import cannot_write, make_folder, replacing, write_text
 
 import tensorflow as tf  # isort: skip
 
@@ -71,7 +71,7 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
     _check_output(output, settings)
     jobs = []
     for split, items in splits.items():
-        _make_folder(output / split)
+        make_folder(output / split)
         count = -(-len(items) // IMAGES_PER_SHARD)
         for index, part in enumerate(np.array_split(np.arange(len(items)), count)):
             path = output / split / tfrecords.shard_name(split, size, index, count)
@@ -94,7 +94,7 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
 
 def _check_output(output: Path, settings: dict) -> None:
     manifest = output / MANIFEST
-    _make_folder(output)
+    make_folder(output)
     if manifest.exists():
         try:
             before = json.loads(manifest.read_text())["settings"]
@@ -109,13 +109,6 @@ def _check_output(output: Path, settings: dict) -> None:
             )
     else:
         write_text(manifest, json.dumps({"settings": settings}, indent=1) + "\n")
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from None
 
 
 def _run(jobs: list[Job], total: int) -> set[str]:
@@ -266,7 +259,7 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
     Raises:
         UserError: the archive is damaged, incomplete, or holds no tfrecords.
     """
-    _make_folder(output)
+    make_folder(output)
     found: dict[tuple[str, int], int] = {}
     try:
         with (
@@ -294,7 +287,7 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     path = folder / os.path.basename(member.name)
-    _make_folder(folder)
+    make_folder(folder)
     if path.exists() and path.stat().st_size == member.size:
         return
     with replacing(path) as temporary, temporary.open("wb") as file:

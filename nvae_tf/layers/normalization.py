@@ -1,5 +1,8 @@
 """Batch normalisation followed by an activation, with statistics over all replicas."""
 
+import contextlib
+import contextvars
+
 import tensorflow as tf
 import tf_keras
 
@@ -7,6 +10,24 @@ from nvae_tf.layers.activations import ACTIVATIONS
 
 EPSILON = 1e-5
 MOMENTUM = 0.95  # of the running averages (momentum 0.05 in PyTorch's convention)
+
+_observed = contextvars.ContextVar("observed_statistics", default=None)
+
+
+@contextlib.contextmanager
+def observed_statistics():
+    """Within the block, layers in training mode report their statistics and keep their running ones.
+
+    Yields:
+        A dictionary that fills in the order of the calls: `BatchNorm` -> (mean, biased variance) of its
+        batch, each (channels,).
+    """
+    statistics = {}
+    token = _observed.set(statistics)
+    try:
+        yield statistics
+    finally:
+        _observed.reset(token)
 
 
 class BatchNorm(tf_keras.layers.Layer):
@@ -60,22 +81,25 @@ class BatchNorm(tf_keras.layers.Layer):
 
     def _with_batch_statistics(self, inputs):
         context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            # The fused op returns the unbiased variance.
+        replicas = 1 if context is None else context.num_replicas_in_sync
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1] * replicas, tf.float32)
+        if replicas == 1:
             outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=inputs, scale=self.gamma, offset=self.beta, mean=[], variance=[],
                 epsilon=EPSILON, is_training=True,
             )  # fmt: skip
+            biased = variance * (count - 1.0) / count  # the fused op returns the unbiased one
         else:
             mean = _over_replicas(context, tf.reduce_mean(inputs, [0, 1, 2]))
             centred = inputs - mean
             biased = _over_replicas(context, tf.reduce_mean(tf.square(centred), [0, 1, 2]))
             outputs = centred * (self.gamma * tf.math.rsqrt(biased + EPSILON)) + self.beta
-            count = tf.size(inputs) // tf.size(mean) * context.num_replicas_in_sync
-            count = tf.cast(count, tf.float32)
             variance = biased * count / (count - 1.0)
-        self.moving_mean.assign_sub((1.0 - MOMENTUM) * (self.moving_mean - mean))
-        self.moving_variance.assign_sub((1.0 - MOMENTUM) * (self.moving_variance - variance))
+        if (observed := _observed.get()) is not None:
+            observed[self] = mean, biased
+        else:
+            self.moving_mean.assign_sub((1.0 - MOMENTUM) * (self.moving_mean - mean))
+            self.moving_variance.assign_sub((1.0 - MOMENTUM) * (self.moving_variance - variance))
         return outputs
 
     def get_config(self):

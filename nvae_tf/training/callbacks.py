@@ -11,7 +11,8 @@ from nvae_tf.config import Config
 from nvae_tf.errors import UserError
 from nvae_tf.files import write_png
 from nvae_tf.pictures import grid
-from nvae_tf.training.run_folder import Checkpoints, RunFolder
+from nvae_tf.run_folder import RunFolder
+from nvae_tf.training.checkpoints import Checkpoints
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS, SAMPLE_ROWS = 10, 2  # rows at each temperature

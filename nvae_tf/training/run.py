@@ -10,9 +10,10 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.errors import ConfigError
 from nvae_tf.model import NVAE
+from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import callbacks
+from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.optimizer import Adamax
-from nvae_tf.training.run_folder import Checkpoints, RunFolder
 from nvae_tf.training.schedules import WarmupCosine
 from nvae_tf.training.trainer import Trainer
 

@@ -71,6 +71,10 @@ class Trainer(tf_keras.Model):
         """
         noise = self.model.draw_noise(tf.shape(images)[0], (self.seed, 0))
         self.model.initialize_from_data(images, noise)
+        self.warm_up_spectral_norms()
+
+    def warm_up_spectral_norms(self):
+        """Brings fresh singular vectors near those of the kernels."""
         with shared_kernels(self.spectral.groups) as stacks:
             self.spectral.sum(stacks, WARM_UP_ITERATIONS)
 

@@ -1,60 +1,12 @@
-"""The folder of one training run: configuration, checkpoints, logs and pictures."""
+"""Checkpoints: everything that training changes, saved and restored."""
 
 from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf import config as configuration
-from nvae_tf.config import Config
 from nvae_tf.errors import UserError
-from nvae_tf.files import cannot_write, write_text
-
-
-class RunFolder:
-    """Paths of a run, and its checkpoints.
-
-    Args:
-        path: ``ROOT/SAVE``.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.config_file = path / "config.yaml"
-        self.checkpoints = path / "checkpoints"
-        self.logs = path / "logs"
-        self.samples = path / "samples.png"
-        self.reconstructions = path / "reconstructions.png"
-
-    def open(self, config: Config, resume: bool) -> None:
-        """Creates the folder, or with `resume` makes sure that this configuration continues it.
-
-        Raises:
-            UserError: a run is there and `resume` is not set; or the one there has another model or
-                other data; or the folder cannot be written.
-        """
-        if self.config_file.exists():
-            if not resume:
-                raise UserError(
-                    f"{self.path} holds a run already: continue it with --cont_training, or choose "
-                    "another name with --save"
-                )
-            self._check_continues(config)
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
-        write_text(self.config_file, config.to_yaml())
-
-    def _check_continues(self, config: Config) -> None:
-        before = configuration.load(str(self.config_file)).to_dict()
-        after = config.to_dict()
-        for name, (part, _) in configuration.KEYS.items():
-            # Where the data lies may change, and so may schedule and reports.
-            if part != "train" and name != "data" and before[name] != after[name]:
-                raise UserError(
-                    f"{name}: {after[name]} does not continue the run in {self.path}, which has "
-                    f"{before[name]}; start another with --save"
-                )
+from nvae_tf.files import cannot_write
+from nvae_tf.run_folder import RunFolder
 
 
 class Checkpoints:

@@ -1,0 +1,208 @@
+"""The command ``evaluate_keras.py``."""
+
+import json
+from pathlib import Path
+
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, at_least, positive
+
+READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
+GRID_COLUMNS, GRID_IMAGES = 10, 100
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluates a model.
+
+    Args:
+        argv: the command's arguments; default: the process's.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+    """
+    arguments = _parser().parse_args(argv)
+    modes = {"evaluate": _evaluate, "sample": _sample}
+    return run_command(
+        lambda: modes[arguments.eval_mode](arguments), if_interrupted="nothing was written"
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="evaluate_keras.py",
+        description="Likelihood and samples of a trained NVAE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a run's folder, one of its checkpoints, or a .pt file of the official implementation",
+    )
+    parser.add_argument(
+        "--eval_mode", choices=("evaluate", "sample"), default="evaluate", help="default: evaluate"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for the results (default: the run's folder)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--batch_size",
+        type=at_least(1),
+        metavar="N",
+        help="images at once (default: 100)",
+        default=100,
+    )
+    likelihood = parser.add_argument_group("evaluate")
+    likelihood.add_argument(
+        "--num_iw_samples",
+        type=at_least(1),
+        default=100,
+        metavar="K",
+        help="draws of z for each image; the paper's numbers take 1000 (default: 100)",
+    )
+    likelihood.add_argument(
+        "--iw_chunk",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="draws of an image computed at once; more is faster and takes more memory (default: 1)",
+    )
+    likelihood.add_argument(
+        "--eval_on_train",
+        action="store_true",
+        help="the training images instead of the test images",
+    )
+    likelihood.add_argument(
+        "--data", metavar="DIR", help="where the data set is (default: where training had it)"
+    )
+    sampling = parser.add_argument_group("sample")
+    sampling.add_argument(
+        "--temp", type=positive, default=1.0, metavar="T", help="temperature (default: 1.0)"
+    )
+    sampling.add_argument(
+        "--readjust_bn",
+        action="store_true",
+        help="first replace batch norm's statistics by those of samples at this temperature",
+    )
+    sampling.add_argument(
+        "--readjust_batches",
+        type=at_least(1),
+        default=READJUSTING_BATCHES,
+        metavar="N",
+        help=f"batches of {READJUSTING_BATCH} samples for that (default: {READJUSTING_BATCHES})",
+    )
+    sampling.add_argument(
+        "--num_samples", type=at_least(1), default=GRID_IMAGES, metavar="N", help="default: 100"
+    )
+    sampling.add_argument(
+        "--format",
+        choices=("none", "png", "npz"),
+        default="none",
+        help="also write every sample: as PNG files, or as one .npz array (default: none)",
+    )
+    return parser
+
+
+def _load(arguments, **data_overrides):
+    # TensorFlow takes seconds to import: only after the flags are known to be right.
+    from nvae_tf.evaluation.loading import load
+
+    loaded = load(arguments.checkpoint, data_overrides)
+    output = Path(arguments.output).expanduser() if arguments.output else loaded.folder
+    name, groups = loaded.config.data.dataset, len(loaded.model.groups)
+    print(f"model: {name}, {groups} latent groups, step {loaded.step}")
+    return loaded, output
+
+
+def _evaluate(arguments) -> None:
+    loaded, output = _load(arguments, **({"data": arguments.data} if arguments.data else {}))
+    from nvae_tf.data import catalog, pipeline
+    from nvae_tf.data.source import reading
+    from nvae_tf.evaluation import likelihood
+    from nvae_tf.files import make_folder, write_text
+
+    config = loaded.config
+    dataset = catalog.describe(config.data)
+    train, test = dataset.open(config.data.data)
+    source = train if arguments.eval_on_train else test
+    make_folder(output)
+    batches = pipeline.evaluation_batches(
+        source,
+        dataset,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        num_bits=config.model.num_x_bits,
+    )
+    with reading(source):
+        found = likelihood.evaluate(
+            loaded.model,
+            batches,
+            len(source),
+            num_draws=arguments.num_iw_samples,
+            chunk=arguments.iw_chunk,
+            seed=arguments.seed,
+        )
+    summary = likelihood.summarize(found, dataset.image.bits_per_dim)
+    report = {
+        **summary,
+        "num_images": len(source),
+        "num_iw_samples": arguments.num_iw_samples,
+        "seed": arguments.seed,
+        "step": loaded.step,
+        "split": "train" if arguments.eval_on_train else "test",
+    }
+    path = output / "evaluate.json"
+    write_text(path, json.dumps(report, indent=1) + "\n")
+    for name, bits, title in (
+        ("nelbo", "bpd_nelbo", "NELBO"),
+        ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
+    ):
+        nats, error = summary[name]["mean"], summary[name]["standard_error"]
+        spread = "" if error is None else f" +- {error:.2f}"
+        print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
+    print(f"written: {path}")
+
+
+def _sample(arguments) -> None:
+    loaded, output = _load(arguments)
+    import numpy as np
+
+    from nvae_tf.evaluation import sampling
+    from nvae_tf.files import make_folder, replacing, write_png
+    from nvae_tf.pictures import grid
+
+    make_folder(output)
+    if arguments.readjust_bn:
+        left_out = sampling.readjust_batch_norm(
+            loaded.model,
+            arguments.temp,
+            batches=arguments.readjust_batches,
+            batch_size=READJUSTING_BATCH,
+            seed=arguments.seed,
+        )
+        if left_out:
+            print(
+                f"readjust: left out {left_out} of {arguments.readjust_batches} batches, not finite"
+            )
+    images, rate = sampling.sample(
+        loaded.model,
+        arguments.num_samples,
+        arguments.temp,
+        batch_size=min(arguments.batch_size, arguments.num_samples),
+        seed=arguments.seed,
+    )
+    name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
+    written = [output / f"{name}.png"]
+    write_png(written[0], grid(images[:GRID_IMAGES] / np.float32(255.0), GRID_COLUMNS))
+    if arguments.format == "npz":
+        written.append(output / f"{name}.npz")
+        with replacing(written[-1]) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, images=images)
+    elif arguments.format == "png":
+        written.append(output / name)
+        make_folder(written[-1])
+        for number, image in enumerate(images):
+            write_png(written[-1] / f"{number:06d}.png", image)
+    if np.isfinite(rate):
+        print(f"speed: {rate:.1f} samples/s")
+    print("written: " + ", ".join(map(str, written)))

@@ -1,0 +1,206 @@
+"""Reads the data in a pickle without running anything that the pickle asks for.
+
+Python's own unpickler calls whatever a file names. This one only parses (with `pickletools`, which
+executes nothing) and builds plain data; every class or function that a file names must be on the
+caller's list, which says what plain data to put in its place. Anything else is refused by name.
+"""
+
+import pickletools
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from nvae_tf.errors import UserError
+
+Factories = dict[str, Callable[..., Any]]
+
+
+class UnsafePickle(UserError):
+    """A pickle that is damaged, or asks for more than plain data; the text says what."""
+
+
+class Object:
+    """Stands for an instance that a factory made, for pickles that set its state afterwards.
+
+    Subclasses implement `set_state`.
+    """
+
+    def set_state(self, state: Any) -> None:
+        """Takes the state that the pickle gives."""
+        raise NotImplementedError
+
+
+class Namespace(dict, Object):
+    """Stands for an `argparse.Namespace`: a dictionary of its attributes."""
+
+    def set_state(self, state):
+        """Takes the attributes."""
+        if not isinstance(state, dict):
+            raise UnsafePickle("a namespace without attributes")
+        self.update(state)
+
+
+class OrderedDict(dict, Object):
+    """Stands for a `collections.OrderedDict`, whose extra attributes (``_metadata``) are dropped."""
+
+    def set_state(self, state):
+        """Drops the attributes."""
+
+
+def load(
+    file: BinaryIO, factories: Factories, persistent: Callable[[Any], Any] | None = None
+) -> Any:
+    """Reads one pickle.
+
+    Args:
+        file: open at the pickle's first byte; left after its last.
+        factories: ``"module name"`` of a class or function -> what to call in its place.
+        persistent: turns a persistent id into what stands for it.
+
+    Raises:
+        UnsafePickle: the pickle is damaged, or names something that is not on the list.
+    """
+    machine = _Machine(factories, persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.run(opcode.name, argument)
+    except UnsafePickle:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any way
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise UnsafePickle(f"a damaged pickle ({reason})") from None
+    raise UnsafePickle("a pickle without an end")
+
+
+class Global:
+    """A class or function that the pickle named."""
+
+    def __init__(self, name: str, factory: Callable[..., Any]):
+        self.name, self.factory = name, factory
+
+
+_LITERALS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
+    "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+}  # fmt: skip
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_MARK = object()
+
+
+class _Machine:
+    """The stack machine that a pickle is a program for."""
+
+    def __init__(self, factories: Factories, persistent):
+        self.factories, self.persistent = factories, persistent
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, name: str, argument: Any) -> None:
+        """Executes one operation."""
+        stack = self.stack
+        if name in ("PROTO", "FRAME"):
+            return
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in _FIXED_TUPLES:
+            count = _FIXED_TUPLES[name]
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        else:
+            operation = getattr(self, f"_{name.lower()}", None)
+            if operation is None:
+                raise UnsafePickle(f"the pickle operation {name}")
+            operation(argument)
+
+    def _since_mark(self) -> list:
+        start = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
+        items = self.stack[start + 1 :]
+        del self.stack[start:]
+        return items
+
+    def _tuple(self, _):
+        self.stack.append(tuple(self._since_mark()))
+
+    def _list(self, _):
+        self.stack.append(self._since_mark())
+
+    def _dict(self, _):
+        items = self._since_mark()
+        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _append(self, _):
+        item = self.stack.pop()
+        self.stack[-1].append(item)
+
+    def _appends(self, _):
+        items = self._since_mark()
+        self.stack[-1].extend(items)
+
+    def _setitem(self, _):
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][key] = value
+
+    def _setitems(self, _):
+        items = self._since_mark()
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _additems(self, _):
+        items = self._since_mark()
+        self.stack[-1].update(items)
+
+    def _pop(self, _):
+        self.stack.pop()
+
+    def _global(self, argument):
+        self._find(argument)
+
+    def _stack_global(self, _):
+        name, module = self.stack.pop(), self.stack.pop()
+        self._find(f"{module} {name}")
+
+    def _find(self, name: str):
+        if name not in self.factories:
+            raise UnsafePickle(f"the file asks for {name.replace(' ', '.')}, which is not data")
+        self.stack.append(Global(name, self.factories[name]))
+
+    def _call(self):
+        arguments, target = self.stack.pop(), self.stack.pop()
+        if not isinstance(target, Global):
+            raise UnsafePickle("a call of something that is not a class or function")
+        self.stack.append(target.factory(*arguments))
+
+    def _reduce(self, _):
+        self._call()
+
+    def _newobj(self, _):
+        self._call()
+
+    def _build(self, _):
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], Object):
+            raise UnsafePickle("a state for something that has none")
+        self.stack[-1].set_state(state)
+
+    def _persid(self, argument):
+        self.stack.append(argument)
+        self._binpersid(None)
+
+    def _binpersid(self, _):
+        if self.persistent is None:
+            raise UnsafePickle("a reference to data outside the pickle")
+        self.stack.append(self.persistent(self.stack.pop()))

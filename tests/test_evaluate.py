@@ -1,0 +1,148 @@
+"""``evaluate_keras.py``: likelihood and samples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from nvae_tf.cli.evaluate import main
+from nvae_tf.errors import UserError
+from nvae_tf.evaluation import likelihood, loading, sampling
+from nvae_tf.evaluation.noise import noise_for
+from nvae_tf.layers.latent_group import FromPrior
+from nvae_tf.layers.normalization import observed_statistics
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.glob("*.pt")), ids=lambda path: path.stem)
+def test_official_files_evaluate_to_the_official_numbers(path):
+    model = loading.load(str(path)).model
+    with np.load(path.with_suffix(".npz")) as file:
+        noise = [np.transpose(file[f"eps/{i}"], (0, 2, 3, 1)) for i in range(int(file["eps"]))]
+        images = tf.constant(np.transpose(file["x"], (0, 2, 3, 1)))
+        expected = file["eval/log_iw"]
+        nelbo = file["eval/recon"] + file["eval/kl_all"].sum(1)
+    found, weights = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
+    np.testing.assert_allclose(found, nelbo, rtol=1e-4)
+
+
+def evaluate(run, tmp_path, *arguments):
+    output = tmp_path / "out"
+    status = main(["--checkpoint", str(run), "--output", str(output), *map(str, arguments)])
+    assert status == 0
+    return json.loads((output / "evaluate.json").read_text())
+
+
+def test_more_draws_tighten_the_bound(run, tmp_path, capsys):
+    reports = [
+        evaluate(run, tmp_path, "--num_iw_samples", k, "--iw_chunk", 10) for k in (1, 10, 50)
+    ]
+    negative = [report["neg_log_likelihood"]["mean"] for report in reports]
+    assert negative[0] > negative[1] > negative[2]
+    last = reports[-1]
+    assert last["nelbo"]["mean"] > negative[2]
+    assert (last["num_images"], last["num_iw_samples"], last["step"], last["seed"]) == (
+        359,
+        50,
+        42,
+        1,
+    )
+    for bits, nats in (("bpd_nelbo", "nelbo"), ("bpd_log_likelihood", "neg_log_likelihood")):
+        for part in ("mean", "standard_error"):
+            np.testing.assert_allclose(last[bits][part], last[nats][part] / (784 * np.log(2)))
+    assert "bits per dim" in capsys.readouterr().out
+
+
+def test_the_likelihood_depends_on_the_seed_alone(run, tmp_path):
+    options = ("--num_iw_samples", 6)
+    one = evaluate(run, tmp_path, *options, "--batch_size", 100, "--iw_chunk", 3)
+    other = evaluate(run, tmp_path, *options, "--batch_size", 64, "--iw_chunk", 4)
+    seeded = evaluate(run, tmp_path, *options, "--seed", 2, "--iw_chunk", 6)
+    for name in ("nelbo", "neg_log_likelihood"):
+        np.testing.assert_allclose(one[name]["mean"], other[name]["mean"], rtol=1e-5)
+        assert abs(one[name]["mean"] - seeded[name]["mean"]) > 1e-3
+
+
+def test_samples_are_written_and_reproducible(run, tmp_path, capsys):
+    arguments = ["--checkpoint", str(run), "--eval_mode", "sample", "--temp", "0.7"]
+    arguments += ["--num_samples", "30", "--batch_size", "8"]
+    for name in ("a", "b"):
+        output = ["--output", str(tmp_path / name), "--format", "npz"]
+        assert main([*arguments, *output]) == 0
+    assert "samples/s" in capsys.readouterr().out
+    one, other = (np.load(tmp_path / n / "samples_0.7.npz")["images"] for n in ("a", "b"))
+    assert one.shape == (30, 32, 32, 1) and one.dtype == np.uint8
+    np.testing.assert_array_equal(one, other)
+    assert Image.open(tmp_path / "a" / "samples_0.7.png").size == (342, 104)
+    assert main([*arguments, "--output", str(tmp_path / "c"), "--format", "png"]) == 0
+    files = sorted((tmp_path / "c" / "samples_0.7").iterdir())
+    assert len(files) == 30
+    np.testing.assert_array_equal(np.asarray(Image.open(files[3])), one[3, ..., 0])
+
+
+def decoder_statistics(model, seed, numbers):
+    with observed_statistics() as statistics:
+        model.top_down(FromPrior(noise_for(model, seed, numbers), 0.7), training=True)
+    return [
+        (layer, mean.numpy(), variance.numpy()) for layer, (mean, variance) in statistics.items()
+    ]
+
+
+def test_readjusting_pools_the_statistics_of_samples(run):
+    model = loading.load(str(run)).model
+    before = [weight.copy() for weight in model.get_weights()]
+    assert sampling.readjust_batch_norm(model, 0.7, batches=3, batch_size=4, seed=5) == 0
+    # The first batch norm of the decoder sees values that no other one has touched: its pooled
+    # statistics are those of all twelve samples at once.
+    stream = (5, sampling.READJUSTING_STREAM)
+    layer, mean, variance = decoder_statistics(model, stream, tf.range(12, dtype=tf.int64))[0]
+    np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-3)
+    changed = sum(
+        not np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True)
+    )
+    assert changed == 2 * len(decoder_statistics(model, stream, tf.range(2, dtype=tf.int64)))
+
+
+def test_readjusting_never_yields_nan(run, tmp_path, capsys):
+    model = loading.load(str(run)).model
+    with pytest.raises(UserError, match="none of 2 batches .* is finite"):
+        sampling.readjust_batch_norm(model, float("inf"), batches=2, batch_size=4, seed=0)
+    assert all(np.all(np.isfinite(weight)) for weight in model.get_weights())
+    arguments = [
+        "--checkpoint",
+        str(run),
+        "--eval_mode",
+        "sample",
+        "--readjust_bn",
+        "--temp",
+        "0.7",
+    ]
+    arguments += ["--readjust_batches", "4", "--num_samples", "10", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "samples_0.7_readjusted.png")))) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "/nowhere"], "/nowhere: no such run, checkpoint or PyTorch file"),
+        (["--checkpoint", "/"], "no checkpoint here"),
+        (["--checkpoint", "/", "--temp", "-1"], "--temp"),
+        (["--checkpoint", "/", "--num_iw_samples", "0"], "--num_iw_samples"),
+        (["--eval_mode", "sample"], "--checkpoint"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as error:  # argparse's own way out
+        status = error.code
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
