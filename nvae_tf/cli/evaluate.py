@@ -5,9 +5,12 @@ from pathlib import Path
 
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, positive
+from nvae_tf.errors import UserError
+from nvae_tf.files import make_folder
 
 READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
 GRID_COLUMNS, GRID_IMAGES = 10, 100
+FID_SAMPLES = 50_000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +23,12 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
-    modes = {"evaluate": _evaluate, "sample": _sample}
+    modes = {
+        "evaluate": _evaluate,
+        "sample": _sample,
+        "fid_stats": _fid_stats,
+        "evaluate_fid": _evaluate_fid,
+    }
     return run_command(
         lambda: modes[arguments.eval_mode](arguments), if_interrupted="nothing was written"
     )
@@ -29,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="evaluate_keras.py",
-        description="Likelihood and samples of a trained NVAE.",
+        description="Likelihood, samples and FID of a trained NVAE.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -39,7 +47,10 @@ def _parser() -> Parser:
         help="a run's folder, one of its checkpoints, or a .pt file of the official implementation",
     )
     parser.add_argument(
-        "--eval_mode", choices=("evaluate", "sample"), default="evaluate", help="default: evaluate"
+        "--eval_mode",
+        choices=("evaluate", "sample", "fid_stats", "evaluate_fid"),
+        default="evaluate",
+        help="likelihood; samples; or FID, with the statistics of the data first (default: evaluate)",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for the results (default: the run's folder)"
@@ -75,7 +86,7 @@ def _parser() -> Parser:
     likelihood.add_argument(
         "--data", metavar="DIR", help="where the data set is (default: where training had it)"
     )
-    sampling = parser.add_argument_group("sample")
+    sampling = parser.add_argument_group("sample and evaluate_fid")
     sampling.add_argument(
         "--temp", type=positive, default=1.0, metavar="T", help="temperature (default: 1.0)"
     )
@@ -92,7 +103,10 @@ def _parser() -> Parser:
         help=f"batches of {READJUSTING_BATCH} samples for that (default: {READJUSTING_BATCHES})",
     )
     sampling.add_argument(
-        "--num_samples", type=at_least(1), default=GRID_IMAGES, metavar="N", help="default: 100"
+        "--num_samples",
+        type=at_least(1),
+        metavar="N",
+        help=f"images to draw (default: {GRID_IMAGES}; for FID {FID_SAMPLES})",
     )
     sampling.add_argument(
         "--format",
@@ -100,32 +114,45 @@ def _parser() -> Parser:
         default="none",
         help="also write every sample: as PNG files, or as one .npz array (default: none)",
     )
+    fid = parser.add_argument_group("fid_stats and evaluate_fid")
+    fid.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="the Inception graph of 2015, or the archive that it comes in",
+    )
+    fid.add_argument(
+        "--fid_stats",
+        metavar="FILE",
+        help="statistics of the data, from --eval_mode fid_stats or from pytorch-fid",
+    )
     return parser
 
 
-def _load(arguments, **data_overrides):
+def _load(arguments):
+    """The model, and the folder for results."""
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.evaluation.loading import load
 
-    loaded = load(arguments.checkpoint, data_overrides)
+    overrides = {"data": str(Path(arguments.data).expanduser().resolve())} if arguments.data else {}
+    loaded = load(arguments.checkpoint, overrides)
     output = Path(arguments.output).expanduser() if arguments.output else loaded.folder
+    make_folder(output)
     name, groups = loaded.config.data.dataset, len(loaded.model.groups)
     print(f"model: {name}, {groups} latent groups, step {loaded.step}")
     return loaded, output
 
 
 def _evaluate(arguments) -> None:
-    loaded, output = _load(arguments, **({"data": arguments.data} if arguments.data else {}))
+    loaded, output = _load(arguments)
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import likelihood
-    from nvae_tf.files import make_folder, write_text
+    from nvae_tf.files import write_text
 
     config = loaded.config
     dataset = catalog.describe(config.data)
     train, test = dataset.open(config.data.data)
     source = train if arguments.eval_on_train else test
-    make_folder(output)
     batches = pipeline.evaluation_batches(
         source,
         dataset,
@@ -163,32 +190,38 @@ def _evaluate(arguments) -> None:
     print(f"written: {path}")
 
 
+def _readjust(arguments, model) -> None:
+    """Readjusts batch norm if the flags ask for it."""
+    from nvae_tf.evaluation.sampling import readjust_batch_norm
+
+    if not arguments.readjust_bn:
+        return
+    left_out = readjust_batch_norm(
+        model,
+        arguments.temp,
+        batches=arguments.readjust_batches,
+        batch_size=READJUSTING_BATCH,
+        seed=arguments.seed,
+    )
+    if left_out:
+        print(f"readjust: left out {left_out} of {arguments.readjust_batches} batches, not finite")
+
+
 def _sample(arguments) -> None:
     loaded, output = _load(arguments)
     import numpy as np
 
     from nvae_tf.evaluation import sampling
-    from nvae_tf.files import make_folder, replacing, write_png
+    from nvae_tf.files import replacing, write_png
     from nvae_tf.pictures import grid
 
-    make_folder(output)
-    if arguments.readjust_bn:
-        left_out = sampling.readjust_batch_norm(
-            loaded.model,
-            arguments.temp,
-            batches=arguments.readjust_batches,
-            batch_size=READJUSTING_BATCH,
-            seed=arguments.seed,
-        )
-        if left_out:
-            print(
-                f"readjust: left out {left_out} of {arguments.readjust_batches} batches, not finite"
-            )
+    _readjust(arguments, loaded.model)
+    num_samples = arguments.num_samples or GRID_IMAGES
     images, rate = sampling.sample(
         loaded.model,
-        arguments.num_samples,
+        num_samples,
         arguments.temp,
-        batch_size=min(arguments.batch_size, arguments.num_samples),
+        batch_size=min(arguments.batch_size, num_samples),
         seed=arguments.seed,
     )
     name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
@@ -206,3 +239,75 @@ def _sample(arguments) -> None:
     if np.isfinite(rate):
         print(f"speed: {rate:.1f} samples/s")
     print("written: " + ", ".join(map(str, written)))
+
+
+def _fid_stats(arguments) -> None:
+    loaded, output = _load(arguments)
+    import numpy as np
+    from tqdm import tqdm
+
+    from nvae_tf.data import catalog, pipeline
+    from nvae_tf.data.source import reading
+    from nvae_tf.evaluation import fid, inception
+    from nvae_tf.pictures import to_bytes
+
+    features = inception.load(arguments.inception)
+    dataset = catalog.describe(loaded.config.data)
+    train, test = dataset.open(loaded.config.data.data)
+    sources = (train, test) if dataset.fid_on_all else (train,)
+    accumulator = fid.Accumulator()
+    view = dict(batch_size=arguments.batch_size, seed=arguments.seed)
+    with (
+        reading(*sources),
+        tqdm(total=sum(map(len, sources)), unit="image", desc="features", disable=None) as bar,
+    ):
+        for source in sources:
+            for images in pipeline.evaluation_batches(source, dataset, **view):
+                accumulator.add(features(to_bytes(np.asarray(images))))
+                bar.update(len(images))
+    path = output / "fid_stats.npz"
+    accumulator.statistics().save(path)
+    print(f"statistics: {accumulator.count} images of {dataset.name}")
+    print(f"written: {path}")
+
+
+def _evaluate_fid(arguments) -> None:
+    if not arguments.fid_stats:
+        raise UserError(
+            "FID needs the data's statistics: make them with --eval_mode fid_stats, and give "
+            "--fid_stats their file"
+        )
+    from nvae_tf.evaluation import fid, inception, sampling
+    from nvae_tf.files import write_text
+
+    features = inception.load(arguments.inception)
+    reference = fid.Statistics.load(Path(arguments.fid_stats).expanduser())
+    loaded, output = _load(arguments)
+    _readjust(arguments, loaded.model)
+    num_samples = arguments.num_samples or FID_SAMPLES
+    accumulator = fid.Accumulator()
+    for images in sampling.sample_batches(
+        loaded.model,
+        num_samples,
+        arguments.temp,
+        batch_size=min(arguments.batch_size, num_samples),
+        seed=arguments.seed,
+    ):
+        accumulator.add(features(images))
+    report = {
+        **fid.compare(reference, accumulator.statistics()),
+        "num_samples": num_samples,
+        "temperature": arguments.temp,
+        "readjust_bn": arguments.readjust_bn,
+        "seed": arguments.seed,
+        "step": loaded.step,
+    }
+    path = output / "fid.json"
+    write_text(path, json.dumps(report, indent=1) + "\n")
+    print(f"FID: {report['fid']:.3f} of {num_samples} samples at temperature {arguments.temp:g}")
+    if "kid" in report:
+        print(
+            f"KID: {report['kid']:.5f}, precision {report['precision']:.3f}, "
+            f"recall {report['recall']:.3f}"
+        )
+    print(f"written: {path}")

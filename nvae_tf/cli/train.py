@@ -43,7 +43,10 @@ def _parser() -> Parser:
 
 
 def _train(arguments) -> None:
-    config = configuration.load(arguments.config, overrides(arguments))
+    given = overrides(arguments)
+    if given.get("data"):  # later commands may run in another folder
+        given["data"] = str(Path(given["data"]).expanduser().resolve())
+    config = configuration.load(arguments.config, given)
     path = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.run import train

@@ -1,5 +1,6 @@
 """The data sets by name: what each looks like, and where its images are read from."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -24,12 +25,15 @@ class DataSet:
         open: opens the training and the test images that a folder holds; raises `UserError` where
             they are missing or not what they should be.
         flip: mirror images at random in training.
+        fid_on_all: FID compares with training and test images, as published for this data set,
+            instead of training images alone.
     """
 
     name: str
     image: ImageSpec
     open: Callable[[str], tuple[Source, Source]]
     flip: bool = True
+    fid_on_all: bool = False
 
 
 def describe(config: DataConfig) -> DataSet:
@@ -116,11 +120,11 @@ _FIXED = {
     for dataset in (
         DataSet("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
         DataSet("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
-        DataSet("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False),
+        DataSet("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),
         DataSet("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),
         DataSet("cifar10", ImageSpec(32, 3), arrays.read_cifar10),
         _tfrecords("celeba_64", 64, evaluation="test"),
-        _tfrecords("celeba_256", 256),
+        dataclasses.replace(_tfrecords("celeba_256", 256), fid_on_all=True),
         _tfrecords("imagenet_32", 32),
         _tfrecords("imagenet_64", 64),
         _tfrecords("ffhq", 256),

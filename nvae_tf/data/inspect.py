@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf import config as configuration
@@ -18,8 +19,6 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.files import write_png
 from nvae_tf.pictures import grid
-
-import tensorflow as tf  # isort: skip
 
 COLUMNS, ROWS = 10, 6
 KEYS = ("dataset", "data", "image_size", "crop", "num_x_bits", "batch_size", "seed")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,8 +29,6 @@ from nvae_tf.cli.flags import Parser
 from nvae_tf.data import images, tfrecords
 from nvae_tf.errors import UserError
 from nvae_tf.files import cannot_write, make_folder, replacing, write_text
-
-import tensorflow as tf  # isort: skip
 
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -73,21 +74,20 @@ def readjust_batch_norm(
     return batches - used
 
 
-def sample(
+def sample_batches(
     model: NVAE, num_samples: int, temperature: float, *, batch_size: int, seed: int
-) -> tuple[np.ndarray, float]:
-    """Draws images.
+) -> Iterator[np.ndarray]:
+    """Draws images, a batch at a time.
 
     Args:
         model: the model.
-        num_samples: how many.
+        num_samples: how many in all.
         temperature: of the latents, and of colour pixels.
         batch_size: images computed at once; their pixels are drawn by the batch.
         seed: of the samples.
 
-    Returns:
-        8-bit images (num_samples, height, width, channels), and images per second, the first batch,
-        which includes compiling, not counted.
+    Yields:
+        8-bit images (up to batch_size, height, width, channels).
 
     Raises:
         UserError: an image is not finite.
@@ -100,7 +100,6 @@ def sample(
         pixels = tf.random.experimental.stateless_fold_in((seed, SAMPLING_STREAM), number)
         return model.sample(noise, temperature, pixels)
 
-    images, start = [], None
     with tqdm(total=num_samples, unit="image", desc="sample", disable=None) as bar:
         for number in range(math.ceil(num_samples / batch_size)):
             drawn = draw(tf.constant(number, tf.int64)).numpy()
@@ -109,9 +108,23 @@ def sample(
                     f"samples at temperature {temperature} are not finite; try a lower --temp, and "
                     "--readjust_bn"
                 )
-            images.append(to_bytes(drawn))
-            bar.update(min(batch_size, num_samples - number * batch_size))
-            start = start or time.perf_counter()
-    seconds = time.perf_counter() - start
-    rate = (len(images) - 1) * batch_size / seconds if len(images) > 1 else math.nan
-    return np.concatenate(images)[:num_samples], rate
+            images = to_bytes(drawn)[: num_samples - number * batch_size]
+            bar.update(len(images))
+            yield images
+
+
+def sample(
+    model: NVAE, num_samples: int, temperature: float, *, batch_size: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """Draws images (see `sample_batches`).
+
+    Returns:
+        8-bit images (num_samples, height, width, channels), and images per second, the first batch,
+        which includes compiling, not counted: NaN if it is the only one.
+    """
+    batches = sample_batches(model, num_samples, temperature, batch_size=batch_size, seed=seed)
+    first = next(batches)
+    start = time.perf_counter()
+    others = list(batches)
+    rate = sum(map(len, others)) / (time.perf_counter() - start) if others else math.nan
+    return np.concatenate([first, *others]), rate
