@@ -23,12 +23,12 @@ class RunFolder:
         self.samples = path / "samples.png"
         self.reconstructions = path / "reconstructions.png"
 
-    def open(self, config: Config, resume: bool) -> None:
-        """Creates the folder, or with `resume` makes sure that this configuration continues it.
+    def check(self, config: Config, resume: bool) -> None:
+        """Makes sure that training with this configuration may use the folder.
 
         Raises:
             UserError: a run is there and `resume` is not set; or the one there has another model or
-                other data; or the folder cannot be written.
+                other data.
         """
         if self.config_file.exists():
             if not resume:
@@ -37,6 +37,13 @@ class RunFolder:
                     "another name with --save"
                 )
             self._check_continues(config)
+
+    def create(self, config: Config) -> None:
+        """Makes the folder and writes the configuration.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         make_folder(self.checkpoints)
         write_text(self.config_file, config.to_yaml())
 

@@ -285,7 +285,8 @@ def convert(path: Path, output: Path) -> None:
     from nvae_tf.training.trainer import Trainer
 
     official = read(path)
-    config = official.config
+    config, folder = official.config, RunFolder(output)
+    folder.check(config, resume=False)
     model = NVAE(config.model, catalog.describe(config.data).image)
     load_state(model, official.state)
     trainer = Trainer(model, config.train, total_steps=1)
@@ -293,8 +294,7 @@ def convert(path: Path, output: Path) -> None:
     trainer.optimizer.build(model.trainable_variables)
     trainer.optimizer.iterations.assign(official.step)
     trainer.warm_up_spectral_norms()
-    folder = RunFolder(output)
-    folder.open(config, resume=False)
+    folder.create(config)
     Checkpoints(folder, trainer, config.train.keep).save()
     print(
         f"read: {path}, {config.data.dataset}, {len(model.groups)} latent groups, step {official.step}"

@@ -147,6 +147,7 @@ def test_preparing_continues_and_keeps_complete_shards(folder, tmp_path, monkeyp
         status == 2 and cut.name in capsys.readouterr().err
     )  # damaged by another: named, not hidden
     cut.unlink()
+    (out / "train" / f".{cut.name}.killed.part").write_bytes(b"half a shard")
     assert run(*arguments) == 0
     assert kept.stat().st_mtime_ns == stamp
     assert {path.name: path.read_bytes() for path in (out / "train").iterdir()} == whole

@@ -1,5 +1,7 @@
 """GLOW's tfrecords: read as others write them, and every way in which they can be broken."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,6 +71,16 @@ def test_any_folder_above_will_do_and_the_size_is_found(glow, tmp_path, photogra
     with pytest.raises(ConfigError, match=r"choose one of \[16, 32\] with --image_size"):
         opened(glow, dataset="tfrecords")
     assert opened(glow, dataset="tfrecords", image_size=32)[0].image.size == 32
+
+
+def test_shards_are_not_held_open(glow):
+    before = len(os.listdir("/proc/self/fd"))
+    _, train, validation = opened(glow)
+    train.fetch(0), validation.fetch(0)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    (glow / "train" / "train-r05-s-0000-of-0004.tfrecords").unlink()
+    with pytest.raises(UserError, match="s-0000-of-0004.tfrecords: cannot be read"):
+        train.fetch(0)
 
 
 def test_an_epoch_is_one_pass_whatever_the_number_of_shards(glow, tmp_path, photographs):

@@ -236,8 +236,7 @@ def _sample(arguments) -> None:
         make_folder(written[-1])
         for number, image in enumerate(images):
             write_png(written[-1] / f"{number:06d}.png", image)
-    if np.isfinite(rate):
-        print(f"speed: {rate:.1f} samples/s")
+    print(f"speed: {rate:.1f} samples/s")
     print("written: " + ", ".join(map(str, written)))
 
 

@@ -71,6 +71,8 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
     jobs = []
     for split, items in splits.items():
         make_folder(output / split)
+        for left in (output / split).glob(".*.part"):  # by a command that was killed
+            left.unlink()
         count = -(-len(items) // IMAGES_PER_SHARD)
         for index, part in enumerate(np.array_split(np.arange(len(items)), count)):
             path = output / split / tfrecords.shard_name(split, size, index, count)

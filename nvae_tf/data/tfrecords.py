@@ -112,17 +112,18 @@ class Shard:
     def __init__(self, path: Path):
         self.path = path
         try:
+            size = path.stat().st_size
+            # The file is closed again: ImageNet has more shards than a process may hold open files.
             with path.open("rb") as file:
-                size = path.stat().st_size
-                self._content = (
-                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-                )
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                self.offsets = self._scan(content, size)
+                if size:
+                    content.close()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from None
-        self.offsets = self._scan()
 
-    def _scan(self) -> np.ndarray:
-        offsets, offset, content, size = [], 0, self._content, len(self._content)
+    def _scan(self, content, size: int) -> np.ndarray:
+        offsets, offset = [], 0
         while offset < size:
             if offset + HEADER.size > size:
                 raise self._damaged(offset, "the file ends within a record's header")
@@ -140,13 +141,19 @@ class Shard:
         """The bytes of a record.
 
         Raises:
-            UserError: they do not match their checksum.
+            UserError: they do not match their checksum, or the file is gone.
         """
         offset = int(self.offsets[number])
-        length, _ = HEADER.unpack_from(self._content, offset)
-        start = offset + HEADER.size
-        data = self._content[start : start + length]
-        (checksum,) = FOOTER.unpack_from(self._content, start + length)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                length, _ = HEADER.unpack(file.read(HEADER.size))
+                data = file.read(length)
+                (checksum,) = FOOTER.unpack(file.read(FOOTER.size))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except struct.error:
+            raise self._damaged(offset, "the file ends within this record") from None
         if checksum != masked_crc(data):
             raise self._damaged(offset, "the record does not match its checksum")
         return data

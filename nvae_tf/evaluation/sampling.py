@@ -119,12 +119,16 @@ def sample(
     """Draws images (see `sample_batches`).
 
     Returns:
-        8-bit images (num_samples, height, width, channels), and images per second, the first batch,
-        which includes compiling, not counted: NaN if it is the only one.
+        8-bit images (num_samples, height, width, channels), and images per second; the first batch,
+        which includes compiling, counts only if it is the only one.
     """
     batches = sample_batches(model, num_samples, temperature, batch_size=batch_size, seed=seed)
+    begin = time.perf_counter()
     first = next(batches)
-    start = time.perf_counter()
+    compiled = time.perf_counter()
     others = list(batches)
-    rate = sum(map(len, others)) / (time.perf_counter() - start) if others else math.nan
+    if others:
+        rate = sum(map(len, others)) / (time.perf_counter() - compiled)
+    else:
+        rate = len(first) / (compiled - begin)
     return np.concatenate([first, *others]), rate

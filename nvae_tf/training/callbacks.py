@@ -29,12 +29,11 @@ class Progress(_Callback):
     Args:
         epochs: of the whole training.
         steps_per_epoch: steps.
-        start_step: steps taken in an earlier run.
     """
 
-    def __init__(self, epochs, steps_per_epoch, start_step=0):
+    def __init__(self, epochs, steps_per_epoch):
         super().__init__()
-        self.epochs, self.steps_per_epoch, self.start_step = epochs, steps_per_epoch, start_step
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts a bar; it shows on terminals only."""

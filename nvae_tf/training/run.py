@@ -32,17 +32,17 @@ def train(config: Config, folder: RunFolder, resume: bool = False) -> dict[str, 
     Raises:
         UserError: the data, the configuration or the folder do not allow it.
     """
+    folder.check(config, resume)
     dataset = catalog.describe(config.data)
     check_image(config.model, dataset.image)
     sources = dataset.open(config.data.data)
     with reading(*sources):
-        return _train(config, folder, resume, dataset, *sources)
+        return _train(config, folder, dataset, *sources)
 
 
 def _train(
     config: Config,
     folder: RunFolder,
-    resume: bool,
     dataset: catalog.DataSet,
     train_source: Source,
     test_source: Source,
@@ -75,7 +75,7 @@ def _train(
     print(f"model: {parameters:,} parameters, {len(model.groups)} latent groups")
 
     # Start, or resume.
-    folder.open(config, resume)
+    folder.create(config)
     checkpoints = Checkpoints(folder, trainer, config.train.keep)
     start_step = checkpoints.restore()
     if start_step == 0:
