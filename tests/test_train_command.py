@@ -158,4 +158,5 @@ def test_a_full_disk_is_one_line(recipe, tmp_path):
     assert result.returncode == 2
     (line,) = own_lines(result.stderr)
     assert "cannot be written" in line and "checkpoints" in line
+    assert "AutoGraph" not in result.stderr  # nor any other talk of TensorFlow's about our code
     assert not list(tmp_path.rglob("*.index"))

@@ -26,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="train_keras.py", description="Train an NVAE from a recipe.", allow_abbrev=False
+        prog="train_keras.py",
+        usage="%(prog)s --config NAME [--root DIR] [--save NAME] [--cont_training] [--KEY VALUE ...]",
+        description="Train an NVAE from a recipe. Every key of a recipe is also a flag.",
+        allow_abbrev=False,
     )
     run = parser.add_argument_group("run")
     run.add_argument("--root", default="runs", metavar="DIR", help="folder of runs (default: runs)")

@@ -95,7 +95,8 @@ class BatchNorm(tf_keras.layers.Layer):
             biased = _over_replicas(context, tf.reduce_mean(tf.square(centred), [0, 1, 2]))
             outputs = centred * (self.gamma * tf.math.rsqrt(biased + EPSILON)) + self.beta
             variance = biased * count / (count - 1.0)
-        if (observed := _observed.get()) is not None:
+        observed = _observed.get()
+        if observed is not None:
             observed[self] = mean, biased
         else:
             self.moving_mean.assign_sub((1.0 - MOMENTUM) * (self.moving_mean - mean))
