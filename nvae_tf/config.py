@@ -120,7 +120,7 @@ class DataConfig:
     crop: str = _key(
         "centre",
         "how images of a folder become square: the centre, a random crop anew on every visit (of "
-        "the centre in evaluation), or none: squeezed",
+        "the centre in evaluation), or none: squeezed; random also for tfrecords prepared so",
         choices=("centre", "random", "none"),
     )
     batch_size: int = _key(200, "images per replica and training step", minimum=1)

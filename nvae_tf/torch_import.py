@@ -115,11 +115,15 @@ def official_entries(model: NVAE) -> dict[str, Entry]:
     return entries
 
 
-def canonical_state(model: NVAE, state: dict) -> dict:
-    """A ``state_dict``'s arrays under the keys of `official_entries`, without what is to be ignored.
+def load_state(model: NVAE, state: dict) -> None:
+    """Assigns an official ``state_dict`` to the model's variables.
+
+    Args:
+        model: built from the same configuration.
+        state: arrays in the official layout, by official key.
 
     Raises:
-        UserError: an array is missing, left over or of the wrong shape.
+        UserError: an array is missing, left over or of the wrong shape; nothing is assigned then.
     """
     entries = official_entries(model)
     found = {
@@ -140,21 +144,7 @@ def canonical_state(model: NVAE, state: dict) -> dict:
             raise UserError(
                 f"the official weights do not fit: {key} has shape {array.shape}, not {expected}"
             )
-    return found
-
-
-def load_state(model: NVAE, state: dict) -> None:
-    """Assigns an official ``state_dict`` to the model's variables.
-
-    Args:
-        model: built from the same configuration.
-        state: arrays in the official layout, by official key.
-
-    Raises:
-        UserError: an array is missing, left over or of the wrong shape; nothing is assigned then.
-    """
-    entries = official_entries(model)
-    for key, array in canonical_state(model, state).items():
+    for key, array in found.items():
         entries[key].variable.assign(entries[key].to_ours(array))
 
 

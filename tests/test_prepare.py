@@ -90,10 +90,9 @@ def test_random_crops_move_in_training_and_stay_in_evaluation(folder, tmp_path):
     out = tmp_path / "out"
     arguments = ("--size", 32, "--crop", "random", "--validation", 0.5)
     assert run("images", "--input", folder, "--output", out, *arguments) == 0
-    dataset = catalog.describe(DataConfig(dataset="lsun_church_64"))
-    source = tfrecords.TFRecordSource(out, "train", 32, cropped=True)
-    small = catalog._tfrecords("small", 32, cropped=True)
-    assert dataset.image.size == 64 and small.image.size == 32
+    small = catalog.describe(DataConfig(dataset="tfrecords", data=str(out), crop="random"))
+    source, _ = small.open(str(out))
+    assert small.image.size == 32
     wide = source.fetch(0)[0]
     assert wide.shape[0] == 32 and wide.shape[1] > 38
     batches = pipeline.evaluation_batches(source, small, batch_size=10, seed=0)

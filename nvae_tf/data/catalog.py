@@ -46,7 +46,8 @@ def describe(config: DataConfig) -> DataSet:
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":
-        return _tfrecords(config.dataset, config.image_size or _only_size(config.data))
+        size = config.image_size or _only_size(config.data)
+        return _tfrecords(config.dataset, size, cropped=config.crop == images.RANDOM)
     dataset = _FIXED.get(config.dataset) or _lsun(config.dataset)
     if dataset is None:
         known = ", ".join(
