@@ -1,12 +1,15 @@
 """The distributions of NVAE: of latents and of images (TensorFlow Probability distributions).
 
-Image distributions have event shape (height, width, channels) and are over images in [0, 1].
+Image distributions have event shape (height, width, channels) and are over images in [0, 1]. Those
+over colours turn uniform noise of `num_uniform` values a pixel into a sample (`from_uniform`).
 """
 
 import math
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+
+from nvae_tf import noise
 
 tfd = tfp.distributions
 
@@ -86,7 +89,17 @@ class NormalImage(tfd.Distribution):
         return self.scaled.log_prob(2.0 * x - 1.0)
 
     def _sample_n(self, n, seed=None):
-        return _to_unit(self.scaled.sample(n, seed=seed))
+        return self.from_uniform(_draw_uniform(self, n, seed))
+
+    def from_uniform(self, uniform):
+        """The sample that noise in (0, 1), shaped as the image, makes."""
+        normal = self.scaled.distribution
+        return _to_unit(from_noise(normal, tf.math.ndtri(uniform)))
+
+    @property
+    def num_uniform(self) -> int:
+        """Noise values that a pixel takes."""
+        return self.event_shape[-1]
 
     def _mean(self):
         return _to_unit(self.scaled.mean())
@@ -166,23 +179,44 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return tf.reduce_sum(tf.reduce_logsumexp(log_prob, -1), [-2, -1])
 
     def _sample_n(self, n, seed=None):
-        component_seed, noise_seed = tfp.random.split_seed(seed, n=2)
-        shape = tf.concat([[n], tf.shape(self.logits)], 0)
-        gumbel = tfd.Gumbel(0.0, 1.0).sample(shape, seed=component_seed)
+        return self.from_uniform(_draw_uniform(self, n, seed))
+
+    def from_uniform(self, uniform):
+        """The sample that noise makes.
+
+        Args:
+            uniform: (..., height, width, num_mixtures + 3), in (0, 1).
+        """
+        of_component, of_value = tf.split(uniform, [self.mixtures, 3], -1)
+        gumbel = -tf.math.log(-tf.math.log(of_component))
         component = tf.argmax(self.logits / self.temperature + gumbel, -1)
         chosen = tf.one_hot(component, self.mixtures, dtype=self.dtype)[..., None, :]
         means, log_scales, coefficients = (
             tf.reduce_sum(value * chosen, -1)
             for value in (self.means, self.log_scales, self.coefficients)
         )
-        noise = tfd.Logistic(0.0, 1.0).sample(tf.shape(means), seed=noise_seed)
-        return _to_unit(_chain(means + tf.exp(log_scales) / self.temperature * noise, coefficients))
+        logistic = tf.math.log(of_value) - tf.math.log1p(-of_value)
+        values = means + tf.exp(log_scales) / self.temperature * logistic
+        return _to_unit(_chain(values, coefficients))
+
+    @property
+    def num_uniform(self) -> int:
+        """Noise values that a pixel takes."""
+        return self.mixtures + 3
 
     def _mean(self):
         weights = tf.nn.softmax(self.logits)[..., None, :]
         means = tf.reduce_sum(weights * self.means, -1)
         coefficients = tf.reduce_sum(weights * self.coefficients, -1)
         return _to_unit(_chain(means, coefficients))
+
+
+def _draw_uniform(distribution, n, seed):
+    """Noise for n samples of an image distribution."""
+    batch, event = distribution.batch_shape_tensor(), distribution.event_shape_tensor()
+    shape = tf.concat([[n], batch, event[:-1], [distribution.num_uniform]], 0)
+    seed = tfp.random.sanitize_seed(seed)
+    return tf.random.stateless_uniform(shape, seed, minval=noise.SMALLEST)
 
 
 def _chain(values, coefficients):

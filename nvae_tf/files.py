@@ -34,6 +34,16 @@ def replacing(path: Path):
             os.unlink(temporary)
 
 
+@contextlib.contextmanager
+def downloading(title: str, advice: str):
+    """Turns whatever a failed download by Keras raises into a `UserError` that gives advice."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - Keras raises bare Exception here
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{title} could not be downloaded ({reason}); {advice}") from None
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it, unless they are there."""
     try:
@@ -52,6 +62,22 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """Writes an 8-bit image (height, width, 1 or 3 channels), whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, "PNG")
+
+
+def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> None:
+    """Writes 8-bit RGB frames (n, height, width, 3), there and back in a loop, as GIF or WebP."""
+    pictures = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
+    options = {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
+    with replacing(path) as temporary:
+        pictures[0].save(
+            temporary,
+            path.suffix[1:].upper(),
+            save_all=True,
+            append_images=pictures[1:],
+            duration=milliseconds,
+            loop=0,
+            **options,
+        )
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:

@@ -11,11 +11,20 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
+from nvae_tf import noise
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
 from nvae_tf.distributions import DiscretizedLogisticMixture, NormalImage, bernoulli_image
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization
-from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent, LatentGroup
+from nvae_tf.layers.latent_group import (
+    FromPosterior,
+    FromPrior,
+    Given,
+    Latent,
+    LatentGroup,
+)
+
+PIXEL_STREAM = -1  # of a seed; its others are told apart from it by hashing
 
 
 class NVAEOutput(NamedTuple):
@@ -32,7 +41,7 @@ class NVAEOutput(NamedTuple):
     @property
     def kl_per_group(self):
         """KL of each image and group in nats, (batch, groups)."""
-        return tf.stack([tf.reduce_sum(latent.kl, [1, 2, 3]) for latent in self.latents], 1)
+        return tf.stack([latent.kl_per_image for latent in self.latents], 1)
 
     @property
     def log_q(self):
@@ -51,6 +60,8 @@ class NVAE(tf_keras.Model):
     Args:
         config: the hierarchy.
         image: size, channels and kind of the images.
+        precision: of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights, latents,
+            distributions and statistics are float32 always.
 
     Call arguments:
         images: (batch, height, width, channels), values in [0, 1].
@@ -66,10 +77,10 @@ class NVAE(tf_keras.Model):
     Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
 
-    def __init__(self, config: ModelConfig, image: ImageSpec, **kwargs):
+    def __init__(self, config: ModelConfig, image: ImageSpec, precision="float32", **kwargs):
         super().__init__(**kwargs)
         check_image(config, image)
-        self.config, self.image = config, image
+        self.config, self.image, self.precision = config, image, precision
         enc, dec = config.num_channels_enc, config.num_channels_dec
         operations = ARCHITECTURES[config.arch_instance]
 
@@ -138,7 +149,7 @@ class NVAE(tf_keras.Model):
         Returns:
             The encoder's maps, one a group, top of the hierarchy first.
         """
-        x = self.stem(2.0 * images - 1.0)
+        x = self.stem(tf.cast(2.0 * images - 1.0, self.precision))
         for cell in self.preprocess:
             x = cell(x, training=training)
         kept = []
@@ -163,37 +174,88 @@ class NVAE(tf_keras.Model):
         for layer in self.decoder_tower:
             if isinstance(layer, LatentGroup):
                 s, latent = layer(s, source=source, training=training)
+                s = tf.cast(s, self.precision)  # where a single group has no map to follow
                 latents.append(latent)
             else:
                 s = layer(s, training=training)
         for cell in self.postprocess:
             s = cell(s, training=training)
-        return NVAEOutput(self.image_head(tf.nn.elu(s)), latents)
+        return NVAEOutput(tf.cast(self.image_head(tf.nn.elu(s)), tf.float32), latents)
 
     def call(self, images, noise, training=False):
         """One pass with z from the posterior."""
         encoded = self.bottom_up(images, training=training)
         return self.top_down(FromPosterior(encoded, noise), training=training)
 
-    def sample(self, noise, temperature=1.0, seed=(0, 0)):
+    def encode(self, images, noise=None):
+        """Latents of images.
+
+        Args:
+            images: as for `call`.
+            noise: as for `call`; default: none, z is where the posterior's mean goes.
+
+        Returns:
+            A `Latent` for each group, top of the hierarchy first: z, the posterior's mean and
+            deviation (before flows), and KL.
+        """
+        return self(images, self._noise_or_zeros(images, noise)).latents
+
+    def decode(self, latents, seed=None):
+        """Images of latents.
+
+        Args:
+            latents: z of every group, (batch, height, width, latents), top of the hierarchy first.
+            seed: as for `render`.
+
+        Returns:
+            As `render`.
+        """
+        return self.render(self.top_down(Given(latents)).parameters, seed)
+
+    def reconstruct(self, images, noise=None, seed=None):
+        """What becomes of images that are encoded and decoded; arguments as for those."""
+        output = self(images, self._noise_or_zeros(images, noise))
+        return self.render(output.parameters, seed)
+
+    def sample(self, numbers, temperature=1.0, latents=(), seed=(1, 0)):
         """Generates images.
 
         Args:
-            noise: standard-normal tensors, one a group (`draw_noise`).
-            temperature: factor on the priors' deviations: one number, or one for each group.
-            seed: two integers, for the pixels of colour images at one temperature.
+            numbers: how many; or the number of each, (batch,): an image depends on the seed and its
+                number alone, whatever it is computed together with.
+            temperature: factor on the priors' deviations: one number, or one for each group; colour
+                pixels are drawn at the lowest.
+            latents: z of the first groups, each (batch, height, width, latents), top of the hierarchy
+                first; the other groups' are drawn.
+            seed: two integers.
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; of binary ones the mean.
         """
-        parameters = self.top_down(FromPrior(noise, temperature)).parameters
-        lowest = min(temperature) if isinstance(temperature, (list, tuple)) else temperature
-        return self.render(parameters, seed, lowest)
+        source = FromPrior(self.draw_noise(numbers, seed), temperature)
+        parameters = self.top_down(Given(latents, otherwise=source)).parameters
+        return self.render(parameters, seed, numbers, tf.reduce_min(temperature))
 
-    def render(self, parameters, seed=(0, 0), temperature=1.0):
-        """Images to look at, in [0, 1]: means of binary pixels, samples of colours."""
+    def render(self, parameters, seed=None, numbers=None, temperature=1.0):
+        """Images to look at.
+
+        Args:
+            parameters: of the image distribution, (batch, height, width, parameters).
+            seed: two integers, for samples of colour pixels; default: none, the mean.
+            numbers: of the images, (batch,), for their part of the seed's noise; default: 0, 1, ...
+            temperature: of samples.
+
+        Returns:
+            Images (batch, height, width, channels) in [0, 1]; of binary ones always the mean.
+        """
         distribution = self.image_distribution(parameters, temperature)
-        images = distribution.mean() if self.image.binary else distribution.sample(seed=seed)
+        if self.image.binary or seed is None:
+            images = distribution.mean()
+        else:
+            seed = tf.random.experimental.stateless_fold_in(seed, PIXEL_STREAM)
+            shape = (self.image.size, self.image.size, distribution.num_uniform)
+            numbers = tf.shape(parameters)[0] if numbers is None else numbers
+            images = distribution.from_uniform(noise.uniform([shape], numbers, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
 
     def image_distribution(self, parameters, temperature=1.0):
@@ -222,22 +284,18 @@ class NVAE(tf_keras.Model):
         """(height, width, latents) of each group's z, top of the hierarchy first."""
         return [group.latent_shape for group in self.groups]
 
-    def draw_noise(self, batch_size, seed):
-        """Standard-normal noise for every group, a function of the seed alone.
+    def draw_noise(self, numbers, seed):
+        """Standard-normal noise for every group.
 
         Args:
-            batch_size: an integer or a scalar tensor.
+            numbers: how many images; or the number of each, (batch,): an image's noise depends on
+                the seed and its number alone.
             seed: two integers (a tensor or a tuple).
 
         Returns:
             Tensors (batch, height, width, latents), one a group.
         """
-        return [
-            tf.random.stateless_normal(
-                (batch_size, *shape), tf.random.experimental.stateless_fold_in(seed, index)
-            )
-            for index, shape in enumerate(self.latent_shapes)
-        ]
+        return noise.normal(self.latent_shapes, numbers, seed)
 
     def initialize_from_data(self, images, noise):
         """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).
@@ -267,11 +325,16 @@ class NVAE(tf_keras.Model):
         """Builds a model from `get_config`'s answer."""
         return cls(ModelConfig(**config["config"]), ImageSpec(**config["image"]))
 
+    def _noise_or_zeros(self, images, noise):
+        if noise is None:
+            return [tf.zeros((tf.shape(images)[0], *shape)) for shape in self.latent_shapes]
+        return noise
+
     def _top(self, batch_size):
         """The learned map that the walk starts from; nothing where there is one group only."""
         if self.top is None:
             return None
-        return tf.tile(self.top[None], [batch_size, 1, 1, 1])
+        return tf.tile(tf.cast(self.top, self.precision)[None], [batch_size, 1, 1, 1])
 
     def _num_image_parameters(self):
         if self.image.binary:

@@ -74,11 +74,10 @@ def batch_norm_penalty(layers: list[BatchNorm]):
     )
 
 
-def active_latents(kl):
-    """How many of a group's latent channels carry information.
+def active_latents(channel_kl):
+    """How many latent channels of each group carry information, (groups,).
 
     Args:
-        kl: of every latent, (batch, height, width, latents).
+        channel_kl: mean KL of every channel, summed over its map, in nats, (groups, latents).
     """
-    per_channel = tf.reduce_mean(tf.reduce_sum(kl, [1, 2]), 0)
-    return tf.reduce_sum(tf.cast(per_channel > ACTIVE_NATS, tf.float32))
+    return tf.reduce_sum(tf.cast(channel_kl > ACTIVE_NATS, tf.float32), 1)

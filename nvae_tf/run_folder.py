@@ -23,6 +23,11 @@ class RunFolder:
         self.samples = path / "samples.png"
         self.reconstructions = path / "reconstructions.png"
 
+    def list_checkpoints(self) -> list[Path]:
+        """Folders of complete checkpoints, newest first."""
+        found = [path for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
     def check(self, config: Config, resume: bool) -> None:
         """Makes sure that training with this configuration may use the folder.
 
@@ -51,8 +56,10 @@ class RunFolder:
         before = configuration.load(str(self.config_file)).to_dict()
         after = config.to_dict()
         for name, (part, _) in configuration.KEYS.items():
-            # Where the data lies may change, and so may schedule and reports.
-            if part != "train" and name != "data" and before[name] != after[name]:
+            # Where the data lies may change, and so may schedule and reports; and images per replica,
+            # with the replicas, as long as a step has as many images (see `Checkpoints`).
+            free = part == "train" or name in ("data", "batch_size")
+            if not free and before[name] != after[name]:
                 raise UserError(
                     f"{name}: {after[name]} does not continue the run in {self.path}, which has "
                     f"{before[name]}; start another with --save"

@@ -113,8 +113,8 @@ def run(path):
     flags = json.loads(str(comparison.take("config")))
     images = to_nhwc(comparison.take("x"))
     model = NVAE(torch_import.model_config(flags), image_spec(flags, file["x"]))
-    trainer = Trainer(model, TrainConfig(), total_steps=1)
-    trainer.optimizer = Adamax(1e-2, weight_decay=3e-4)
+    optimizer = Adamax(1e-2, weight_decay=3e-4)
+    trainer = Trainer(model, TrainConfig(), total_steps=1, optimizer=optimizer)
 
     state_keys = [key for key in file if key.startswith("state/")]
     state = {key.removeprefix("state/"): comparison.take(key) for key in state_keys}
@@ -131,7 +131,13 @@ def run(path):
     compare_evaluation(comparison, model, images)
     compare_sample(comparison, model)
     comparison.compare("kl_alpha", np.float32(trainer.alphas))
-    run_step = tf.function(trainer.losses_and_gradients, autograph=False)
+
+    @tf.function(autograph=False)
+    def run_step(*arguments):
+        found = trainer.losses_and_gradients(*arguments)
+        trainer.keep_state(found)
+        return found.losses, found.gradients
+
     step = 0
     while f"train/{step}/loss" in file:
         compare_step(comparison, trainer, run_step, images, step)
@@ -181,7 +187,7 @@ def compare_sample(comparison, model):
 def compare_step(comparison, trainer, run_step, images, step):
     prefix = f"train/{step}/"
     beta = tf.constant(float(comparison.take(prefix + "kl_coeff")))
-    losses, _, gradients = run_step(images, comparison.noise(prefix), beta, REGULARIZATION)
+    losses, gradients = run_step(images, comparison.noise(prefix), beta, REGULARIZATION)
     comparison.compare(prefix + "recon", losses.recon)
     comparison.compare(prefix + "kl_all", losses.kl_per_group)
     comparison.compare(prefix + "balanced_kl", beta * losses.balanced_kl)

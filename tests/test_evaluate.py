@@ -11,7 +11,6 @@ from PIL import Image
 from nvae_tf.cli.evaluate import main
 from nvae_tf.errors import UserError
 from nvae_tf.evaluation import likelihood, loading, sampling
-from nvae_tf.evaluation.noise import noise_for
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.layers.normalization import observed_statistics
 
@@ -87,16 +86,19 @@ def test_samples_are_written_and_reproducible(run, tmp_path, capsys):
 
 def decoder_statistics(model, seed, numbers):
     with observed_statistics() as statistics:
-        model.top_down(FromPrior(noise_for(model, seed, numbers), 0.7), training=True)
+        model.top_down(FromPrior(model.draw_noise(numbers, seed), 0.7), training=True)
     return [
-        (layer, mean.numpy(), variance.numpy()) for layer, (mean, variance) in statistics.items()
+        (layer, mean.numpy(), variance.numpy()) for layer, (mean, variance, _) in statistics.items()
     ]
 
 
 def test_readjusting_pools_the_statistics_of_samples(run):
     model = loading.load(str(run)).model
     before = [weight.copy() for weight in model.get_weights()]
-    assert sampling.readjust_batch_norm(model, 0.7, batches=3, batch_size=4, seed=5) == 0
+    options = dict(batches=3, batch_size=4, seed=5)
+    statistics, left_out = sampling.batch_norm_statistics(model, 0.7, **options)
+    assert left_out == 0
+    sampling.readjust_batch_norm(model, statistics)
     # The first batch norm of the decoder sees values that no other one has touched: its pooled
     # statistics are those of all twelve samples at once.
     stream = (5, sampling.READJUSTING_STREAM)
@@ -112,7 +114,7 @@ def test_readjusting_pools_the_statistics_of_samples(run):
 def test_readjusting_never_yields_nan(run, tmp_path, capsys):
     model = loading.load(str(run)).model
     with pytest.raises(UserError, match="none of 2 batches .* is finite"):
-        sampling.readjust_batch_norm(model, float("inf"), batches=2, batch_size=4, seed=0)
+        sampling.batch_norm_statistics(model, float("inf"), batches=2, batch_size=4, seed=0)
     assert all(np.all(np.isfinite(weight)) for weight in model.get_weights())
     arguments = [
         "--checkpoint",

@@ -2,6 +2,8 @@
 
 import json
 import tarfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,15 +151,51 @@ def test_features_come_from_the_graph_after_its_own_resize(graph, tmp_path, phot
     )
 
 
-def test_a_missing_or_wrong_graph_says_what_to_fetch(tmp_path):
+def test_features_of_the_port_are_pytorchs(photographs):
+    """Weights drawn by name, and what a PyTorch network of pytorch-fid's layout makes of them."""
+    with np.load(Path(__file__).parent / "features" / "inception.npz") as file:
+        shapes, expected = json.loads(str(file["shapes"])), file["features"]
+
+    def draw(key, shape):
+        rng = np.random.default_rng(zlib.crc32(key.encode()))
+        if key.endswith("conv.weight"):
+            return rng.standard_normal(shape, np.float32) * np.float32(
+                np.sqrt(2 / np.prod(shape[1:]))
+            )
+        if key.endswith(("bn.weight", "running_var")):
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+
+    state = {key: draw(key, shape) for key, shape in shapes.items()}
+    found = inception.from_port(state)(photographs[:3])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
+    del state["Mixed_7c.branch_pool.bn.bias"]
+    with pytest.raises(UserError, match="Mixed_7c.branch_pool.bn.bias is missing"):
+        inception.from_port(state)
+
+
+def test_a_missing_or_wrong_network_says_what_to_fetch(tmp_path):
     (tmp_path / "wrong.pb").write_bytes(b"hello")
     (tmp_path / "other.pb").write_bytes(tf.Graph().as_graph_def().SerializeToString())
-    for path in (None, tmp_path / "wrong.pb", tmp_path / "other.pb"):
-        with pytest.raises(UserError, match="fetch http.*inception-2015-12-05.tgz") as caught:
-            inception.load(path and str(path))
+    (tmp_path / "wrong.pth").write_bytes(b"hello")
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError, match=f"{path.name}.*fetch http.*{inception.PORT}") as caught:
+            inception.load(str(path))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="missing.pb: cannot be read"):
         inception.load(str(tmp_path / "missing.pb"))
+
+
+def test_without_a_network_one_line_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(
+        UserError, match="could not be downloaded .*; fetch http.* --inception"
+    ) as e:
+        inception.load(None)
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_fid_from_the_command_line(run, graph, tmp_path, capsys):

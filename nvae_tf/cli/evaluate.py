@@ -1,16 +1,22 @@
 """The command ``evaluate_keras.py``."""
 
-import json
-from pathlib import Path
-
+from nvae_tf.cli import measure, show
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, positive
-from nvae_tf.errors import UserError
-from nvae_tf.files import make_folder
+from nvae_tf.cli.measure import FID_SAMPLES, GRID_IMAGES, READJUSTING_BATCH, READJUSTING_BATCHES
 
-READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
-GRID_COLUMNS, GRID_IMAGES = 10, 100
-FID_SAMPLES = 50_000
+MODES = {
+    "evaluate": measure.evaluate,
+    "sample": measure.sample,
+    "fid_stats": measure.fid_stats,
+    "evaluate_fid": measure.evaluate_fid,
+    "reconstruct": show.reconstruct,
+    "interpolate": show.interpolate,
+    "traverse": show.traverse,
+    "encode": show.encode,
+    "export": show.export,
+    "card": show.card,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,21 +29,21 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
-    modes = {
-        "evaluate": _evaluate,
-        "sample": _sample,
-        "fid_stats": _fid_stats,
-        "evaluate_fid": _evaluate_fid,
-    }
-    return run_command(
-        lambda: modes[arguments.eval_mode](arguments), if_interrupted="nothing was written"
-    )
+
+    def run():
+        # TensorFlow takes seconds to import: only after the flags are known to be right.
+        from nvae_tf.devices import local_strategy
+
+        with local_strategy(arguments.world_size).scope():
+            MODES[arguments.eval_mode](arguments)
+
+    return run_command(run, if_interrupted="nothing was written")
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="evaluate_keras.py",
-        description="Likelihood, samples and FID of a trained NVAE.",
+        description="Likelihood, samples, FID, latents and exports of a trained NVAE.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -48,9 +54,10 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--eval_mode",
-        choices=("evaluate", "sample", "fid_stats", "evaluate_fid"),
+        choices=tuple(MODES),
         default="evaluate",
-        help="likelihood; samples; or FID, with the statistics of the data first (default: evaluate)",
+        help="default: evaluate, the likelihood; fid_stats makes the statistics of the data that "
+        "evaluate_fid compares with",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for the results (default: the run's folder)"
@@ -62,6 +69,36 @@ def _parser() -> Parser:
         metavar="N",
         help="images at once (default: 100)",
         default=100,
+    )
+    parser.add_argument(
+        "--world_size",
+        type=at_least(1),
+        metavar="N",
+        help="GPUs of this machine that share each batch, with the same results as one alone "
+        "(default: all); without GPUs, the CPU is divided",
+    )
+    images = parser.add_argument_group("which images (all modes but sample)")
+    images.add_argument(
+        "--data", metavar="DIR", help="where the data set is (default: where training had it)"
+    )
+    images.add_argument(
+        "--eval_on_train",
+        action="store_true",
+        help="the training images instead of the test images",
+    )
+    images.add_argument(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="reconstruct, interpolate, traverse, encode: image files and folders of them, instead "
+        "of the data set",
+    )
+    images.add_argument(
+        "--indices",
+        nargs="+",
+        type=at_least(0),
+        metavar="N",
+        help="reconstruct, interpolate, traverse, encode: numbers of images, from 0",
     )
     likelihood = parser.add_argument_group("evaluate")
     likelihood.add_argument(
@@ -78,22 +115,15 @@ def _parser() -> Parser:
         metavar="N",
         help="draws of an image computed at once; more is faster and takes more memory (default: 1)",
     )
-    likelihood.add_argument(
-        "--eval_on_train",
-        action="store_true",
-        help="the training images instead of the test images",
-    )
-    likelihood.add_argument(
-        "--data", metavar="DIR", help="where the data set is (default: where training had it)"
-    )
-    sampling = parser.add_argument_group("sample and evaluate_fid")
+    sampling = parser.add_argument_group("sample, evaluate_fid, interpolate, traverse and export")
     sampling.add_argument(
         "--temp", type=positive, default=1.0, metavar="T", help="temperature (default: 1.0)"
     )
     sampling.add_argument(
         "--readjust_bn",
         action="store_true",
-        help="first replace batch norm's statistics by those of samples at this temperature",
+        help="sample, evaluate_fid: first replace batch norm's statistics by those of samples at "
+        "this temperature",
     )
     sampling.add_argument(
         "--readjust_batches",
@@ -112,201 +142,48 @@ def _parser() -> Parser:
         "--format",
         choices=("none", "png", "npz"),
         default="none",
-        help="also write every sample: as PNG files, or as one .npz array (default: none)",
+        help="sample: also write every sample: as PNG files, or as one .npz array (default: none)",
     )
     fid = parser.add_argument_group("fid_stats and evaluate_fid")
     fid.add_argument(
         "--inception",
         metavar="FILE",
-        help="the Inception graph of 2015, or the archive that it comes in",
+        help="Inception's weights: pytorch-fid's .pth file, or the frozen graph of 2015 or its "
+        "archive (default: the .pth file in Keras's cache, fetched once)",
     )
     fid.add_argument(
         "--fid_stats",
         metavar="FILE",
         help="statistics of the data, from --eval_mode fid_stats or from pytorch-fid",
     )
+    latents = parser.add_argument_group("interpolate, traverse and encode")
+    latents.add_argument(
+        "--steps",
+        type=at_least(2),
+        default=10,
+        metavar="N",
+        help="images in a row, both ends included (default: 10)",
+    )
+    latents.add_argument(
+        "--animation",
+        choices=("gif", "webp"),
+        default="gif",
+        help="kind of the animation beside the strip (default: gif)",
+    )
+    latents.add_argument(
+        "--groups",
+        nargs="+",
+        type=at_least(0),
+        metavar="N",
+        help="latent groups, 0 the coarsest (default: all)",
+    )
+    export = parser.add_argument_group("export")
+    export.add_argument(
+        "--readjust_temps",
+        nargs="+",
+        type=positive,
+        default=[],
+        metavar="T",
+        help="bake in batch-norm statistics readjusted for samples at these temperatures",
+    )
     return parser
-
-
-def _load(arguments):
-    """The model, and the folder for results."""
-    # TensorFlow takes seconds to import: only after the flags are known to be right.
-    from nvae_tf.evaluation.loading import load
-
-    overrides = {"data": str(Path(arguments.data).expanduser().resolve())} if arguments.data else {}
-    loaded = load(arguments.checkpoint, overrides)
-    output = Path(arguments.output).expanduser() if arguments.output else loaded.folder
-    make_folder(output)
-    name, groups = loaded.config.data.dataset, len(loaded.model.groups)
-    print(f"model: {name}, {groups} latent groups, step {loaded.step}")
-    return loaded, output
-
-
-def _evaluate(arguments) -> None:
-    loaded, output = _load(arguments)
-    from nvae_tf.data import catalog, pipeline
-    from nvae_tf.data.source import reading
-    from nvae_tf.evaluation import likelihood
-    from nvae_tf.files import write_text
-
-    config = loaded.config
-    dataset = catalog.describe(config.data)
-    train, test = dataset.open(config.data.data)
-    source = train if arguments.eval_on_train else test
-    batches = pipeline.evaluation_batches(
-        source,
-        dataset,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        num_bits=config.model.num_x_bits,
-    )
-    with reading(source):
-        found = likelihood.evaluate(
-            loaded.model,
-            batches,
-            len(source),
-            num_draws=arguments.num_iw_samples,
-            chunk=arguments.iw_chunk,
-            seed=arguments.seed,
-        )
-    summary = likelihood.summarize(found, dataset.image.bits_per_dim)
-    report = {
-        **summary,
-        "num_images": len(source),
-        "num_iw_samples": arguments.num_iw_samples,
-        "seed": arguments.seed,
-        "step": loaded.step,
-        "split": "train" if arguments.eval_on_train else "test",
-    }
-    path = output / "evaluate.json"
-    write_text(path, json.dumps(report, indent=1) + "\n")
-    for name, bits, title in (
-        ("nelbo", "bpd_nelbo", "NELBO"),
-        ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
-    ):
-        nats, error = summary[name]["mean"], summary[name]["standard_error"]
-        spread = "" if error is None else f" +- {error:.2f}"
-        print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
-    print(f"written: {path}")
-
-
-def _readjust(arguments, model) -> None:
-    """Readjusts batch norm if the flags ask for it."""
-    from nvae_tf.evaluation.sampling import readjust_batch_norm
-
-    if not arguments.readjust_bn:
-        return
-    left_out = readjust_batch_norm(
-        model,
-        arguments.temp,
-        batches=arguments.readjust_batches,
-        batch_size=READJUSTING_BATCH,
-        seed=arguments.seed,
-    )
-    if left_out:
-        print(f"readjust: left out {left_out} of {arguments.readjust_batches} batches, not finite")
-
-
-def _sample(arguments) -> None:
-    loaded, output = _load(arguments)
-    import numpy as np
-
-    from nvae_tf.evaluation import sampling
-    from nvae_tf.files import replacing, write_png
-    from nvae_tf.pictures import grid
-
-    _readjust(arguments, loaded.model)
-    num_samples = arguments.num_samples or GRID_IMAGES
-    images, rate = sampling.sample(
-        loaded.model,
-        num_samples,
-        arguments.temp,
-        batch_size=min(arguments.batch_size, num_samples),
-        seed=arguments.seed,
-    )
-    name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
-    written = [output / f"{name}.png"]
-    write_png(written[0], grid(images[:GRID_IMAGES] / np.float32(255.0), GRID_COLUMNS))
-    if arguments.format == "npz":
-        written.append(output / f"{name}.npz")
-        with replacing(written[-1]) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, images=images)
-    elif arguments.format == "png":
-        written.append(output / name)
-        make_folder(written[-1])
-        for number, image in enumerate(images):
-            write_png(written[-1] / f"{number:06d}.png", image)
-    print(f"speed: {rate:.1f} samples/s")
-    print("written: " + ", ".join(map(str, written)))
-
-
-def _fid_stats(arguments) -> None:
-    loaded, output = _load(arguments)
-    import numpy as np
-    from tqdm import tqdm
-
-    from nvae_tf.data import catalog, pipeline
-    from nvae_tf.data.source import reading
-    from nvae_tf.evaluation import fid, inception
-    from nvae_tf.pictures import to_bytes
-
-    features = inception.load(arguments.inception)
-    dataset = catalog.describe(loaded.config.data)
-    train, test = dataset.open(loaded.config.data.data)
-    sources = (train, test) if dataset.fid_on_all else (train,)
-    accumulator = fid.Accumulator()
-    view = dict(batch_size=arguments.batch_size, seed=arguments.seed)
-    with (
-        reading(*sources),
-        tqdm(total=sum(map(len, sources)), unit="image", desc="features", disable=None) as bar,
-    ):
-        for source in sources:
-            for images in pipeline.evaluation_batches(source, dataset, **view):
-                accumulator.add(features(to_bytes(np.asarray(images))))
-                bar.update(len(images))
-    path = output / "fid_stats.npz"
-    accumulator.statistics().save(path)
-    print(f"statistics: {accumulator.count} images of {dataset.name}")
-    print(f"written: {path}")
-
-
-def _evaluate_fid(arguments) -> None:
-    if not arguments.fid_stats:
-        raise UserError(
-            "FID needs the data's statistics: make them with --eval_mode fid_stats, and give "
-            "--fid_stats their file"
-        )
-    from nvae_tf.evaluation import fid, inception, sampling
-    from nvae_tf.files import write_text
-
-    features = inception.load(arguments.inception)
-    reference = fid.Statistics.load(Path(arguments.fid_stats).expanduser())
-    loaded, output = _load(arguments)
-    _readjust(arguments, loaded.model)
-    num_samples = arguments.num_samples or FID_SAMPLES
-    accumulator = fid.Accumulator()
-    for images in sampling.sample_batches(
-        loaded.model,
-        num_samples,
-        arguments.temp,
-        batch_size=min(arguments.batch_size, num_samples),
-        seed=arguments.seed,
-    ):
-        accumulator.add(features(images))
-    report = {
-        **fid.compare(reference, accumulator.statistics()),
-        "num_samples": num_samples,
-        "temperature": arguments.temp,
-        "readjust_bn": arguments.readjust_bn,
-        "seed": arguments.seed,
-        "step": loaded.step,
-    }
-    path = output / "fid.json"
-    write_text(path, json.dumps(report, indent=1) + "\n")
-    print(f"FID: {report['fid']:.3f} of {num_samples} samples at temperature {arguments.temp:g}")
-    if "kid" in report:
-        print(
-            f"KID: {report['kid']:.5f}, precision {report['precision']:.3f}, "
-            f"recall {report['recall']:.3f}"
-        )
-    print(f"written: {path}")

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.evaluation.noise import noise_for
+from nvae_tf.devices import join, on_devices, share
 from nvae_tf.layers.latent_group import FromPosterior
 from nvae_tf.model import NVAE
 
@@ -65,28 +65,25 @@ def evaluate(
         seed: of the noise.
     """
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def encode(images):
-        return model.bottom_up(images)
-
-    @tf.function(autograph=False, reduce_retracing=True)
     def terms(encoded, images, numbers):
         draws = tf.shape(numbers)[1]
         tiled = [tf.repeat(maps, draws, 0) for maps in encoded]
-        noise = noise_for(model, (seed, 0), tf.reshape(numbers, [-1]))
-        nelbo, log_weight = draw_terms(model, tiled, tf.repeat(images, draws, 0), noise)
-        shape = tf.shape(numbers)
-        return tf.reshape(nelbo, shape), tf.reshape(log_weight, shape)
+        noise = model.draw_noise(tf.reshape(numbers, [-1]), (seed, 0))
+        of_draws = draw_terms(model, tiled, tf.repeat(images, draws, 0), noise)
+        return [tf.reshape(term, tf.shape(numbers)) for term in of_draws]
 
+    encode, run_terms = on_devices(model.bottom_up), on_devices(terms)
     found, start = [], 0
     with tqdm(total=num_images, unit="image", desc="evaluate", disable=None) as bar:
         for images in batches:
-            encoded, count = encode(images), len(images)
+            shares, count = share(images), len(images)
+            encoded = encode(shares)
             nelbo, log_mean = np.zeros(count), np.full(count, -np.inf)
             for first in range(0, num_draws, chunk):
                 draws = np.arange(first, min(first + chunk, num_draws), dtype=np.int64)
                 numbers = np.arange(start, start + count)[:, None] * num_draws + draws
-                of_draws, log_weights = terms(encoded, images, tf.constant(numbers))
+                terms_found = run_terms(encoded, shares, share(numbers))
+                of_draws, log_weights = join(terms_found, count)
                 nelbo += of_draws.numpy().astype(np.float64).sum(1)
                 weights = log_weights.numpy().astype(np.float64)
                 log_mean = np.logaddexp(log_mean, np.logaddexp.reduce(weights, 1))

@@ -12,6 +12,8 @@ from nvae_tf.data import catalog
 from nvae_tf.errors import UserError
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
+from nvae_tf.training.checkpoints import NAME, newest_whole
+from nvae_tf.training.optimizer import MovingAverage
 
 
 class Loaded(NamedTuple):
@@ -34,21 +36,21 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     """Loads a trained model.
 
     Args:
-        path: a run's folder; or a checkpoint in it, with or without ``.index``; or an official
-            ``.pt`` file.
+        path: a run's folder; or a checkpoint in it, ``checkpoints/step-N``; or an official ``.pt``
+            file.
         data_overrides: configuration keys that say where the data is now.
 
     Raises:
         UserError: nothing of the kind is there, or it is damaged.
     """
     given = Path(path).expanduser()
-    if given.is_dir():
+    if (given / f"{NAME}.index").is_file():
+        folder, checkpoints = RunFolder(given.parent.parent), [given]
+    elif given.is_dir():
         folder = RunFolder(given)
-        checkpoint = tf.train.latest_checkpoint(str(folder.checkpoints))
-        if not checkpoint:
+        checkpoints = folder.list_checkpoints()
+        if not checkpoints:
             raise UserError(f"{given}: no checkpoint here; name the folder of a run (ROOT/SAVE)")
-    elif given.with_suffix(".index").is_file():
-        checkpoint, folder = str(given.with_suffix("")), RunFolder(given.parent.parent)
     elif given.is_file():
         return _load_official(given, data_overrides)
     else:
@@ -59,13 +61,19 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     model = NVAE(config.model, catalog.describe(config.data).image)
     step = tf.Variable(0, dtype=tf.int64)
     # The optimiser's slots and the singular vectors stay unread.
-    saved = tf.train.Checkpoint(model=model, optimizer=tf.train.Checkpoint(_iterations=step))
-    try:
-        saved.restore(checkpoint).assert_existing_objects_matched().expect_partial()
-    except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint}: this checkpoint cannot be restored ({reason})") from None
-    return Loaded(model, config, int(step), folder.path)
+    wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
+    averages = None
+    if config.train.ema_decay:
+        averages = MovingAverage(model.trainable_variables, config.train.ema_decay)
+        wanted["averages"] = averages
+    saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
+    newest_whole(
+        checkpoints,
+        lambda prefix: saved.read(prefix).assert_existing_objects_matched().expect_partial(),
+    )
+    if averages:
+        averages.assign()
+    return Loaded(model, config, int(step.numpy()), folder.path)
 
 
 def _load_official(path: Path, data_overrides) -> Loaded:

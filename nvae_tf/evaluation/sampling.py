@@ -1,5 +1,6 @@
 """Samples, and batch-norm statistics that suit their temperature."""
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -8,55 +9,66 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nvae_tf.devices import join, on_devices, share
 from nvae_tf.errors import UserError
-from nvae_tf.evaluation.noise import noise_for
 from nvae_tf.layers.latent_group import FromPrior
-from nvae_tf.layers.normalization import observed_statistics
+from nvae_tf.layers.normalization import BatchNorm, observed_statistics
 from nvae_tf.model import NVAE
 from nvae_tf.pictures import to_bytes
 
 READJUSTING_STREAM, SAMPLING_STREAM = 1, 0  # of noise
 
 
-def readjust_batch_norm(
+Statistics = dict[BatchNorm, tuple[np.ndarray, np.ndarray]]  # mean and variance, (channels,) each
+
+
+def batch_norm_statistics(
     model: NVAE, temperature: float, *, batches: int, batch_size: int, seed: int
-) -> int:
-    """Replaces the decoder's batch-norm statistics by those of samples at a temperature.
+) -> tuple[Statistics, int]:
+    """The decoder's batch-norm statistics over samples at a temperature.
 
     Every layer's mean and variance are pooled over all values of all batches, exactly, in float64.
     Batches that are not finite are left out.
 
     Args:
-        model: whose statistics are replaced.
+        model: the model.
         temperature: of the samples.
         batches: of samples.
         batch_size: samples in each.
         seed: of the samples.
 
     Returns:
-        How many batches were left out.
+        Each layer's statistics, float32, and how many batches were left out.
 
     Raises:
-        UserError: no batch was finite; the statistics are unchanged.
+        UserError: no batch was finite.
 
     Reference: NVAE paper, section 4.2 ("readjusting batch norm").
     """
     layers = []
 
-    @tf.function(autograph=False)
-    def observe(number):
-        numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        noise = noise_for(model, (seed, READJUSTING_STREAM), numbers)
+    def observe(numbers):
+        noise = model.draw_noise(numbers, (seed, READJUSTING_STREAM))
         with observed_statistics() as statistics:
             model.top_down(FromPrior(noise, temperature), training=True)
         layers[:] = statistics
-        return [tf.concat(part, 0) for part in zip(*statistics.values(), strict=True)]
+        mean, variance, _ = zip(*statistics.values(), strict=True)
+        return [tf.concat(mean, 0), tf.concat(variance, 0)]
+
+    # The statistics are those of the whole batch on every device. Parts of one size are needed for
+    # that: where there are none, every device computes the whole batch.
+    strategy = tf.distribute.get_strategy()
+    divisible = batch_size % strategy.num_replicas_in_sync == 0
+    run_observe = on_devices(observe)
+
+    def statistics_of(number):
+        numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
+        found = run_observe(share(numbers) if divisible else numbers)
+        return [strategy.experimental_local_results(part)[0].numpy() for part in found]
 
     total, total_square, used = 0.0, 0.0, 0
     for number in tqdm(range(batches), unit="batch", desc="readjust", disable=None):
-        mean, variance = (
-            part.numpy().astype(np.float64) for part in observe(tf.constant(number, tf.int64))
-        )
+        mean, variance = (part.astype(np.float64) for part in statistics_of(number))
         if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(variance))):
             continue
         total, total_square, used = total + mean, total_square + variance + mean**2, used + 1
@@ -68,10 +80,18 @@ def readjust_batch_norm(
     mean = total / used
     variance = total_square / used - mean**2
     ends = np.cumsum([layer.moving_mean.shape[0] for layer in layers])[:-1]
-    for layer, m, v in zip(layers, np.split(mean, ends), np.split(variance, ends), strict=True):
-        layer.moving_mean.assign(m.astype(np.float32))
-        layer.moving_variance.assign(v.astype(np.float32))
-    return batches - used
+    statistics = {
+        layer: (m.astype(np.float32), v.astype(np.float32))
+        for layer, m, v in zip(layers, np.split(mean, ends), np.split(variance, ends), strict=True)
+    }
+    return statistics, batches - used
+
+
+def readjust_batch_norm(model: NVAE, statistics: Statistics) -> None:
+    """Replaces running statistics by those given (see `batch_norm_statistics`)."""
+    for layer, (mean, variance) in statistics.items():
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
 
 
 def sample_batches(
@@ -83,7 +103,7 @@ def sample_batches(
         model: the model.
         num_samples: how many in all.
         temperature: of the latents, and of colour pixels.
-        batch_size: images computed at once; their pixels are drawn by the batch.
+        batch_size: images computed at once.
         seed: of the samples.
 
     Yields:
@@ -93,16 +113,12 @@ def sample_batches(
         UserError: an image is not finite.
     """
 
-    @tf.function(autograph=False)
-    def draw(number):
-        numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        noise = noise_for(model, (seed, SAMPLING_STREAM), numbers)
-        pixels = tf.random.experimental.stateless_fold_in((seed, SAMPLING_STREAM), number)
-        return model.sample(noise, temperature, pixels)
-
+    draw = _compiled_sampler(model)
+    at, stream = tf.constant(temperature), tf.constant((seed, SAMPLING_STREAM))
     with tqdm(total=num_samples, unit="image", desc="sample", disable=None) as bar:
         for number in range(math.ceil(num_samples / batch_size)):
-            drawn = draw(tf.constant(number, tf.int64)).numpy()
+            numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
+            drawn = join(draw(share(numbers), at, stream), batch_size).numpy()
             if not np.all(np.isfinite(drawn)):
                 raise UserError(
                     f"samples at temperature {temperature} are not finite; try a lower --temp, and "
@@ -111,6 +127,14 @@ def sample_batches(
             images = to_bytes(drawn)[: num_samples - number * batch_size]
             bar.update(len(images))
             yield images
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_sampler(model: NVAE):
+    """One graph a batch size, whatever the temperature and the seed."""
+    return on_devices(
+        lambda numbers, temperature, seed: model.sample(numbers, temperature, seed=seed)
+    )
 
 
 def sample(

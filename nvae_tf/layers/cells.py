@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from nvae_tf.layers.activations import ACTIVATIONS
+from nvae_tf.layers.base import Layer
+from nvae_tf.layers.checkpointing import CELLS, NORMALIZED, recomputed
 from nvae_tf.layers.convolution import Convolution, build_chain, uniform_fan_in
 from nvae_tf.layers.normalization import BatchNorm
 
@@ -44,7 +45,7 @@ DOWN, NORMAL, UP = "down", "normal", "up"
 BRANCH_SCALE = 0.1
 
 
-class _Widening(tf_keras.layers.Layer):
+class _Widening(Layer):
     """A layer with ``filters`` output channels."""
 
     def __init__(self, filters, **kwargs):
@@ -99,13 +100,17 @@ class ResidualCell(_Widening):
 
     def call(self, inputs, training=False):
         """Adds skip and branch."""
-        branch = inputs
-        for operation in self.branch:
-            branch = operation(branch, training=training)
-        if self.squeeze:
-            branch = self.squeeze(branch)
-        skip = self.skip(inputs) if self.skip else inputs
-        return skip + BRANCH_SCALE * branch
+
+        def compute(inputs):
+            branch = inputs
+            for operation in self.branch:
+                branch = operation(branch, training=training)
+            if self.squeeze:
+                branch = self.squeeze(branch)
+            skip = self.skip(inputs) if self.skip else inputs
+            return skip + BRANCH_SCALE * branch
+
+        return recomputed(CELLS, compute, [self], inputs)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -159,12 +164,15 @@ class ActivatedConvolution(_Widening):
 
     def call(self, inputs, training=False):
         """Activates, doubles the map if asked to, convolves."""
-        outputs = (
-            self.norm(inputs, training=training)
-            if self.norm
-            else ACTIVATIONS[self.activation](inputs)
-        )
-        return self.convolution(nearest_x2(outputs) if self.direction == UP else outputs)
+
+        def compute(inputs):
+            if self.norm:
+                outputs = self.norm(inputs, training=training)
+            else:
+                outputs = ACTIVATIONS[self.activation](inputs)
+            return self.convolution(nearest_x2(outputs) if self.direction == UP else outputs)
+
+        return recomputed(NORMALIZED, compute, [self], inputs)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -215,10 +223,13 @@ class InvertedResidual(_Widening):
     def call(self, inputs, training=False):
         """Runs the seven steps in order."""
         outputs = nearest_x2(inputs) if self.direction == UP else inputs
-        outputs = self.norms[0](outputs, training=training)
-        for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
-            outputs = norm(convolution(outputs), training=training)
-        return outputs
+        for norm, convolution in zip(self.norms[:3], self.convolutions, strict=True):
+
+            def compute(inputs, norm=norm, convolution=convolution):
+                return convolution(norm(inputs, training=training))
+
+            outputs = recomputed(NORMALIZED, compute, [norm, convolution], outputs)
+        return self.norms[3](outputs, training=training)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -226,7 +237,7 @@ class InvertedResidual(_Widening):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-class SqueezeExcitation(tf_keras.layers.Layer):
+class SqueezeExcitation(Layer):
     """Scales each channel by a gate computed from the means of all channels.
 
     Mean over the map; dense to max(channels / 16, 4), ReLU; dense to channels, sigmoid.
@@ -251,10 +262,10 @@ class SqueezeExcitation(tf_keras.layers.Layer):
 
     def call(self, inputs):
         """Scales the channels of a (batch, height, width, channels) map."""
-        gate = tf.reduce_mean(inputs, [1, 2])
+        gate = tf.reduce_mean(tf.cast(inputs, tf.float32), [1, 2])
         gate = tf.nn.relu(tf.matmul(gate, self.reduce_kernel) + self.reduce_bias)
         gate = tf.nn.sigmoid(tf.matmul(gate, self.expand_kernel) + self.expand_bias)
-        return inputs * gate[:, None, None, :]
+        return inputs * tf.cast(gate, inputs.dtype)[:, None, None, :]
 
 
 class SkipDown(_Widening):

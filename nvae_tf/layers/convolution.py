@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
+
+from nvae_tf.layers.base import Layer
 
 _shared_kernels = contextvars.ContextVar("shared_kernels", default=None)
 _data_initialization = contextvars.ContextVar("data_initialization", default=False)
@@ -40,7 +41,7 @@ def build_chain(layers, channels: int) -> None:
         shape = layer.compute_output_shape(shape)
 
 
-class Convolution(tf_keras.layers.Layer):
+class Convolution(Layer):
     """2D convolution with symmetric padding and an optionally normalised and masked kernel.
 
     With weight normalisation the kernel in effect is ``exp(g) * w / (||w|| + 1e-5)``, the norm over
@@ -267,11 +268,27 @@ def shared_kernels(groups):
     kernels = {}
     for layers, stacked in stacks:
         kernels.update(zip(layers, tf.unstack(stacked), strict=True))
+    with given_kernels(kernels):
+        yield stacks
+
+
+@contextlib.contextmanager
+def given_kernels(kernels):
+    """Within the block convolutions use these effective kernels.
+
+    Args:
+        kernels: `Convolution` -> its kernel; None: every layer computes its own.
+    """
     token = _shared_kernels.set(kernels)
     try:
-        yield stacks
+        yield
     finally:
         _shared_kernels.reset(token)
+
+
+def current_kernels():
+    """The kernels of the innermost `shared_kernels` or `given_kernels`, or None."""
+    return _shared_kernels.get()
 
 
 def _effective_kernels(layers):

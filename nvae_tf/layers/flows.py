@@ -2,14 +2,14 @@
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-import tf_keras
 
+from nvae_tf.layers.base import Layer
 from nvae_tf.layers.convolution import Convolution, build_chain
 
 HIDDEN_PER_LATENT = 6
 
 
-class AutoregressiveShift(tf_keras.layers.Layer):
+class AutoregressiveShift(Layer):
     """The shift mu(z), in which each latent sees only those before it in raster order.
 
     Masked 3x3 convolution (centre strictly causal), ELU, masked depthwise 5x5, ELU twice, masked 1x1.
@@ -97,7 +97,7 @@ class ShiftBijector(tfp.bijectors.Bijector):
         return tf.zeros([], x.dtype)
 
 
-class FlowCell(tf_keras.layers.Layer):
+class FlowCell(Layer):
     """One flow cell: a causal shift, then its mirror image.
 
     Input and output shape: (batch, height, width, latents).

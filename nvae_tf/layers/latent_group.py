@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-import tf_keras
 
 from nvae_tf.distributions import clamped_normal, from_noise
+from nvae_tf.layers.base import Layer
 from nvae_tf.layers.cells import ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain
 from nvae_tf.layers.flows import FlowCell
@@ -22,15 +22,24 @@ class Latent(NamedTuple):
         kl: KL from prior to posterior of every latent, in nats, shaped as z; or None.
         log_q: log q(z | x, z of the groups before) of each image, in nats, (batch,); or None.
         log_p: log p(z | z of the groups before) of each image, in nats, (batch,); or None.
+        mean: of the posterior, before flows, shaped as z; or None.
+        deviation: of the posterior, shaped as z; or None.
     """
 
     z: tf.Tensor
     kl: tf.Tensor | None = None
     log_q: tf.Tensor | None = None
     log_p: tf.Tensor | None = None
+    mean: tf.Tensor | None = None
+    deviation: tf.Tensor | None = None
+
+    @property
+    def kl_per_image(self):
+        """KL of each image in nats, (batch,)."""
+        return tf.reduce_sum(self.kl, [1, 2, 3])
 
 
-class LatentGroup(tf_keras.layers.Layer):
+class LatentGroup(Layer):
     """All that belongs to one group: its cells, prior, posterior, flows and combiner.
 
     Args:
@@ -109,7 +118,7 @@ class LatentGroup(tf_keras.layers.Layer):
         for cell in self.cells:
             s = cell(s, training=training)
         latent = source(self, s)
-        joined = latent.z if s is None else tf.concat([s, latent.z], -1)
+        joined = latent.z if s is None else tf.concat([s, tf.cast(latent.z, s.dtype)], -1)
         return self.combiner(joined), latent
 
     def prior_parameters(self, s):
@@ -177,7 +186,8 @@ class FromPosterior:
         log_q = base.log_prob(before_flows)
         log_p = prior.log_prob(z)
         kl = log_q - log_p if group.num_flows else tfd.kl_divergence(base, prior)
-        return Latent(z, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3]))
+        log_q, log_p = tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
+        return Latent(z, kl, log_q, log_p, base.loc, base.scale)
 
 
 class FromPrior:
@@ -189,14 +199,14 @@ class FromPrior:
     """
 
     def __init__(self, noise, temperature=1.0):
-        self.noise, self.temperature = noise, temperature
+        self.noise = noise
+        self.temperatures = tf.broadcast_to(tf.cast(temperature, tf.float32), [len(noise)])
         self.batch_size = tf.shape(noise[0])[0]
 
     def __call__(self, group: LatentGroup, s) -> Latent:
         """Draws a group's z from its prior."""
-        several = isinstance(self.temperature, (list, tuple))
-        temperature = self.temperature[group.index] if several else self.temperature
-        return Latent(from_noise(group.prior(s, temperature), self.noise[group.index]))
+        prior = group.prior(s, self.temperatures[group.index])
+        return Latent(from_noise(prior, self.noise[group.index]))
 
 
 class Given:
@@ -219,4 +229,5 @@ class Given:
 
 
 def _halves(parameters):
-    return tf.split(parameters, 2, -1)
+    # Distributions are float32 whatever the precision of activations.
+    return tf.split(tf.cast(parameters, tf.float32), 2, -1)

@@ -2,16 +2,33 @@
 
 import contextlib
 import contextvars
+from typing import NamedTuple
 
 import tensorflow as tf
-import tf_keras
 
+from nvae_tf.devices import mean_over_replicas, own_copy
 from nvae_tf.layers.activations import ACTIVATIONS
+from nvae_tf.layers.base import Layer
 
 EPSILON = 1e-5
 MOMENTUM = 0.95  # of the running averages (momentum 0.05 in PyTorch's convention)
 
 _observed = contextvars.ContextVar("observed_statistics", default=None)
+_given = contextvars.ContextVar("given_statistics", default=None)
+
+
+class Observed(NamedTuple):
+    """Statistics of a layer's batch, over all replicas.
+
+    Attributes:
+        mean: (channels,).
+        variance: (channels,), biased.
+        count: values that each rests on, a float32 scalar.
+    """
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+    count: tf.Tensor
 
 
 @contextlib.contextmanager
@@ -19,8 +36,7 @@ def observed_statistics():
     """Within the block, layers in training mode report their statistics and keep their running ones.
 
     Yields:
-        A dictionary that fills in the order of the calls: `BatchNorm` -> (mean, biased variance) of its
-        batch, each (channels,).
+        A dictionary that fills in the order of the calls: `BatchNorm` -> `Observed`.
     """
     statistics = {}
     token = _observed.set(statistics)
@@ -30,7 +46,22 @@ def observed_statistics():
         _observed.reset(token)
 
 
-class BatchNorm(tf_keras.layers.Layer):
+@contextlib.contextmanager
+def given_statistics(statistics):
+    """Within the block, layers in evaluation mode use these statistics instead of their running ones.
+
+    Args:
+        statistics: `BatchNorm` -> (mean, biased variance), each (channels,); layers that are not in it
+            use their own.
+    """
+    token = _given.set(statistics)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+class BatchNorm(Layer):
     """Batch normalisation over batch, height and width, then an activation.
 
     Training normalises with the biased variance of the global batch; the running variance, which
@@ -76,8 +107,9 @@ class BatchNorm(tf_keras.layers.Layer):
         return ACTIVATIONS[self.activation](tf.cast(outputs, inputs.dtype))
 
     def _with_running(self, inputs):
-        scale = self.gamma * tf.math.rsqrt(self.moving_variance + EPSILON)
-        return inputs * scale + (self.beta - self.moving_mean * scale)
+        mean, variance = (_given.get() or {}).get(self, (self.moving_mean, self.moving_variance))
+        scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
+        return inputs * scale + (self.beta - mean * scale)
 
     def _with_batch_statistics(self, inputs):
         context = tf.distribute.get_replica_context()
@@ -88,19 +120,13 @@ class BatchNorm(tf_keras.layers.Layer):
                 x=inputs, scale=self.gamma, offset=self.beta, mean=[], variance=[],
                 epsilon=EPSILON, is_training=True,
             )  # fmt: skip
-            biased = variance * (count - 1.0) / count  # the fused op returns the unbiased one
+            variance = variance * (count - 1.0) / count  # the fused op returns the unbiased one
         else:
-            mean = _over_replicas(context, tf.reduce_mean(inputs, [0, 1, 2]))
+            mean = mean_over_replicas(tf.reduce_mean(inputs, [0, 1, 2]))
             centred = inputs - mean
-            biased = _over_replicas(context, tf.reduce_mean(tf.square(centred), [0, 1, 2]))
-            outputs = centred * (self.gamma * tf.math.rsqrt(biased + EPSILON)) + self.beta
-            variance = biased * count / (count - 1.0)
-        observed = _observed.get()
-        if observed is not None:
-            observed[self] = mean, biased
-        else:
-            self.moving_mean.assign_sub((1.0 - MOMENTUM) * (self.moving_mean - mean))
-            self.moving_variance.assign_sub((1.0 - MOMENTUM) * (self.moving_variance - variance))
+            variance = mean_over_replicas(tf.reduce_mean(tf.square(centred), [0, 1, 2]))
+            outputs = centred * (self.gamma * tf.math.rsqrt(variance + EPSILON)) + self.beta
+        report_statistics({self: Observed(mean, variance, count)})
         return outputs
 
     def get_config(self):
@@ -108,5 +134,33 @@ class BatchNorm(tf_keras.layers.Layer):
         return {**super().get_config(), "activation": self.activation}
 
 
-def _over_replicas(context, value):
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+def report_statistics(observed: dict[BatchNorm, Observed]) -> None:
+    """Hands statistics to `observed_statistics` where that is active, else to the running ones."""
+    collected = _observed.get()
+    if collected is not None:
+        collected.update(observed)
+    else:
+        update_running(observed)
+
+
+def update_running(observed: dict[BatchNorm, Observed], condition=True) -> None:
+    """Moves running statistics towards those of a batch, layers of one width together.
+
+    Args:
+        observed: from `observed_statistics`.
+        condition: a scalar; where it is false nothing changes.
+    """
+    by_width = {}
+    for layer in observed:
+        by_width.setdefault(layer.gamma.shape[0], []).append(layer)
+    for layers in by_width.values():
+        mean, variance, count = (
+            tf.stack([observed[layer][part] for layer in layers]) for part in range(3)
+        )
+        unbiased = variance * (count / (count - 1.0))[:, None]
+        for name, seen in (("moving_mean", mean), ("moving_variance", unbiased)):
+            running = [getattr(layer, name) for layer in layers]
+            before = tf.stack(running)
+            after = tf.where(condition, before - (1.0 - MOMENTUM) * (before - seen), before)
+            for variable, value in zip(running, tf.unstack(after), strict=True):
+                own_copy(variable).assign(value)

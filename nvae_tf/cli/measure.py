@@ -1,0 +1,208 @@
+"""The modes of ``evaluate_keras.py`` that measure: likelihood, samples, FID.
+
+TensorFlow takes seconds to import: only after the flags are known to be right, so within functions.
+"""
+
+import json
+from pathlib import Path
+
+from nvae_tf.errors import UserError
+from nvae_tf.files import make_folder
+
+READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
+GRID_COLUMNS, GRID_IMAGES = 10, 100
+FID_SAMPLES = 50_000
+
+
+def load(arguments):
+    """The model, and the folder for results."""
+    from nvae_tf.evaluation import loading
+
+    overrides = {"data": str(Path(arguments.data).expanduser().resolve())} if arguments.data else {}
+    loaded = loading.load(arguments.checkpoint, overrides)
+    output = Path(arguments.output).expanduser() if arguments.output else loaded.folder
+    make_folder(output)
+    name, groups = loaded.config.data.dataset, len(loaded.model.groups)
+    print(f"model: {name}, {groups} latent groups, step {loaded.step}")
+    return loaded, output
+
+
+def evaluate(arguments) -> None:
+    """NELBO and importance-weighted log-likelihood."""
+    loaded, output = load(arguments)
+    from nvae_tf.data import catalog, pipeline
+    from nvae_tf.data.source import reading
+    from nvae_tf.evaluation import likelihood
+    from nvae_tf.files import write_text
+
+    config = loaded.config
+    dataset = catalog.describe(config.data)
+    train, test = dataset.open(config.data.data)
+    source = train if arguments.eval_on_train else test
+    batches = pipeline.evaluation_batches(
+        source,
+        dataset,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        num_bits=config.model.num_x_bits,
+    )
+    with reading(source):
+        found = likelihood.evaluate(
+            loaded.model,
+            batches,
+            len(source),
+            num_draws=arguments.num_iw_samples,
+            chunk=arguments.iw_chunk,
+            seed=arguments.seed,
+        )
+    summary = likelihood.summarize(found, dataset.image.bits_per_dim)
+    report = {
+        **summary,
+        "num_images": len(source),
+        "num_iw_samples": arguments.num_iw_samples,
+        "seed": arguments.seed,
+        "step": loaded.step,
+        "split": "train" if arguments.eval_on_train else "test",
+    }
+    path = output / "evaluate.json"
+    write_text(path, json.dumps(report, indent=1) + "\n")
+    for name, bits, title in (
+        ("nelbo", "bpd_nelbo", "NELBO"),
+        ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
+    ):
+        nats, error = summary[name]["mean"], summary[name]["standard_error"]
+        spread = "" if error is None else f" +- {error:.2f}"
+        print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
+    print(f"written: {path}")
+
+
+def statistics_at(arguments, model, temperature: float):
+    """Batch-norm statistics over samples at a temperature."""
+    from nvae_tf.evaluation.sampling import batch_norm_statistics
+
+    statistics, left_out = batch_norm_statistics(
+        model,
+        temperature,
+        batches=arguments.readjust_batches,
+        batch_size=READJUSTING_BATCH,
+        seed=arguments.seed,
+    )
+    if left_out:
+        print(f"readjust: left out {left_out} of {arguments.readjust_batches} batches, not finite")
+    return statistics
+
+
+def _readjust(arguments, model) -> None:
+    """Readjusts batch norm if the flags ask for it."""
+    from nvae_tf.evaluation.sampling import readjust_batch_norm
+
+    if arguments.readjust_bn:
+        readjust_batch_norm(model, statistics_at(arguments, model, arguments.temp))
+
+
+def sample(arguments) -> None:
+    """A grid of samples, and on request all of them."""
+    loaded, output = load(arguments)
+    import numpy as np
+
+    from nvae_tf.evaluation import sampling
+    from nvae_tf.files import replacing, write_png
+    from nvae_tf.pictures import grid
+
+    _readjust(arguments, loaded.model)
+    num_samples = arguments.num_samples or GRID_IMAGES
+    images, rate = sampling.sample(
+        loaded.model,
+        num_samples,
+        arguments.temp,
+        batch_size=min(arguments.batch_size, num_samples),
+        seed=arguments.seed,
+    )
+    name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
+    written = [output / f"{name}.png"]
+    write_png(written[0], grid(images[:GRID_IMAGES], GRID_COLUMNS))
+    if arguments.format == "npz":
+        written.append(output / f"{name}.npz")
+        with replacing(written[-1]) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, images=images)
+    elif arguments.format == "png":
+        written.append(output / name)
+        make_folder(written[-1])
+        for number, image in enumerate(images):
+            write_png(written[-1] / f"{number:06d}.png", image)
+    print(f"speed: {rate:.1f} samples/s")
+    print("written: " + ", ".join(map(str, written)))
+
+
+def fid_stats(arguments) -> None:
+    """Statistics of the data's Inception features."""
+    loaded, output = load(arguments)
+    import numpy as np
+    from tqdm import tqdm
+
+    from nvae_tf.data import catalog, pipeline
+    from nvae_tf.data.source import reading
+    from nvae_tf.evaluation import fid, inception
+    from nvae_tf.pictures import to_bytes
+
+    features = inception.load(arguments.inception)
+    dataset = catalog.describe(loaded.config.data)
+    train, test = dataset.open(loaded.config.data.data)
+    sources = (train, test) if dataset.fid_on_all else (train,)
+    accumulator = fid.Accumulator()
+    view = dict(batch_size=arguments.batch_size, seed=arguments.seed)
+    with (
+        reading(*sources),
+        tqdm(total=sum(map(len, sources)), unit="image", desc="features", disable=None) as bar,
+    ):
+        for source in sources:
+            for images in pipeline.evaluation_batches(source, dataset, **view):
+                accumulator.add(features(to_bytes(np.asarray(images))))
+                bar.update(len(images))
+    path = output / "fid_stats.npz"
+    accumulator.statistics().save(path)
+    print(f"statistics: {accumulator.count} images of {dataset.name}")
+    print(f"written: {path}")
+
+
+def evaluate_fid(arguments) -> None:
+    """FID, KID, precision and recall of samples."""
+    if not arguments.fid_stats:
+        raise UserError(
+            "FID needs the data's statistics: make them with --eval_mode fid_stats, and give "
+            "--fid_stats their file"
+        )
+    from nvae_tf.evaluation import fid, inception, sampling
+    from nvae_tf.files import write_text
+
+    features = inception.load(arguments.inception)
+    reference = fid.Statistics.load(Path(arguments.fid_stats).expanduser())
+    loaded, output = load(arguments)
+    _readjust(arguments, loaded.model)
+    num_samples = arguments.num_samples or FID_SAMPLES
+    accumulator = fid.Accumulator()
+    for images in sampling.sample_batches(
+        loaded.model,
+        num_samples,
+        arguments.temp,
+        batch_size=min(arguments.batch_size, num_samples),
+        seed=arguments.seed,
+    ):
+        accumulator.add(features(images))
+    report = {
+        **fid.compare(reference, accumulator.statistics()),
+        "num_samples": num_samples,
+        "temperature": arguments.temp,
+        "readjust_bn": arguments.readjust_bn,
+        "seed": arguments.seed,
+        "step": loaded.step,
+    }
+    path = output / "fid.json"
+    write_text(path, json.dumps(report, indent=1) + "\n")
+    print(f"FID: {report['fid']:.3f} of {num_samples} samples at temperature {arguments.temp:g}")
+    if "kid" in report:
+        print(
+            f"KID: {report['kid']:.5f}, precision {report['precision']:.3f}, "
+            f"recall {report['recall']:.3f}"
+        )
+    print(f"written: {path}")

@@ -1,0 +1,243 @@
+"""The modes of ``evaluate_keras.py`` that show latents, and that hand a model on.
+
+TensorFlow takes seconds to import: only after the flags are known to be right, so within functions.
+"""
+
+import json
+from pathlib import Path
+
+from nvae_tf.cli.measure import load, statistics_at
+from nvae_tf.errors import UserError
+from nvae_tf.files import replacing, write_animation, write_png, write_text
+
+RECONSTRUCTED = 16  # test images, unless others are named
+COLUMNS = 8
+ANIMATION_WIDTH = 128  # pixels, at least, of one image
+INFLUENCE_SAMPLES = 100
+CARD_SAMPLES, CARD_TEMPERATURE = 40, 0.7
+
+
+def reconstruct(arguments) -> None:
+    """Images beside what becomes of them, with NELBO and squared error."""
+    loaded, output = load(arguments)
+    import numpy as np
+
+    from nvae_tf.evaluation import latents
+    from nvae_tf.pictures import grid, with_captions
+
+    images, names = _chosen(arguments, loaded, most=RECONSTRUCTED)
+    found = latents.reconstruct(loaded.model, images, arguments.seed)
+    pairs = np.concatenate([images, np.clip(found.images, 0.0, 1.0)], 2)  # side by side
+    captions = [
+        [f"{nelbo:.1f} nats", f"mse {mse:.4f}"]
+        for nelbo, mse in zip(found.nelbo, found.mse, strict=True)
+    ]
+    picture, report = output / "reconstruct.png", output / "reconstruct.json"
+    write_png(picture, grid(with_captions(pairs, captions), min(COLUMNS // 2, len(images))))
+    rows = zip(names, found.nelbo.tolist(), found.mse.tolist(), strict=True)
+    entries = [{"image": name, "nelbo": nelbo, "mse": mse} for name, nelbo, mse in rows]
+    write_text(report, json.dumps(entries, indent=1) + "\n")
+    print(f"mean of {len(images)}: nelbo {found.nelbo.mean():.2f} nats, mse {found.mse.mean():.5f}")
+    print(f"written: {picture}, {report}")
+
+
+def interpolate(arguments) -> None:
+    """Rows of images from one image to another, or from one sample to another."""
+    loaded, output = load(arguments)
+    import numpy as np
+
+    from nvae_tf.evaluation import latents
+    from nvae_tf.pictures import enlarge, grid
+
+    if arguments.images or arguments.indices:
+        images, _ = _chosen(arguments, loaded)
+        noise, temperature = latents.prior_noise(loaded.model, images), 1.0
+    else:
+        count = 2 * (arguments.num_samples or 1)
+        noise, temperature = loaded.model.draw_noise(count, (arguments.seed, 0)), arguments.temp
+    if len(noise[0]) % 2:
+        raise UserError("interpolation needs pairs of images; give an even number of them")
+    ends = [[tensor[first::2] for tensor in noise] for first in (0, 1)]
+    rows = latents.interpolate(loaded.model, *ends, arguments.steps, temperature)
+    written = [output / "interpolate.png", output / f"interpolate.{arguments.animation}"]
+    write_png(written[0], grid(np.concatenate(rows), arguments.steps))
+    frames = [
+        grid(enlarge(rows[:, step], ANIMATION_WIDTH), min(COLUMNS, len(rows)))
+        for step in range(arguments.steps)
+    ]
+    write_animation(written[1], np.stack(frames))
+    print("written: " + ", ".join(map(str, written)))
+
+
+def traverse(arguments) -> None:
+    """A row for each group: what its noise alone changes."""
+    loaded, output = load(arguments)
+    import numpy as np
+
+    from nvae_tf.evaluation import latents
+    from nvae_tf.pictures import grid
+
+    model, groups = loaded.model, _groups(arguments, loaded.model)
+    if arguments.images or arguments.indices:
+        images, _ = _chosen(arguments, loaded, most=1)
+        noise, temperature = latents.prior_noise(model, images), 1.0
+    else:
+        noise, temperature = model.draw_noise(1, (arguments.seed, 0)), arguments.temp
+    rows = latents.traverse(model, noise, groups, arguments.steps, temperature, arguments.seed)
+    influence = latents.influence(model, INFLUENCE_SAMPLES, arguments.temp, arguments.seed)
+    picture, report = output / "traverse.png", output / "traverse.json"
+    write_png(picture, grid(np.concatenate(rows), arguments.steps))
+    entries = [
+        {"group": group, "shape": list(shape), "influence": float(change)}
+        for group, (shape, change) in enumerate(zip(model.latent_shapes, influence, strict=True))
+    ]
+    write_text(report, json.dumps(entries, indent=1) + "\n")
+    print(f"change of a pixel (root mean square, of 1) by a fresh draw at {arguments.temp:g}:")
+    for entry in entries:
+        print(f"  group {entry['group']:2d} {str(entry['shape']):>16}  {entry['influence']:.4f}")
+    print(f"written: {picture} (rows: groups {groups}), {report}")
+
+
+def encode(arguments) -> None:
+    """Latents of images, as arrays."""
+    loaded, output = load(arguments)
+    import numpy as np
+    from tqdm import tqdm
+
+    from nvae_tf.data.source import reading
+    from nvae_tf.evaluation import latents
+
+    groups = _groups(arguments, loaded.model)
+    source, dataset, names = _source(arguments, loaded)
+    batches = _batches(arguments, loaded, source, dataset, with_labels=True)
+    labels: list = []
+
+    def images():
+        with tqdm(total=len(source), unit="image", desc="encode", disable=None) as bar:
+            for batch, of_batch in batches:
+                labels.append(of_batch.numpy())
+                bar.update(len(batch))
+                yield batch
+
+    with reading(source):
+        encoded = list(latents.encode_batches(loaded.model, images(), groups))
+    arrays = {"kl": np.concatenate([batch.kl for batch in encoded])}
+    for field in ("z", "mean", "deviation"):
+        parts = zip(*(getattr(batch, field) for batch in encoded), strict=True)
+        arrays.update(
+            {f"{field}_{g:02d}": np.concatenate(p) for g, p in zip(groups, parts, strict=True)}
+        )
+    if arguments.images:
+        arrays["names"] = np.array(names)
+    else:
+        arrays["labels"] = np.concatenate(labels)
+    path = output / "latents.npz"
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    print(f"latents: {len(source)} images, groups {groups}")
+    print(f"written: {path} ({', '.join(arrays)})")
+
+
+def export(arguments) -> None:
+    """A SavedModel, with a card and a grid of samples beside it."""
+    if not arguments.output:
+        raise UserError("an export needs --output DIR: the folder that becomes the served model")
+    loaded, output = load(arguments)
+    from nvae_tf.evaluation import export as exporting
+
+    readjusted = {
+        temperature: statistics_at(arguments, loaded.model, temperature)
+        for temperature in dict.fromkeys(arguments.readjust_temps)
+    }
+    version = exporting.export(loaded.model, readjusted, output)
+    usage = (
+        "`1/` and so on are SavedModels that need TensorFlow alone, with the signatures `sample`, "
+        "`decode`, `encode` and `reconstruct`."
+    )
+    if readjusted:
+        temperatures = ", ".join(f"{t:g}" for t in readjusted)
+        usage += f" Samples at {temperatures} use batch-norm statistics of that temperature."
+    written = [version, *_write_card(arguments, loaded, output, usage)]
+    print("written: " + ", ".join(map(str, written)))
+
+
+def card(arguments) -> None:
+    """A model card in the run's folder."""
+    loaded, output = load(arguments)
+    print("written: " + ", ".join(map(str, _write_card(arguments, loaded, output))))
+
+
+def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
+    from nvae_tf.evaluation import card as cards
+    from nvae_tf.evaluation import sampling
+    from nvae_tf.pictures import grid
+
+    options = dict(batch_size=min(arguments.batch_size, CARD_SAMPLES), seed=arguments.seed)
+    images, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)
+    picture, path = output / "model_card.png", output / "MODEL_CARD.md"
+    write_png(picture, grid(images, COLUMNS))
+    write_text(path, cards.text(loaded, picture.name, usage))
+    return [path, picture]
+
+
+def _groups(arguments, model) -> list[int]:
+    """The groups that the flags name."""
+    groups = arguments.groups or list(range(len(model.groups)))
+    wrong = [group for group in groups if group >= len(model.groups)]
+    if wrong:
+        raise UserError(f"--groups: there is no group {wrong[0]}; there are {len(model.groups)}")
+    return list(dict.fromkeys(groups))
+
+
+def _source(arguments, loaded):
+    """The images that the flags name: source, description and names."""
+    from nvae_tf.data import catalog
+    from nvae_tf.data.images import FolderSource, find_images
+
+    dataset = catalog.describe(loaded.config.data)
+    if arguments.images:
+        given = [Path(path).expanduser() for path in arguments.images]
+        paths = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
+        source = FolderSource(paths, dataset.image)
+        return source, dataset, [str(path) for path in paths]
+    train, test = dataset.open(loaded.config.data.data)
+    source = train if arguments.eval_on_train else test
+    split = "train" if arguments.eval_on_train else "test"
+    return source, dataset, [f"{split} {number}" for number in range(len(source))]
+
+
+def _batches(arguments, loaded, source, dataset, **options):
+    from nvae_tf.data import pipeline
+
+    return pipeline.evaluation_batches(
+        source,
+        dataset,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        num_bits=loaded.config.model.num_x_bits,
+        **options,
+    )
+
+
+def _chosen(arguments, loaded, most: int | None = None):
+    """Images by --images or --indices, else the first ones of the data set; and their names."""
+    import numpy as np
+
+    from nvae_tf.data.source import reading
+
+    source, dataset, names = _source(arguments, loaded)
+    wanted = arguments.indices or range(len(source) if arguments.images else min(most, len(source)))
+    outside = [number for number in wanted if number >= len(source)]
+    if outside:
+        raise UserError(f"--indices: there is no image {outside[0]}; there are {len(source)}")
+    found = {}
+    with reading(source):
+        start = 0
+        for batch in _batches(arguments, loaded, source, dataset):
+            found.update(
+                {i: batch[i - start].numpy() for i in wanted if 0 <= i - start < len(batch)}
+            )
+            start += len(batch)
+            if len(found) == len(set(wanted)):
+                break
+    return np.stack([found[number] for number in wanted]), [names[number] for number in wanted]

@@ -1,0 +1,113 @@
+"""The devices of this machine that work on a batch together, through `tf.distribute`.
+
+with local_strategy().scope():
+    model = NVAE(...)
+    encode = on_devices(model.bottom_up)
+    maps = join(encode(share(images)), len(images))
+"""
+
+import functools
+
+import tensorflow as tf
+
+from nvae_tf.errors import UserError
+
+
+def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
+    """A strategy over devices of this machine.
+
+    Args:
+        num_devices: how many; default: all GPUs, or the CPU where there is none. Where there is none,
+            the CPU counts as so many devices: nothing gets faster, but all can be tried out.
+
+    Raises:
+        UserError: there are not so many GPUs.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    count = num_devices or max(len(gpus), 1)
+    if gpus and count > len(gpus):
+        raise UserError(f"{count} devices were asked for; this machine shows {len(gpus)} GPUs")
+    if count == 1:
+        return tf.distribute.get_strategy()
+    if not gpus:
+        _divide_cpu(count)
+    kind = "GPU" if gpus else "CPU"
+    return tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(count)])
+
+
+def _divide_cpu(count: int) -> None:
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) == count:
+        return
+    try:
+        parts = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(cpu, parts)
+    except RuntimeError:
+        raise UserError("the CPU must be divided before TensorFlow is first used") from None
+
+
+def own_copy(variable):
+    """The copy of a distributed variable on the device that the code around runs for.
+
+    Assigning to it changes that copy alone, at once, without talking to other devices: for values that
+    all devices compute alike. Outside of replicas, and of variables of one device: the variable itself.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        return variable
+    copies = context.strategy.experimental_local_results(variable)
+    replica = tf.get_static_value(context.replica_id_in_sync_group)
+    return copies[int(replica) % len(copies)]
+
+
+def mean_over_replicas(values):
+    """The mean over all replicas of a structure of tensors; inside a replica."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+
+
+def share(batch):
+    """Divides a batch among the devices; parts are of one size, the last rows repeated if need be.
+
+    Args:
+        batch: a tensor, rows first.
+
+    Returns:
+        A value that `on_devices` takes.
+    """
+    strategy, rows = tf.distribute.get_strategy(), len(batch)
+    if strategy.num_replicas_in_sync == 1:
+        return tf.convert_to_tensor(batch)
+    each = -(-rows // strategy.num_replicas_in_sync)
+
+    def part(context):
+        own = context.replica_id_in_sync_group * each + tf.range(each)
+        return tf.gather(batch, tf.minimum(own, rows - 1))
+
+    return strategy.experimental_distribute_values_from_function(part)
+
+
+def on_devices(function):
+    """Compiles a function; every device runs it on its share of the arguments."""
+
+    def run(*shares):
+        return tf.distribute.get_strategy().run(function, shares)
+
+    # A partial, because TensorFlow counts traces, and warns of many, by the code of a function, which
+    # all functions made here would share.
+    return tf.function(functools.partial(run), autograph=False, reduce_retracing=True)
+
+
+def join(values, rows: int):
+    """Puts the devices' parts of a result together again.
+
+    Args:
+        values: from `on_devices`; each tensor's rows first.
+        rows: of the batch that was shared.
+    """
+    strategy = tf.distribute.get_strategy()
+    return tf.nest.map_structure(
+        lambda value: tf.concat(strategy.experimental_local_results(value), 0)[:rows], values
+    )

@@ -1,0 +1,89 @@
+"""The model card: what a model is, what it was trained on, and what was measured of it."""
+
+import json
+from pathlib import Path
+
+from nvae_tf.evaluation.loading import Loaded
+from nvae_tf.version import __version__
+
+REPORTS = ("evaluate.json", "fid.json")
+
+
+def text(loaded: Loaded, picture: str | None = None, usage: str = "") -> str:
+    """The card, in Markdown.
+
+    Args:
+        loaded: the model; what `evaluate_keras.py` left in its folder is quoted.
+        picture: of samples, as the card should refer to it.
+        usage: a paragraph on how to use what lies beside the card.
+    """
+    config = loaded.config
+    lines = [f"# NVAE on {config.data.dataset}", ""]
+    if usage:
+        lines += [usage, ""]
+    lines += [
+        "| | |",
+        "| --- | --- |",
+        *[f"| {name} | {value} |" for name, value in facts(loaded)],
+        "",
+    ]
+    if picture:
+        lines += ["## Samples", "", f"![samples]({picture})", ""]
+    lines += [
+        "## Limits",
+        "",
+        "The model knows the images of its data set and nothing else: it repeats their selection and "
+        "their biases, and likelihoods of other images say little about them.",
+        "",
+        "## Configuration",
+        "",
+        "```yaml",
+        config.to_yaml().rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def facts(loaded: Loaded) -> list[tuple[str, str]]:
+    """Names and values of what is known of a model, measurements in its folder included."""
+    config, model, image = loaded.config, loaded.model, loaded.model.image
+    parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
+    groups = " + ".join(map(str, config.model.groups_per_scale))
+    kind = "binary" if image.binary else f"{config.model.num_x_bits}-bit"
+    return [
+        ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
+        ("software", f"nvae-tf {__version__}"),
+        ("data set", config.data.dataset),
+        ("images", f"{image.size}x{image.size}, {image.channels} channels, {kind}"),
+        ("latent groups", f"{groups} (finest scale first)"),
+        ("parameters", f"{parameters:,}"),
+        ("training steps", f"{loaded.step:,}"),
+        *_measured(loaded.folder),
+    ]
+
+
+def _measured(folder: Path):
+    """Rows on the reports in a run's folder."""
+    reports = [_read(folder / name) for name in REPORTS]
+    for report in (report for report in reports if report):
+        if "nelbo" in report:
+            of = f"{report['num_images']:,} {report['split']} images, step {report['step']:,}"
+            draws = report["num_iw_samples"]
+            for name, bits, title in (
+                ("nelbo", "bpd_nelbo", "NELBO"),
+                ("neg_log_likelihood", "bpd_log_likelihood", f"-log p(x), {draws} draws"),
+            ):
+                nats, per_dim = report[name]["mean"], report[bits]["mean"]
+                yield title, f"{nats:.2f} nats, {per_dim:.4f} bits per dim ({of})"
+        if "fid" in report:
+            at = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}"
+            readjusted = ", readjusted batch norm" if report["readjust_bn"] else ""
+            yield "FID", f"{report['fid']:.3f} ({at}{readjusted}, step {report['step']:,})"
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # nothing was measured

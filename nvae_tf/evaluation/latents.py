@@ -1,0 +1,216 @@
+"""What the latents of a trained model hold: reconstruction, interpolation, traversal, encoding."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.devices import join, on_devices, share
+from nvae_tf.evaluation.likelihood import draw_terms
+from nvae_tf.layers.latent_group import FromPrior, Latent
+from nvae_tf.model import NVAE
+
+
+class NoiseOf:
+    """A source of latents (see `nvae_tf.layers.latent_group`): those given, noting their noise.
+
+    After the walk `noise` holds what `FromPrior` would have to be given to draw the same latents.
+
+    Args:
+        latents: z of every group, top of the hierarchy first.
+    """
+
+    def __init__(self, latents):
+        self.latents, self.noise = latents, []
+        self.batch_size = tf.shape(latents[0])[0]
+
+    def __call__(self, group, s) -> Latent:
+        """Hands out a group's z."""
+        z, prior = self.latents[group.index], group.prior(s)
+        self.noise.append((z - prior.loc) / prior.scale)
+        return Latent(z)
+
+
+def prior_noise(model: NVAE, images):
+    """The noise from which the prior would draw the latents (posterior means) of images.
+
+    Args:
+        model: the model.
+        images: (batch, height, width, channels) in [0, 1].
+
+    Returns:
+        Tensors (batch, height, width, latents), one a group.
+    """
+
+    def find(images):
+        source = NoiseOf([latent.z for latent in model.encode(images)])
+        model.top_down(source)
+        return source.noise
+
+    return join(on_devices(find)(share(images)), len(images))
+
+
+class Reconstructions(NamedTuple):
+    """Images and what became of them.
+
+    Attributes:
+        images: (n, height, width, channels), means of p(x | z).
+        nelbo: of each image with this draw of z, in nats, (n,).
+        mse: mean squared error of each image over its scored part, values in [0, 1], (n,).
+    """
+
+    images: np.ndarray
+    nelbo: np.ndarray
+    mse: np.ndarray
+
+
+def reconstruct(model: NVAE, images, seed: int) -> Reconstructions:
+    """Encodes images with one draw of z each, and decodes them."""
+    edge = (model.image.size - (model.image.scored_size or model.image.size)) // 2
+    scored = slice(edge, model.image.size - edge)
+
+    def run(images, numbers):
+        noise = model.draw_noise(numbers, (seed, 0))
+        nelbo, _ = draw_terms(model, model.bottom_up(images), images, noise)
+        found = model.reconstruct(images, noise)
+        errors = tf.square(found - images)[:, scored, scored]
+        return found, nelbo, tf.reduce_mean(errors, [1, 2, 3])
+
+    numbers = tf.range(len(images), dtype=tf.int64)
+    found = on_devices(run)(share(images), share(numbers))
+    return Reconstructions(*(part.numpy() for part in join(found, len(images))))
+
+
+def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -> np.ndarray:
+    """Images between images, along arcs in the noise space of the prior.
+
+    On the way between two draws of a standard normal a straight line would pass through values that the
+    prior never draws, with too small a norm. An arc keeps in-betweens likely.
+
+    Args:
+        model: the model.
+        start: noise, one tensor a group, from `prior_noise` or `NVAE.draw_noise`.
+        end: noise of as many images.
+        steps: images in each row, both ends included.
+        temperature: of the latents.
+
+    Returns:
+        Means of p(x | z), (batch, steps, height, width, channels).
+    """
+    draw = _image_of_noise(model, temperature)
+    rows = [
+        draw([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
+        for t in np.linspace(0.0, 1.0, steps)
+    ]
+    return np.stack(rows, 1)
+
+
+def traverse(
+    model: NVAE, noise, groups: list[int], steps: int, temperature: float, seed: int
+) -> np.ndarray:
+    """Images while the noise of one group changes and that of all others stays.
+
+    A group's noise makes half a turn: from the noise given, by way of a fresh draw, to the opposite of
+    the noise given.
+
+    Args:
+        model: the model.
+        noise: of one image, one tensor (1, height, width, latents) a group.
+        groups: to be changed, one at a time.
+        steps: images in each row; the first is that of the noise given.
+        temperature: of the latents.
+        seed: of the fresh draws.
+
+    Returns:
+        Means of p(x | z), (groups, steps, height, width, channels).
+    """
+    draw = _image_of_noise(model, temperature)
+    fresh = model.draw_noise([1], (seed, 0))
+    angles = tf.reshape(tf.linspace(0.0, math.pi, steps), [-1, 1, 1, 1])
+    rows = []
+    for group in groups:
+        turned = [tf.repeat(tensor, steps, 0) for tensor in noise]
+        turned[group] = tf.cos(angles) * noise[group] + tf.sin(angles) * fresh[group]
+        rows.append(draw(turned))
+    return np.stack(rows)
+
+
+def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
+    """How much each group changes an image: a fresh draw of its noise, all other noise kept.
+
+    Returns:
+        Root of the mean squared change of the images' means, values in [0, 1], (groups,).
+    """
+    draw = _image_of_noise(model, temperature)
+    noise, fresh = (model.draw_noise(num_samples, (seed, stream)) for stream in (0, 1))
+    before = draw(noise)
+    found = []
+    for group in range(len(noise)):
+        after = draw([*noise[:group], fresh[group], *noise[group + 1 :]])
+        found.append(math.sqrt(np.mean(np.square(after - before))))
+    return np.array(found)
+
+
+class Encoded(NamedTuple):
+    """Latents of a batch of images.
+
+    Attributes:
+        z: of the groups asked for: posterior means behind the flows, (batch, height, width, latents).
+        mean: of the groups' posteriors, shaped as z.
+        deviation: of the groups' posteriors, shaped as z.
+        kl: of every group and image in nats, (batch, groups).
+    """
+
+    z: list[np.ndarray]
+    mean: list[np.ndarray]
+    deviation: list[np.ndarray]
+    kl: np.ndarray
+
+
+def encode_batches(model: NVAE, batches, groups: list[int]) -> Iterator[Encoded]:
+    """Encodes batches of images.
+
+    Args:
+        model: the model.
+        batches: of images, (batch, height, width, channels) in [0, 1].
+        groups: whose latents are wanted.
+    """
+
+    def encode(images):
+        latents = model.encode(images)
+        kl = tf.stack([latent.kl_per_image for latent in latents], 1)
+        chosen = [latents[group] for group in groups]
+        fields = ("z", "mean", "deviation")
+        return [[getattr(latent, name) for latent in chosen] for name in fields], kl
+
+    run = on_devices(encode)
+    for images in batches:
+        parts, kl = tf.nest.map_structure(
+            lambda tensor: tensor.numpy(), join(run(share(images)), len(images))
+        )
+        yield Encoded(*parts, kl)
+
+
+def _image_of_noise(model: NVAE, temperature: float):
+    """A function from noise to the means of p(x | z), as an array."""
+    run = on_devices(
+        lambda noise: model.render(model.top_down(FromPrior(noise, temperature)).parameters)
+    )
+    return lambda noise: join(run([share(n) for n in noise]), len(noise[0])).numpy()
+
+
+def _on_arc(start, end, t: float):
+    """The point at portion t of the arc from `start` to `end`, image by image."""
+    axes = [1, 2, 3]
+    product = tf.reduce_sum(start * end, axes, keepdims=True)
+    norms = tf.sqrt(
+        tf.reduce_sum(start**2, axes, keepdims=True) * tf.reduce_sum(end**2, axes, keepdims=True)
+    )
+    angle = tf.acos(tf.clip_by_value(product / tf.maximum(norms, 1e-12), -1.0, 1.0))
+    straight = (1.0 - t) * start + t * end
+    arc = (tf.sin((1.0 - t) * angle) * start + tf.sin(t * angle) * end) / tf.maximum(
+        tf.sin(angle), 1e-6
+    )
+    return tf.where(tf.sin(angle) < 1e-3, straight, arc)

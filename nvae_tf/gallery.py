@@ -1,0 +1,250 @@
+"""One HTML file that shows a trained model, and opens from disk without a network.
+
+python -m nvae_tf.gallery runs/digits
+"""
+
+import base64
+import html
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, at_least
+from nvae_tf.errors import UserError
+from nvae_tf.files import make_folder, write_text
+
+TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
+SAMPLES = 12  # at each temperature
+RECONSTRUCTED, ENCODED = 12, 200  # images of the test set
+STEPS = 12  # of a traversal
+TRAVERSAL_TEMPERATURE = 0.8
+CURVES = ("nelbo", "bpd", "recon", "kl", "beta", "learning_rate", "gradient_norm", "active_latents")
+POINTS = 500  # of a curve
+COLOURS = ("#1f6fb2", "#d1662a", "#3b8f4b", "#8a5aa8", "#a8893b")
+LEAST_WIDTH = 64  # pixels of an image on the page
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto;
+       padding: 0 1em; }}
+h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2em; border-bottom: 1px solid #ccc; }}
+figure {{ margin: 1em 0; }} figcaption {{ color: #555; }}
+img {{ image-rendering: pixelated; max-width: 100%; }}
+table {{ border-collapse: collapse; }} td {{ padding: 0.1em 1.5em 0.1em 0; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1em; }}
+svg text {{ font: 12px system-ui, sans-serif; fill: #444; }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def build(run: str, data: str | None = None, seed: int = 1) -> str:
+    """The page of a run.
+
+    Args:
+        run: a run's folder, or anything else that `loading.load` takes.
+        data: where the data set is now; default: where training had it.
+        seed: of samples.
+
+    Raises:
+        UserError: there is no model.
+    """
+    from nvae_tf.evaluation import card, latents, sampling
+    from nvae_tf.evaluation.loading import load
+
+    overrides = {"data": str(Path(data).expanduser().resolve())} if data else {}
+    loaded = load(run, overrides)
+    model, title = loaded.model, f"NVAE on {loaded.config.data.dataset}"
+
+    facts = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in card.facts(loaded)
+    )
+    parts = [f"<table>{facts}</table>", "<h2>Samples</h2>"]
+    for temperature in TEMPERATURES:
+        options = dict(batch_size=SAMPLES, seed=seed)
+        images, _ = sampling.sample(model, SAMPLES, temperature, **options)
+        parts.append(_figure(images, SAMPLES, f"temperature {temperature:g}"))
+
+    parts.append("<h2>Reconstructions</h2>")
+    try:
+        images = _test_images(loaded)
+    except UserError as error:
+        print(f"left out: reconstructions and KL ({error})")
+        parts.append(f"<p>The test images were not at hand: {html.escape(str(error))}</p>")
+    else:
+        few = images[:RECONSTRUCTED]
+        found = latents.reconstruct(model, few, seed)
+        parts.append(_figure(few, RECONSTRUCTED, "test images"))
+        parts.append(_figure(found.images, RECONSTRUCTED, f"NELBO {found.nelbo.mean():.1f} nats"))
+        (encoded,) = latents.encode_batches(model, [images], [])
+        parts.append("<h2>KL of each group</h2>")
+        parts.append(
+            f"<p>Mean of {len(images)} test images, coarsest group first, one colour a scale.</p>"
+        )
+        parts.append(bars(encoded.kl.mean(0), [f"{h}x{w}x{c}" for h, w, c in model.latent_shapes]))
+
+    parts.append("<h2>What each group does</h2>")
+    parts.append(
+        "<p>Rows: groups, coarsest first. In each the noise of that group alone makes half a turn; "
+        "the first column is the same image everywhere.</p>"
+    )
+    groups = list(range(len(model.groups)))
+    noise = model.draw_noise(1, (seed, 0))
+    rows = latents.traverse(model, noise, groups, STEPS, TRAVERSAL_TEMPERATURE, seed)
+    parts.append(_figure(np.concatenate(rows), STEPS, f"temperature {TRAVERSAL_TEMPERATURE:g}"))
+
+    curves = read_curves(loaded.folder / "logs")
+    if curves:
+        charts = "".join(
+            f"<figure>{chart(curves[name])}<figcaption>{html.escape(name)}</figcaption></figure>"
+            for name in CURVES
+            if name in curves
+        )
+        parts.append(f'<h2>Training</h2><p>{_legend(curves)}</p><div class="charts">{charts}</div>')
+    return PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+def read_curves(logs: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Scalars of a run's TensorBoard logs.
+
+    Args:
+        logs: the folder that holds ``train`` and ``validation``.
+
+    Returns:
+        Points (step, value) by name and by the folder that they come from.
+    """
+    import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
+    curves = {}
+    for split in ("train", "validation"):
+        events = EventAccumulator(str(logs / split), size_guidance={TENSORS: POINTS})
+        if not (logs / split).is_dir():
+            continue
+        events.Reload()
+        for name in set(CURVES) & set(events.Tags()["tensors"]):
+            points = [
+                (e.step, float(tf.make_ndarray(e.tensor_proto))) for e in events.Tensors(name)
+            ]
+            finite = [point for point in points if np.isfinite(point[1])]
+            if finite:
+                curves.setdefault(name, {})[split] = finite
+    return curves
+
+
+def chart(series: dict[str, list[tuple[int, float]]]) -> str:
+    """Curves as SVG, with the ends of both axes named."""
+    width, height, left, bottom = 360, 200, 64, 20
+    points = np.concatenate([np.array(line, np.float64) for line in series.values()])
+    low, high = points.min(0), points.max(0)
+    span = np.where(high > low, high - low, 1.0)
+
+    def place(point):
+        x, y = (np.array(point) - low) / span
+        return f"{left + x * (width - left - 8):.1f},{8 + (1.0 - y) * (height - bottom - 16):.1f}"
+
+    lines = "".join(
+        f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" '
+        f'points="{" ".join(map(place, line))}"/>'
+        for colour, line in zip(COLOURS, series.values(), strict=False)
+    )
+    labels = (
+        f'<text x="{left - 6}" y="16" text-anchor="end">{high[1]:.4g}</text>'
+        f'<text x="{left - 6}" y="{height - bottom - 6}" text-anchor="end">{low[1]:.4g}</text>'
+        f'<text x="{left}" y="{height - 4}">{low[0]:.0f}</text>'
+        f'<text x="{width - 8}" y="{height - 4}" text-anchor="end">step {high[0]:.0f}</text>'
+    )
+    frame = (
+        f'<rect x="{left}" y="8" width="{width - left - 8}" height="{height - bottom - 16}" '
+        'fill="none" stroke="#ccc"/>'
+    )
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{frame}{lines}{labels}</svg>'
+
+
+def bars(values, names: list[str]) -> str:
+    """Horizontal bars as SVG, one a group; groups of one name have one colour."""
+    height, left, width = 18, 150, 900
+    kinds = list(dict.fromkeys(names))
+    most = max(float(np.max(values)), 1e-6)
+    rows = []
+    for group, (value, name) in enumerate(zip(values, names, strict=True)):
+        y, length = group * height, float(value) / most * (width - left - 90)
+        colour = COLOURS[kinds.index(name) % len(COLOURS)]
+        rows.append(
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{group}: {html.escape(name)}</text>'
+            f'<rect x="{left}" y="{y + 2}" width="{length:.1f}" height="{height - 4}" fill="{colour}"/>'
+            f'<text x="{left + length + 6:.1f}" y="{y + 13}">{value:.2f} nats</text>'
+        )
+    return f'<svg viewBox="0 0 {width} {height * len(names)}" role="img">{"".join(rows)}</svg>'
+
+
+def _legend(curves) -> str:
+    splits = dict.fromkeys(split for series in curves.values() for split in series)
+    return ", ".join(
+        f'<span style="color:{colour}">&#9644; {html.escape(split)}</span>'
+        for colour, split in zip(COLOURS, splits, strict=False)
+    )
+
+
+def _figure(images, columns: int, caption: str) -> str:
+    from nvae_tf.pictures import grid
+
+    canvas = grid(images, columns)
+    picture = Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    width = picture.width * -(-LEAST_WIDTH // images.shape[2])
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return (
+        f'<figure><img width="{width}" src="data:image/png;base64,{encoded}" '
+        f'alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def _test_images(loaded):
+    """The first images of the test set."""
+    from nvae_tf.data import catalog, pipeline
+    from nvae_tf.data.source import reading
+
+    dataset = catalog.describe(loaded.config.data)
+    _, test = dataset.open(loaded.config.data.data)
+    bits = loaded.config.model.num_x_bits
+    batches = pipeline.evaluation_batches(test, dataset, batch_size=ENCODED, seed=1, num_bits=bits)
+    with reading(test):
+        return next(iter(batches)).numpy()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = Parser(
+        prog="python -m nvae_tf.gallery",
+        description="Show a trained model in one HTML file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the page (default: gallery.html in the run's folder)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="where the data set is now")
+    parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
+    arguments = parser.parse_args(argv)
+
+    def command():
+        page = build(arguments.run, arguments.data, arguments.seed)
+        path = Path(arguments.output or Path(arguments.run) / "gallery.html").expanduser()
+        make_folder(path.parent)
+        write_text(path, page)
+        print(f"written: {path}")
+
+    return run_command(command, if_interrupted="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

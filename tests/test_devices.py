@@ -1,0 +1,74 @@
+"""Devices that share a batch give the numbers of one device."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.cli.evaluate import main
+from nvae_tf.data.arrays import read_digits
+from nvae_tf.devices import local_strategy
+from nvae_tf.errors import UserError
+from nvae_tf.evaluation import fid
+
+COMMANDS = {
+    "evaluate": "--num_iw_samples 3 --iw_chunk 2 --batch_size 50",
+    "sample": "--temp 0.8 --readjust_bn --readjust_batches 3 --num_samples 25 --batch_size 11 "
+    "--format npz",
+    "evaluate_fid": "--num_samples 25 --batch_size 11",
+}
+
+
+@pytest.fixture(scope="module")
+def fid_files(tmp_path_factory):
+    """A stand-in for the Inception graph (means of patches), and statistics of digits by it."""
+    folder = tmp_path_factory.mktemp("fid")
+    with tf.Graph().as_default() as graph:
+        images = tf.compat.v1.placeholder(tf.float32, (None, 299, 299, 3), "images")
+        tf.nn.avg_pool2d(tf.multiply(images, 1.0, name="Mul"), 99, 99, "VALID", name="pool_3")
+    (folder / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    accumulator = fid.Accumulator()
+    accumulator.add(
+        read_digits()[1].images.numpy()[:, 2:-2, 2:-2, 0].reshape(-1, 28 * 28)[:, ::30][:, :27]
+    )
+    accumulator.statistics().save(folder / "stats.npz")
+    return ["--inception", str(folder / "graph.pb"), "--fid_stats", str(folder / "stats.npz")]
+
+
+def test_two_devices_find_what_one_finds(run, fid_files, tmp_path):
+    def commands(output, *more):
+        common = ["--checkpoint", str(run), "--output", str(output), *fid_files, *more]
+        return [[*common, "--eval_mode", mode, *text.split()] for mode, text in COMMANDS.items()]
+
+    for arguments in commands(tmp_path / "one"):
+        assert main(arguments) == 0
+    # The CPU can be divided only before TensorFlow is first used.
+    divided = commands(tmp_path / "two", "--world_size", "2")
+    script = f"from nvae_tf.cli.evaluate import main\nfor a in {divided}: assert main(a) == 0"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+    one, two = (
+        {path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name, keys in (
+        ("evaluate.json", ("nelbo", "neg_log_likelihood")),
+        ("fid.json", ("fid", "kid", "recall")),
+    ):
+        reports = [json.loads(files[name].read_text()) for files in (one, two)]
+        for key in keys:
+            assert reports[0][key] == pytest.approx(reports[1][key], rel=1e-5)
+    images = [
+        np.load(files["samples_0.8_readjusted.npz"])["images"].astype(int) for files in (one, two)
+    ]
+    assert images[0].shape == (25, 32, 32, 1)
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_a_cpu_in_use_is_not_divided():
+    tf.zeros(1)
+    with pytest.raises(UserError, match="before TensorFlow is first used"):
+        local_strategy(5)
