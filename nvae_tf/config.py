@@ -8,6 +8,7 @@ and `TrainConfig` (how it is trained). This module knows no TensorFlow, no files
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class DataConfig:
         "the centre in evaluation), or none: squeezed; random also for tfrecords prepared so",
         choices=("centre", "random", "none"),
     )
-    batch_size: int = _key(200, "images per replica and training step", minimum=1)
+    batch_size: int = _key(200, "images per replica (GPU) and pass", minimum=1)
     seed: int = _key(
         1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1
     )
@@ -153,6 +154,42 @@ class TrainConfig:
     )
     kl_const_coeff: float = _key(
         1e-4, "KL coefficient before it starts to rise", minimum=0, maximum=1
+    )
+    accumulate_steps: int = _key(
+        1, "passes whose gradients make one step: batches larger than memory", minimum=1
+    )
+    precision: str = _key(
+        "float32",
+        "of activations; weights, distributions, losses and statistics are float32 always",
+        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+    )
+    jit_compile: str = _key(
+        "auto",
+        "compile the step with XLA; auto: on GPUs, since on CPUs depthwise convolutions get slower",
+        choices=("auto", "on", "off"),
+    )
+    gradient_checkpointing: str = _key(
+        "none",
+        "recompute activations in the backward pass, to save memory: of batch norms, or of whole "
+        "cells",
+        choices=("none", "bn_swish", "cells"),
+    )
+    deterministic: bool = _key(False, "the same weights to the bit from the same seed; slower")
+    ema_decay: float = _key(
+        0.0,
+        "decay of moving averages of the weights, used in evaluation; 0: none",
+        minimum=0,
+        maximum=1,
+    )
+    clip_gradient_norm: float = _key(0.0, "largest norm of the gradient; 0: any", minimum=0)
+    skip_gradient_norm: float = _key(
+        0.0, "norm of the gradient from which on a step is skipped; 0: none is", minimum=0
+    )
+    max_bad_steps: int = _key(
+        20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
+    )
+    save_every: str = _key(
+        "10m", "checkpoints between those of the epochs: steps, or minutes as 10m"
     )
     log_every: int = _key(100, "steps between training scalars in TensorBoard", minimum=1)
     eval_every: int = _key(1, "epochs between validations (the last epoch always is)", minimum=1)
@@ -290,6 +327,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             refuse(kind + allowed_range(field))
         if not math.isfinite(converted) or not _in_range(field, converted):
             refuse(kind + allowed_range(field))
+    elif field.name == "save_every" and isinstance(value, int):
+        converted = str(value)  # YAML reads a count of steps as a number
     elif not isinstance(value, str):
         refuse("text")
     if field.metadata["choices"] and converted not in field.metadata["choices"]:
@@ -344,6 +383,12 @@ def _check_combinations(config: Config) -> None:
             f"learning_rate_min: {train.learning_rate_min} is not allowed; expected at most "
             f"learning_rate ({train.learning_rate})"
         )
+    if not re.fullmatch(r"[1-9]\d*m?", train.save_every):
+        raise ConfigError(
+            f"save_every: {train.save_every!r} is not allowed; expected steps (500) or minutes (10m)"
+        )
+    if train.ema_decay == 1.0:
+        raise ConfigError("ema_decay: 1.0 is not allowed; expected less than 1")
     if train.warmup_epochs >= train.epochs:
         raise ConfigError(
             f"warmup_epochs: {train.warmup_epochs} is not allowed; expected less than epochs "

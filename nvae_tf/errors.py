@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A configuration key that is unknown, of the wrong type or impossible; names key and remedy."""
+
+
+class Diverged(UserError):
+    """Training ended because its steps were no longer finite."""

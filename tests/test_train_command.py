@@ -28,7 +28,8 @@ def scalars(folder):
 
 
 def weights(folder):
-    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
+    newest = max((folder / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    reader = tf.train.load_checkpoint(str(newest / "state"))
     shapes = reader.get_variable_to_shape_map()
     return {
         name: reader.get_tensor(name) for name in shapes if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -37,8 +38,8 @@ def weights(folder):
 
 def test_a_run_leaves_what_it_promises(run, recipe):
     assert config.load(str(run / "config.yaml")) == config.load(str(recipe))
-    names = sorted(p.name for p in (run / "checkpoints").glob("*.index"))
-    assert names == ["step-28.index", "step-42.index"]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step-28", "step-42"]
     for name, rows in (("samples.png", 8), ("reconstructions.png", 4)):
         image = Image.open(run / name)
         assert image.size == (10 * 34 + 2, rows * 34 + 2)
@@ -75,52 +76,33 @@ def test_a_run_is_not_overwritten(run, recipe, capsys):
     assert weights(run).keys() == before.keys()
 
 
-def test_a_stopped_run_continues_to_the_same_weights(run, recipe, tmp_path, monkeypatch):
-    from nvae_tf.training import callbacks
-
-    class Stop(callbacks.SaveCheckpoint):
-        """Saves, and then stands for a user who interrupts."""
-
-        def on_epoch_end(self, epoch, logs=None):
-            super().on_epoch_end(epoch, logs)
-            if epoch == 1:
-                raise KeyboardInterrupt
-
-    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--cont_training"]
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "SaveCheckpoint", Stop)
-        assert main(arguments) == 130
-    stopped, whole = weights(tmp_path / "tiny"), weights(run)
-    assert main(arguments) == 0
-    continued = weights(tmp_path / "tiny")
-    assert continued.keys() == whole.keys()
-    moved = 0
-    for name, value in whole.items():
-        np.testing.assert_allclose(continued[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
-        moved += not np.array_equal(stopped[name], value)
-    assert moved > len(whole) / 2
-
-
 def test_another_model_does_not_continue_a_run(run, recipe, capsys):
     arguments = ["--config", str(recipe), "--root", str(run.parent), "--cont_training"]
     assert main([*arguments, "--num_latent_per_group", "5"]) == 2
     assert "num_latent_per_group: 5 does not continue" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_named(run, recipe, tmp_path, capsys):
+def test_nan_ends_training_with_the_last_checkpoint_intact(run, recipe, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "tiny")
-    data = next((tmp_path / "tiny" / "checkpoints").glob("step-42.data*"))
-    data.write_bytes(data.read_bytes()[:1000])
-    status = main(["--config", str(recipe), "--root", str(tmp_path), "--cont_training"])
+    before = weights(tmp_path / "tiny")
+    arguments = [
+        "--config",
+        str(recipe),
+        "--root",
+        str(tmp_path),
+        "--cont_training",
+        "--epochs",
+        "5",
+    ]
+    wild = ["--learning_rate", "1e30", "--max_bad_steps", "3", "--log_every", "1"]
+    assert main([*arguments, *wild]) == 3
     error = capsys.readouterr().err
-    assert status == 2 and "step-42" in error and error.count("\n") == 1
-
-
-def test_nan_ends_training_with_the_last_checkpoint_intact(recipe, tmp_path, capsys):
-    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--warmup_epochs", "0"]
-    assert main([*arguments, "--learning_rate", "1e30"]) == 2
-    error = capsys.readouterr().err
-    assert "the loss is nan" in error and "learning_rate" in error and error.count("\n") == 1
+    assert "3 steps in a row" in error and error.count("\n") == 1
+    assert "first not finite: the KL of groups 0, 1" in error
+    assert "learning_rate" in error and "step-42, is intact" in error
+    after = weights(tmp_path / "tiny")
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
 
 
 def run_command(*arguments, limit=None):
@@ -160,3 +142,4 @@ def test_a_full_disk_is_one_line(recipe, tmp_path):
     assert "cannot be written" in line and "checkpoints" in line
     assert "AutoGraph" not in result.stderr  # nor any other talk of TensorFlow's about our code
     assert not list(tmp_path.rglob("*.index"))
+    assert not list(tmp_path.rglob("*.part"))

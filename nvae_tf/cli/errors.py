@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Callable
 
-from nvae_tf.errors import UserError
+from nvae_tf.errors import Diverged, UserError
 
 USER_ERROR = 2
+DIVERGED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -23,7 +24,7 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
         command()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return USER_ERROR
+        return DIVERGED if isinstance(error, Diverged) else USER_ERROR
     except KeyboardInterrupt:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_config_flags, overrides
+from nvae_tf.cli.flags import Parser, add_config_flags, at_least, overrides
 from nvae_tf.run_folder import RunFolder
 
 
@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command's arguments; default: the process's.
 
     Returns:
-        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+        The exit status: 0 (also after SIGTERM, which leaves a checkpoint); 3 where training diverged;
+        2 for any other mistake or failure that one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
     return run_command(
@@ -41,6 +42,13 @@ def _parser() -> Parser:
         action="store_true",
         help="continue the run in ROOT/SAVE from its newest checkpoint",
     )
+    run.add_argument(
+        "--world_size",
+        type=at_least(1),
+        metavar="N",
+        help="GPUs of this machine to train on (default: all); without GPUs, the CPU is divided. "
+        "Several machines: the same command on each, with TF_CONFIG or under Slurm",
+    )
     add_config_flags(parser)
     return parser
 
@@ -52,10 +60,14 @@ def _train(arguments) -> None:
     config = configuration.load(arguments.config, given)
     path = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
+    from nvae_tf.training.cluster import connect
     from nvae_tf.training.run import train
 
     folder = RunFolder(path)
-    results = train(config, folder, resume=arguments.cont_training)
+    cluster = connect(arguments.world_size)
+    results = train(config, folder, resume=arguments.cont_training, cluster=cluster)
+    if not cluster.is_chief or results is None:
+        return
     print(f"test: nelbo {results['nelbo']:.2f} nats, {results['bpd']:.4f} bits per dim")
     print(f"written: {path} (samples.png, reconstructions.png, checkpoints/)")
     print(f"curves: tensorboard --logdir {folder.logs}")

@@ -1,7 +1,6 @@
 """Readers of the data sets that fit in memory; each returns the training and the test images."""
 
 import codecs
-import contextlib
 import zipfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 from nvae_tf import plain_pickle
 from nvae_tf.data.source import ArraySource, StackedSource
 from nvae_tf.errors import UserError
+from nvae_tf.files import downloading
 
 Splits = tuple[ArraySource, ArraySource]
 
@@ -54,7 +54,7 @@ def read_mnist(folder: str = "") -> Splits:
         UserError: the file is missing, unreadable or not MNIST.
     """
     if not folder:
-        with _download("MNIST", "mnist.npz", "the folder that holds it"):
+        with downloading("MNIST", "fetch mnist.npz on another machine and give --data its folder"):
             train, test = tf_keras.datasets.mnist.load_data()
         return ArraySource(_pad_to_32(train[0]), train[1]), ArraySource(
             _pad_to_32(test[0]), test[1]
@@ -138,7 +138,8 @@ def read_cifar10(folder: str = "") -> Splits:
         UserError: a file is missing, unreadable or not a batch of CIFAR-10.
     """
     if not folder:
-        with _download("CIFAR-10", "cifar-10-batches-py", "the folder that holds it"):
+        advice = "fetch cifar-10-batches-py on another machine and give --data its folder"
+        with downloading("CIFAR-10", advice):
             train, test = tf_keras.datasets.cifar10.load_data()
         return ArraySource(*train), ArraySource(*test)
     folder = _existing(folder)
@@ -241,18 +242,6 @@ def _existing(folder: str) -> Path:
             f"{folder or '--data'}: no such folder; --data names the folder that holds the data set"
         )
     return path
-
-
-@contextlib.contextmanager
-def _download(title: str, file: str, where: str):
-    """Turns whatever a failed download raises into the way out."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - Keras raises bare Exception here
-        raise UserError(
-            f"{title} could not be downloaded ({_reason(error)}); fetch {file} on another machine and "
-            f"give --data {where}"
-        ) from None
 
 
 def _reason(error: Exception) -> str:

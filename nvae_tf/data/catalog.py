@@ -103,7 +103,7 @@ def _images(config: DataConfig) -> DataSet:
             else source
         )
 
-    opened = functools.partial(images.open_folder, size=spec.size, crop=config.crop, wrap=cached)
+    opened = functools.partial(images.open_folder, spec=spec, crop=config.crop, wrap=cached)
     return DataSet("images", spec, opened)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nvae_tf.config import ImageSpec
 from nvae_tf.data.source import PythonSource
 from nvae_tf.errors import UserError
 
@@ -118,29 +119,34 @@ def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
 
 
 class FolderSource(PythonSource):
-    """Image files, decoded when they are fetched.
+    """Image files, decoded when they are fetched; grey and padded where the specification asks.
 
     Args:
         paths: of the files.
-        size: of the images.
+        spec: of the images.
         crop: as for `load_image`.
     """
 
-    def __init__(self, paths: list[Path], size: int, crop: str):
+    def __init__(self, paths: list[Path], spec: ImageSpec, crop: str = CENTRE):
         super().__init__()
-        self.paths, self.size, self.crop = paths, size, crop
+        self.paths, self.spec, self.crop = paths, spec, crop
 
     def __len__(self):
         return len(self.paths)
 
     def fetch(self, index):
         """Decodes one file; its label is 0."""
-        path = self.paths[index]
-        return load_image(path, path, self.size, self.crop), 0
+        path, spec = self.paths[index], self.spec
+        inner = spec.scored_size or spec.size
+        image = load_image(path, path, inner, self.crop)
+        if spec.channels == 1:
+            image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+        edge = (spec.size - inner) // 2
+        return np.pad(image, [(edge, edge), (edge, edge), (0, 0)]), 0
 
 
 def open_folder(
-    folder: str, size: int, crop: str, wrap: Callable[[FolderSource], PythonSource]
+    folder: str, spec: ImageSpec, crop: str, wrap: Callable[[FolderSource], PythonSource]
 ) -> tuple[PythonSource, PythonSource]:
     """Training and validation images of a plain folder.
 
@@ -149,7 +155,7 @@ def open_folder(
 
     Args:
         folder: that holds image files, at any depth.
-        size: of the images.
+        spec: of the images.
         crop: as for `load_image`.
         wrap: applied to both sources.
     """
@@ -163,5 +169,5 @@ def open_folder(
         splits = find_images(root / "train"), find_images(held_out[0])
     else:
         splits = split_randomly(find_images(root), VALIDATION_PORTION, SPLIT_SEED)
-    train, test = (wrap(FolderSource(paths, size, crop)) for paths in splits)
+    train, test = (wrap(FolderSource(paths, spec, crop)) for paths in splits)
     return train, test

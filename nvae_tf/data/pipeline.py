@@ -25,6 +25,7 @@ def training_batches(
     start_step: int = 0,
     worker: int = 0,
     num_workers: int = 1,
+    parts: int = 1,
 ) -> tf.data.Dataset:
     """An endless sequence of batches; each epoch is another random order of the images.
 
@@ -41,9 +42,10 @@ def training_batches(
         start_step: batches to pass over.
         worker: this worker's number, from 0.
         num_workers: that share each batch; they divide its size.
+        parts: in which a worker's share of a batch comes, one after the other; one for each device.
 
     Returns:
-        Batches (batch_size / num_workers, height, width, channels), float32 in [0, 1].
+        Batches (batch_size / num_workers / parts, height, width, channels), float32 in [0, 1].
     """
     per_epoch = len(source) // batch_size * batch_size
     own = batch_size // num_workers
@@ -64,11 +66,17 @@ def training_batches(
 
     numbers = tf.data.Dataset.range(start_step * own, np.iinfo(np.int64).max)
     examples = numbers.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.batch(own, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return examples.batch(own // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(
-    source: Source, dataset: DataSet, *, batch_size: int, seed: int, num_bits: int = 8
+    source: Source,
+    dataset: DataSet,
+    *,
+    batch_size: int,
+    seed: int,
+    num_bits: int = 8,
+    with_labels: bool = False,
 ) -> tf.data.Dataset:
     """Every image once, in order, cropped to the centre; the last batch may be smaller.
 
@@ -78,18 +86,67 @@ def evaluation_batches(
         batch_size: images per batch.
         seed: of the binarisation.
         num_bits: bits per colour value that are kept.
+        with_labels: yield pairs with the images' labels, (up to batch_size,) int64.
 
     Returns:
         Batches (up to batch_size, height, width, channels), float32 in [0, 1].
     """
-    spec = dataset.image
 
     def example(index):
-        image = _crop(source.example(index)[0], spec, tf.constant([0.5, 0.5]))
-        return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, index))
+        image, label = _evaluated(source, dataset.image, index, seed, num_bits)
+        return (image, label) if with_labels else image
 
     examples = tf.data.Dataset.range(len(source)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def validation_batches(
+    source: Source,
+    dataset: DataSet,
+    *,
+    batch_size: int,
+    seed: int,
+    num_bits: int = 8,
+    worker: int = 0,
+    num_workers: int = 1,
+    parts: int = 1,
+) -> tf.data.Dataset:
+    """Every image once over all workers, in batches of one size.
+
+    Args:
+        source: the images.
+        dataset: their description.
+        batch_size: images per batch, over all workers.
+        seed: of the binarisation.
+        num_bits: bits per colour value that are kept.
+        worker: as for `training_batches`.
+        num_workers: as for `training_batches`.
+        parts: as for `training_batches`.
+
+    Returns:
+        Images as from `training_batches`, their numbers (batch,) int64, and weights (batch,): 1, or 0
+        for the images that fill up the last batch.
+    """
+    own = batch_size // num_workers
+    number_of_batches = -(-len(source) // batch_size)
+
+    def example(number):
+        place = number // own * batch_size + worker * own + number % own
+        index = tf.minimum(place, len(source) - 1)
+        weight = tf.cast(place < len(source), tf.float32)
+        return _evaluated(source, dataset.image, index, seed, num_bits)[0], index, weight
+
+    examples = tf.data.Dataset.range(number_of_batches * own).map(
+        example, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return examples.batch(own // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _evaluated(source: Source, spec: ImageSpec, index, seed: int, num_bits: int):
+    """An image as evaluation sees it, and its label."""
+    image, label = source.example(index)
+    image = _crop(image, spec, tf.constant([0.5, 0.5]))
+    return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, index)), label
 
 
 def _crop(image, spec: ImageSpec, portions):

@@ -1,109 +1,294 @@
 """A training run, from its configuration to its last checkpoint."""
 
+import contextlib
 import functools
+import signal
+import threading
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf.config import Config, check_image
+from nvae_tf.config import Config, TrainConfig, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
-from nvae_tf.errors import ConfigError
+from nvae_tf.errors import ConfigError, Diverged, UserError
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training import callbacks
+from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
+from nvae_tf.training.cluster import Cluster, lost_worker
 from nvae_tf.training.optimizer import Adamax
 from nvae_tf.training.schedules import WarmupCosine
-from nvae_tf.training.trainer import Trainer
+from nvae_tf.training.trainer import Trainer, compiled
 
 
-def train(config: Config, folder: RunFolder, resume: bool = False) -> dict[str, float]:
+def train(
+    config: Config, folder: RunFolder, resume: bool = False, cluster: Cluster | None = None
+) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
     Args:
         config: the recipe.
-        folder: where the run is kept.
+        folder: where the run is kept; with several workers, a folder that all of them see.
         resume: continue the run that is there, from its newest checkpoint.
+        cluster: who takes part; default: this process's default device.
 
     Returns:
-        The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension.
+        The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
+        if SIGTERM ended training early, with a checkpoint.
 
     Raises:
-        UserError: the data, the configuration or the folder do not allow it.
+        UserError: the data, the configuration or the folder do not allow it, or a worker was lost.
+        Diverged: too many steps in a row were not finite.
     """
+    cluster = cluster or Cluster(tf.distribute.get_strategy())
     folder.check(config, resume)
     dataset = catalog.describe(config.data)
     check_image(config.model, dataset.image)
     sources = dataset.open(config.data.data)
-    with reading(*sources):
-        return _train(config, folder, dataset, *sources)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf_keras.utils.set_random_seed(config.data.seed)
+    with reading(*sources), cluster.strategy.scope(), Termination() as termination:
+        try:
+            results = _train(config, folder, cluster, dataset, sources, termination)
+            cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
+            return results
+        except tf.errors.OpError as error:
+            if cluster.num_workers > 1 and not any(getattr(s, "failure", None) for s in sources):
+                raise lost_worker(error) from None
+            raise
+
+
+class _Settings(NamedTuple):
+    """What is counted before anything is built.
+
+    Attributes:
+        images_per_pass: of all replicas.
+        images_per_step: the same times the passes of a step.
+        steps_per_epoch: whole steps in the training set.
+        total_steps: of the whole training.
+    """
+
+    images_per_pass: int
+    images_per_step: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+def _count(config: Config, cluster: Cluster, num_images: int) -> _Settings:
+    passes = config.train.accumulate_steps
+    per_pass = config.data.batch_size * cluster.replicas
+    steps_per_epoch = num_images // (per_pass * passes)
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"batch_size: {config.data.batch_size} is not allowed; expected at most the {num_images} "
+            f"training images of {config.data.dataset}, divided by {cluster.replicas} replicas and "
+            f"{passes} accumulated passes"
+        )
+    total = steps_per_epoch * config.train.epochs
+    return _Settings(per_pass, per_pass * passes, steps_per_epoch, total)
+
+
+class _Data:
+    """The batches of a training, as one worker sees them.
+
+    Args:
+        config: of the run.
+        cluster: who takes part.
+        counts: sizes of batches.
+        dataset: description of the data.
+        sources: training and test images.
+    """
+
+    def __init__(self, config: Config, cluster: Cluster, counts: _Settings, dataset, sources):
+        self._cluster, self._counts, self._dataset, self._sources = (
+            cluster,
+            counts,
+            dataset,
+            sources,
+        )
+        self._view = dict(seed=config.data.seed, num_bits=config.model.num_x_bits)
+        self._share = dict(
+            worker=cluster.worker,
+            num_workers=cluster.num_workers,
+            parts=cluster.replicas // cluster.num_workers,
+        )
+
+    def first(self):
+        """The first global batch, and the first test images."""
+        train, test = self._sources
+        size = self._counts.images_per_step
+        batches = pipeline.training_batches(train, self._dataset, batch_size=size, **self._view)
+        tested = pipeline.evaluation_batches(test, self._dataset, batch_size=20, **self._view)
+        return next(iter(batches)), next(iter(tested))
+
+    def training(self, start_step: int):
+        """An iterator over the replicas' parts of the batches that follow a step."""
+        size = self._counts.images_per_step
+        return iter(
+            self._cluster.strategy.distribute_datasets_from_function(
+                lambda _: pipeline.training_batches(
+                    self._sources[0], self._dataset, batch_size=size, start_step=start_step,
+                    **self._view, **self._share,
+                )
+            )
+        )  # fmt: skip
+
+    def validation(self):
+        """The replicas' parts of the test set."""
+        size = self._counts.images_per_pass
+        return self._cluster.strategy.distribute_datasets_from_function(
+            lambda _: pipeline.validation_batches(
+                self._sources[1], self._dataset, batch_size=size, **self._view, **self._share
+            )
+        )
 
 
 def _train(
     config: Config,
     folder: RunFolder,
+    cluster: Cluster,
     dataset: catalog.DataSet,
-    train_source: Source,
-    test_source: Source,
-) -> dict[str, float]:
+    sources: tuple[Source, Source],
+    termination: "Termination",
+) -> dict[str, float] | None:
+    settings = config.train
+    say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
+
     # Data. A first look at it comes before anything is written.
-    batch_size, seed = config.data.batch_size, config.data.seed
-    steps_per_epoch = len(train_source) // batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"batch_size: {batch_size} is not allowed; expected at most the {len(train_source)} "
-            f"training images of {dataset.name}"
-        )
-    print(f"data: {dataset.name}, {len(train_source)} training and {len(test_source)} test images")
-    view = dict(batch_size=batch_size, seed=seed, num_bits=config.model.num_x_bits)
-    training_batches = functools.partial(pipeline.training_batches, train_source, dataset, **view)
-    test_batches = pipeline.evaluation_batches(test_source, dataset, **view)
-    first_images = next(iter(training_batches()))
-    test_images = next(iter(test_batches))
+    counts = _count(config, cluster, len(sources[0]))
+    data = _Data(config, cluster, counts, dataset, sources)
+    say(f"data: {dataset.name}, {len(sources[0])} training and {len(sources[1])} test images")
+    first_images, test_images = data.first()
 
     # Model and optimiser.
-    tf_keras.utils.set_random_seed(seed)
-    model = NVAE(config.model, dataset.image)
-    trainer = Trainer(model, config.train, steps_per_epoch * config.train.epochs, seed)
-    schedule = WarmupCosine.from_train_config(config.train, steps_per_epoch)
-    optimizer = Adamax(schedule, weight_decay=config.train.weight_decay)
-    optimizer.build(model.trainable_variables)
-    # On CPUs XLA's depthwise convolutions are many times slower.
-    trainer.compile(optimizer=optimizer, jit_compile=bool(tf.config.list_physical_devices("GPU")))
+    trainer = _build_trainer(config, dataset, counts)
+    model = trainer.model
     parameters = sum(variable.shape.num_elements() for variable in model.trainable_variables)
-    print(f"model: {parameters:,} parameters, {len(model.groups)} latent groups")
+    say(f"model: {parameters:,} parameters, {len(model.groups)} latent groups")
+    if cluster.replicas > 1:
+        per_step = counts.images_per_step
+        say(
+            f"replicas: {cluster.replicas}, of {cluster.num_workers} workers; {per_step} images a step"
+        )
 
     # Start, or resume.
-    folder.create(config)
-    checkpoints = Checkpoints(folder, trainer, config.train.keep)
+    if cluster.is_chief:
+        folder.create(config)
+    checkpoints = Checkpoints(
+        folder, trainer, settings.keep, settings.save_every, counts.images_per_step
+    )
     start_step = checkpoints.restore()
+    _check_agreement(cluster, start_step)
     if start_step == 0:
         trainer.prepare(first_images)
-    print(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
+    say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     # Train.
-    epochs, eval_every = config.train.epochs, config.train.eval_every
-    history = trainer.fit(
-        training_batches(start_step=start_step),
-        steps_per_epoch=steps_per_epoch,
-        initial_epoch=start_step // steps_per_epoch,
-        epochs=epochs,
-        validation_data=test_batches,
-        validation_freq=[e for e in range(1, epochs + 1) if e % eval_every == 0 or e == epochs],
-        callbacks=[
-            callbacks.Progress(epochs, steps_per_epoch),
-            callbacks.StopOnNaN(checkpoints, config.train.log_every),
-            callbacks.TensorBoard(folder, config),
-            callbacks.SaveCheckpoint(checkpoints),
-            callbacks.Pictures(folder, config, test_images),
-        ],
-        verbose=0,
-    ).history
+    validate = _Validation(trainer, cluster, settings, data.validation())
+    if cluster.is_chief:
+        report = reports.Reports(folder, config, counts.steps_per_epoch, model, test_images)
+    run_step = compiled(trainer.train_step, cluster.strategy, _jit(settings))
+    batches, results = data.training(start_step), None
+    for step in range(start_step + 1, counts.total_steps + 1):
+        logs = run_step(next(batches))
+        epoch, left = divmod(step, counts.steps_per_epoch)
+        last = step == counts.total_steps
+        if left == 0 or step % settings.log_every == 0:
+            _check_divergence(trainer, step, folder)
+        if left == 0:
+            results = validate() if last or epoch % settings.eval_every == 0 else None
+        if cluster.is_chief:
+            report.step(step, logs)
+            if left == 0:
+                report.epoch(epoch, step, logs, results)
+            if left == 0 or checkpoints.due(step):
+                checkpoints.save()
+            if last or (left == 0 and epoch % settings.images_every == 0):
+                report.pictures(step)
+        if not last and termination.agreed(cluster, step):
+            if cluster.is_chief:
+                report.close()
+                say(f"stopped by SIGTERM after step {step}: {checkpoints.save()}")
+            return None
 
     # Report.
-    names = ("nelbo", "bpd", "recon", "kl")
-    if not history:  # the run was complete already
-        results = trainer.evaluate(test_batches, verbose=0, return_dict=True)
-        return {name: float(results[name]) for name in names}
-    return {name: float(history[f"val_{name}"][-1]) for name in names}
+    results = results or validate()  # the run was complete already
+    return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
+
+
+def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) -> Trainer:
+    settings = config.train
+    model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
+    schedule = WarmupCosine.from_train_config(settings, counts.steps_per_epoch)
+    optimizer = Adamax(schedule, weight_decay=settings.weight_decay)
+    steps = counts.total_steps, counts.steps_per_epoch
+    return Trainer(model, settings, *steps, config.data.seed, optimizer)
+
+
+def _jit(settings: TrainConfig) -> bool:
+    """Whether steps are compiled with XLA."""
+    auto = bool(tf.config.list_physical_devices("GPU"))
+    return {"auto": auto, "on": True, "off": False}[settings.jit_compile]
+
+
+class _Validation:
+    """The test set's losses, with the moving averages of the weights where there are any."""
+
+    def __init__(self, trainer: Trainer, cluster: Cluster, settings: TrainConfig, batches):
+        self._trainer, self._batches = trainer, batches
+        self._run = compiled(trainer.validation_step, cluster.strategy, _jit(settings))
+
+    def __call__(self):
+        averages = self._trainer.averages
+        with averages.applied() if averages else contextlib.nullcontext():
+            return self._trainer.validate(self._run, self._batches)
+
+
+def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
+    if int(trainer.bad_in_row.numpy()) >= trainer.config.max_bad_steps:
+        latest = next(iter(folder.list_checkpoints()), None)
+        raise Diverged(reports.divergence(trainer, step, latest))
+
+
+def _check_agreement(cluster: Cluster, start_step: int) -> None:
+    """Makes sure that all workers found the same checkpoint.
+
+    Raises:
+        UserError: they did not.
+    """
+    total, squares = cluster.sum_over_workers([start_step, start_step**2])
+    if squares * cluster.num_workers != total**2:
+        raise UserError(
+            f"this worker continues from step {start_step} and another one does not: all workers need "
+            "the same --root, on a file system that they share"
+        )
+
+
+class Termination:
+    """Notes SIGTERM, which announces that the machine is about to be taken away."""
+
+    AGREEING_EVERY = 10  # steps; several workers have to wait for each other to agree
+
+    def __init__(self):
+        self._requested = False
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_):
+        self._requested = True
+
+    def agreed(self, cluster: Cluster, step: int) -> bool:
+        """Whether any worker was told to stop; all of them stop after the same step."""
+        if cluster.num_workers > 1 and step % self.AGREEING_EVERY:
+            return False
+        return cluster.sum_over_workers([int(self._requested)])[0] > 0

@@ -3,12 +3,11 @@
 import math
 
 import tensorflow as tf
-import tf_keras
 
 from nvae_tf.config import TrainConfig
 
 
-class WarmupCosine(tf_keras.optimizers.schedules.LearningRateSchedule):
+class WarmupCosine:
     """Linear warm-up by steps, then a cosine by whole epochs.
 
     The rate rises from 0 to `peak` over the warm-up. The first epoch after it keeps the peak, the
@@ -47,8 +46,3 @@ class WarmupCosine(tf_keras.optimizers.schedules.LearningRateSchedule):
         done = tf.clip_by_value(epoch / cosine_epochs, 0.0, 1.0)
         falling = self.floor + 0.5 * (self.peak - self.floor) * (1.0 + tf.cos(math.pi * done))
         return tf.where(step < warmup_steps, rising, falling)
-
-    def get_config(self):
-        """The constructor's arguments."""
-        names = ("peak", "floor", "steps_per_epoch", "epochs", "warmup_epochs")
-        return {name: getattr(self, name) for name in names}

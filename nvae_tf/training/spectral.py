@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from nvae_tf.devices import own_copy
 from nvae_tf.layers.convolution import Convolution, KernelStack, group_alike
 
 ITERATIONS = 4  # a step
@@ -40,14 +41,15 @@ class SpectralNorms(tf.Module):
                 )
 
     def sum(self, stacks: list[KernelStack], iterations: int = ITERATIONS):
-        """Iterates the stored vectors, and sums ``u' W v`` over all kernels.
+        """Sums ``u' W v`` over all kernels, for vectors iterated from the stored ones.
 
         Args:
             stacks: effective kernels of the groups, from `shared_kernels(self.groups)`.
-            iterations: power iterations from the stored vectors.
+            iterations: power iterations.
 
         Returns:
-            A scalar; its gradient reaches the kernels alone, not the vectors.
+            A scalar, whose gradient reaches the kernels alone, not the vectors; and the vectors, for
+            `keep`.
         """
         # (n, inputs, outputs): transposes of the matrices W.
         matrices = [
@@ -67,15 +69,19 @@ class SpectralNorms(tf.Module):
         left, right = tf.while_loop(
             lambda *_: True, iterate, start, maximum_iterations=iterations, parallel_iterations=1
         )
-        for variable, value in zip(self.left + self.right, [*left, *right], strict=True):
-            variable.assign(value)
         left, right = tf.nest.map_structure(tf.stop_gradient, (left, right))
-        return tf.add_n(
+        total = tf.add_n(
             [
                 tf.reduce_sum(tf.linalg.matvec(w, u) * v)
                 for w, u, v in zip(matrices, left, right, strict=True)
             ]
         )
+        return total, [*left, *right]
+
+    def keep(self, vectors, condition=True) -> None:
+        """Stores iterated vectors, where the condition (a scalar) holds."""
+        for variable, value in zip(self.left + self.right, vectors, strict=True):
+            own_copy(variable).assign(tf.where(condition, value, variable))
 
 
 def _unit(vectors):

@@ -1,0 +1,130 @@
+"""Who takes part in a training: one device, all GPUs of a machine, or several machines."""
+
+import functools
+import json
+import os
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nvae_tf.devices import local_strategy
+from nvae_tf.errors import UserError
+
+# After this long without a word from another worker its loss is an error.
+TIMEOUT_SECONDS = 60
+TASKS = ("chief", "worker")
+
+
+class Cluster(NamedTuple):
+    """This process's part in a training.
+
+    Attributes:
+        strategy: over all replicas.
+        worker: this process's number, from 0; worker 0 is the chief, the only one that writes.
+        num_workers: processes.
+    """
+
+    strategy: tf.distribute.Strategy
+    worker: int = 0
+    num_workers: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes."""
+        return self.worker == 0
+
+    @property
+    def replicas(self) -> int:
+        """Devices of all workers."""
+        return self.strategy.num_replicas_in_sync
+
+    def sum_over_workers(self, values: list[int]) -> list[int]:
+        """Adds up whole numbers that every worker gives; all have to ask at the same time."""
+        if self.num_workers == 1:
+            return values
+        found = _summing(self.strategy)(tf.constant(values, tf.int64))
+        each = self.replicas // self.num_workers
+        return [int(value) // each for value in found]
+
+
+@functools.lru_cache(maxsize=1)
+def _summing(strategy):
+    def add(values):
+        own = tf.identity(values)  # on the replica's device
+        return tf.distribute.get_replica_context().all_reduce("SUM", own)
+
+    @tf.function(autograph=False)
+    def run(values):
+        return strategy.experimental_local_results(strategy.run(add, [values]))[0]
+
+    return run
+
+
+def connect(num_devices: int | None = None) -> Cluster:
+    """Finds out what this process is part of, and meets the other workers if there are any.
+
+    Several machines: ``TF_CONFIG`` in the environment, as TensorFlow defines it, or Slurm's variables.
+
+    Args:
+        num_devices: of this machine, without other workers; default: all GPUs, or the CPU.
+
+    Raises:
+        UserError: ``TF_CONFIG`` is malformed, or the other workers do not answer.
+    """
+    resolver, worker, num_workers = _resolver()
+    if num_workers == 1:
+        return Cluster(local_strategy(num_devices))
+    if num_devices is not None:
+        raise UserError("--world_size is for one machine; several use all of their GPUs")
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=TIMEOUT_SECONDS)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise lost_worker(error) from None
+    return Cluster(strategy, worker, num_workers)
+
+
+def lost_worker(error: Exception) -> UserError:
+    """The error to raise when collective operations fail."""
+    return UserError(
+        f"another worker cannot be reached or has ended ({type(error).__name__}; its own log says "
+        "why); start all workers again, with --cont_training if there is a checkpoint"
+    )
+
+
+def _resolver():
+    """TensorFlow's resolver of the cluster, this worker's number, and how many there are."""
+    if "TF_CONFIG" in os.environ:
+        return _from_tf_config(os.environ["TF_CONFIG"])
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdigit() and int(tasks) > 1:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+        resolver.cluster_spec()  # which sets the task's number
+        return resolver, int(resolver.task_id), int(tasks)
+    return None, 0, 1
+
+
+def _from_tf_config(text: str):
+    def refuse(reason):
+        raise UserError(
+            f"TF_CONFIG: {reason}; expected "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+        )
+
+    try:
+        content = json.loads(text)
+        cluster = {kind: list(hosts) for kind, hosts in content.get("cluster", {}).items()}
+        task = content.get("task", {})
+        kind, index = task.get("type", "worker"), int(task.get("index", 0))
+    except (ValueError, TypeError, AttributeError) as error:
+        refuse(f"not understood ({error})")
+    unknown = [name for name in cluster if name not in TASKS]
+    if unknown:
+        refuse(f"task type {unknown[0]!r} is not used here")
+    hosts = [host for name in TASKS for host in cluster.get(name, [])]
+    if len(hosts) <= 1:
+        return None, 0, 1
+    if kind not in cluster or not 0 <= index < len(cluster[kind]):
+        refuse(f"there is no task {kind} {index}")
+    before = len(cluster.get("chief", [])) if kind == "worker" else 0
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver(), before + index, len(hosts)

@@ -1,0 +1,214 @@
+"""Exact resume: killed and continued runs end with the weights of one that was never stopped."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.cli.train import main
+
+COMMAND = Path(__file__).parent.parent / "train_keras.py"
+KILLS = 10
+EPOCHS = 8  # of 14 steps
+
+
+def final_state(folder):
+    """Every variable of a run's newest checkpoint."""
+    newest = max((folder / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
+    reader = tf.train.load_checkpoint(str(newest / "state"))
+    names = [n for n in reader.get_variable_to_shape_map() if not n.startswith("_CHECKPOINTABLE")]
+    return newest.name, {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_to_the_bit(one, other):
+    (one_step, one), (other_step, other) = final_state(one), final_state(other)
+    assert one_step == other_step and one.keys() == other.keys() and len(one) > 100
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+def start(recipe, root, *more, cluster=None):
+    """The command in a process of its own, continuing what is there."""
+    environment = dict(os.environ)
+    if cluster:
+        environment["TF_CONFIG"] = json.dumps(cluster)
+    arguments = ["--config", recipe, "--root", root, "--cont_training", "--deterministic", *more]
+    return subprocess.Popen(
+        [sys.executable, "-u", COMMAND, *map(str, arguments)],
+        stdout=subprocess.DEVNULL if cluster else subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_training(process):
+    """Returns once the process begins to train, or at its end."""
+    for line in process.stdout:
+        if line.startswith("run:"):
+            return
+
+
+def newest_step(folder):
+    steps = [int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*")]
+    return max(steps, default=0)
+
+
+def test_sigterm_saves_and_exits_with_0(recipe, tmp_path):
+    process = start(recipe, tmp_path, "--save_every", "100")
+    wait_for_training(process)
+    process.send_signal(signal.SIGTERM)  # while the first step is traced
+    output, _ = process.communicate()
+    assert process.returncode == 0 and "stopped by SIGTERM after step 1:" in output
+    assert newest_step(tmp_path / "tiny") == 1
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(recipe, tmp_path, capsys):
+    options = ("--epochs", EPOCHS, "--save_every", "1")
+    assert start(recipe, tmp_path / "whole", *options).wait() == 0
+    folder, moments = tmp_path / "killed" / "tiny", random.Random(0)
+    process = start(recipe, tmp_path / "killed", *options)
+    wait_for_training(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0 and newest_step(folder) == 1
+    log = []
+    for kill in range(KILLS):
+        process = start(recipe, tmp_path / "killed", *options)
+        wait_for_training(process)
+        before = newest_step(folder)
+        if kill % 2:  # in the middle of writing a checkpoint
+            until = time.monotonic() + 60
+            while not list(folder.glob("checkpoints/.step-*")) and time.monotonic() < until:
+                pass
+        else:
+            while newest_step(folder) == before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0.0, 1.5))
+        process.kill()
+        process.wait()
+        partial = [path.name for path in folder.glob("checkpoints/.*")]
+        log.append((newest_step(folder), partial))
+        assert newest_step(folder) < EPOCHS * 14
+    assert start(recipe, tmp_path / "killed", *options).wait() == 0
+    with capsys.disabled():
+        print(f"\n{KILLS} kills; newest checkpoint, and what was half written: {log}")
+    assert any(partial for _, partial in log)
+    assert_same_to_the_bit(tmp_path / "whole" / "tiny", folder)
+    assert not list(folder.glob("checkpoints/.*"))
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_workers(recipe, root, *more, count=2):
+    """So many workers on this machine."""
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    return [
+        start(
+            recipe,
+            root,
+            *more,
+            cluster={"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}},
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_one_worker_of_two_is_killed_and_both_are_started_again(recipe, tmp_path):
+    options = ("--epochs", "3", "--save_every", "4", "--batch_size", "50")
+    for process in start_workers(recipe, tmp_path / "whole", *options):
+        assert process.wait() == 0
+    folder = tmp_path / "killed" / "tiny"
+    for victim in (1, 0):
+        workers = start_workers(recipe, tmp_path / "killed", *options)
+        before = newest_step(folder)
+        while newest_step(folder) == before:
+            time.sleep(0.05)
+        workers[victim].kill()
+        survivor = workers[1 - victim]
+        assert survivor.wait(timeout=120) == 2  # an error, not a freeze
+    for process in start_workers(recipe, tmp_path / "killed", *options):
+        assert process.wait() == 0
+    assert_same_to_the_bit(tmp_path / "whole" / "tiny", folder)
+
+
+@pytest.mark.slow
+def test_workers_that_share_a_batch_train_as_one_alone(recipe, tmp_path):
+    assert start(recipe, tmp_path / "one", "--epochs", "2").wait() == 0
+    for process in start_workers(recipe, tmp_path / "two", "--epochs", "2", "--batch_size", "50"):
+        assert process.wait() == 0
+    # And a run that changes from one worker to two devices on its way.
+    assert start(recipe, tmp_path / "both", "--epochs", "2", "--save_every", "20").wait() == 0
+    for path in sorted((tmp_path / "both" / "tiny" / "checkpoints").glob("step-*")):
+        if path.name != "step-14":
+            shutil.rmtree(path)
+    moved = ("--epochs", "2", "--batch_size", "50", "--world_size", "2")
+    assert start(recipe, tmp_path / "both", *moved).wait() == 0
+    (step, expected), *others = (final_state(tmp_path / r / "tiny") for r in ("one", "two", "both"))
+    for other_step, found in others:
+        assert other_step == step
+        for name, value in expected.items():
+            scale = np.abs(value).max(initial=0.0) if value.dtype == np.float32 else 0.0
+            np.testing.assert_allclose(found[name], value, atol=1e-3 * scale, err_msg=name)
+
+
+def test_another_number_of_images_per_step_does_not_continue(run, recipe, capsys):
+    arguments = ["--config", str(recipe), "--root", str(run.parent), "--cont_training"]
+    assert main([*arguments, "--batch_size", "50"]) == 2
+    error = capsys.readouterr().err
+    assert "100 images per step" in error and error.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, recipe, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "tiny")
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    data = checkpoints / "step-42" / "state.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:1000])
+    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--cont_training"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "step-42: damaged" in output and "continued from step 28" in output
+    (_, again), (_, whole) = final_state(tmp_path / "tiny"), final_state(run)
+    for name, value in whole.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    for path, cut in itertools.product(checkpoints.glob("step-*/state.*"), [10]):
+        path.write_bytes(path.read_bytes()[:cut])
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "cannot be restored" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
+        '{"cluster": {"worker": ["a:1", "b:1"], "ps": ["c:1"]}, "task": {"type": "worker"}}',
+    ],
+)
+def test_a_wrong_tf_config_is_one_line(text, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert main(["--config", str(recipe), "--root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: TF_CONFIG: ") and error.count("\n") == 1
