@@ -108,9 +108,7 @@ def pipeline_rate(source, dataset, config) -> float:
 def step_rate(config, image, batch_size: int) -> float:
     """Images per second of the training step."""
     model = NVAE(config.model, image)
-    trainer = Trainer(model, config.train, total_steps=1000)
-    trainer.optimizer = Adamax(1e-3)
-    trainer.optimizer.build(model.trainable_variables)
+    trainer = Trainer(model, config.train, total_steps=1000, optimizer=Adamax(1e-3))
     step = tf.function(trainer.train_step, autograph=False)
     images = tf.random.uniform((batch_size, *image.shape))
     step(images)

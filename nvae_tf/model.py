@@ -14,6 +14,7 @@ import tf_keras
 from nvae_tf import noise
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
 from nvae_tf.distributions import DiscretizedLogisticMixture, NormalImage, bernoulli_image
+from nvae_tf.layers.base import read
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization
 from nvae_tf.layers.latent_group import (
@@ -334,7 +335,7 @@ class NVAE(tf_keras.Model):
         """The learned map that the walk starts from; nothing where there is one group only."""
         if self.top is None:
             return None
-        return tf.tile(tf.cast(self.top, self.precision)[None], [batch_size, 1, 1, 1])
+        return tf.tile(tf.cast(read(self.top), self.precision)[None], [batch_size, 1, 1, 1])
 
     def _num_image_parameters(self):
         if self.image.binary:

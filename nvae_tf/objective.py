@@ -8,6 +8,7 @@ import math
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, TrainConfig
+from nvae_tf.layers.base import read_stacked
 from nvae_tf.layers.normalization import BatchNorm
 
 ACTIVE_NATS = 0.1  # a latent channel counts as active above this mean KL
@@ -69,9 +70,8 @@ def batch_norm_penalty(layers: list[BatchNorm]):
     by_width = {}
     for layer in layers:
         by_width.setdefault(layer.gamma.shape[0], []).append(layer.gamma)
-    return tf.add_n(
-        [tf.reduce_sum(tf.reduce_max(tf.abs(tf.stack(g)), 1)) for g in by_width.values()]
-    )
+    gammas = [read_stacked(alike) for alike in by_width.values()]
+    return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(gamma), 1)) for gamma in gammas])
 
 
 def active_latents(channel_kl):

@@ -196,12 +196,12 @@ def compare_step(comparison, trainer, run_step, images, step):
     comparison.compare(prefix + "sr_loss", losses.spectral)
     comparison.compare(prefix + "bn_loss", losses.batch_norm)
     comparison.compare(prefix + "loss", losses.loss)
-    variables = trainer.model.trainable_variables
-    compare_gradients(comparison, trainer.model, prefix + "grad/", variables, gradients)
-    trainer.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    apart = trainer.weights.split(gradients), trainer.weights.variables
+    compare_gradients(comparison, trainer.model, prefix + "grad/", *apart)
+    trainer.optimizer.apply_gradients(gradients)
 
 
-def compare_gradients(comparison, model, prefix, variables, gradients):
+def compare_gradients(comparison, model, prefix, gradients, variables):
     keys = [key for key in comparison.file if key.startswith(prefix)]
     largest = max((np.max(np.abs(comparison.file[key])) for key in keys), default=0.0)
     ours = {id(v): g for v, g in zip(variables, gradients, strict=True)}

@@ -14,6 +14,7 @@ from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.checkpoints import NAME, newest_whole
 from nvae_tf.training.optimizer import MovingAverage
+from nvae_tf.training.stacked import Stacked
 
 
 class Loaded(NamedTuple):
@@ -64,7 +65,7 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
     averages = None
     if config.train.ema_decay:
-        averages = MovingAverage(model.trainable_variables, config.train.ema_decay)
+        averages = MovingAverage(Stacked(model.trainable_variables), config.train.ema_decay)
         wanted["averages"] = averages
     saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
     newest_whole(

@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.activations import ACTIVATIONS
-from nvae_tf.layers.base import Layer
-from nvae_tf.layers.checkpointing import CELLS, NORMALIZED, recomputed
+from nvae_tf.layers.base import Layer, read
 from nvae_tf.layers.convolution import Convolution, build_chain, uniform_fan_in
 from nvae_tf.layers.normalization import BatchNorm
+from nvae_tf.layers.pieces import NORMALIZED, run_piece
 
 # arch_instance -> the operations in the branch of each kind of cell.
 _TWICE = {op: (op, op) for op in ("res_elu", "res_bnelu", "res_bnswish")}
@@ -110,7 +110,8 @@ class ResidualCell(_Widening):
             skip = self.skip(inputs) if self.skip else inputs
             return skip + BRANCH_SCALE * branch
 
-        return recomputed(CELLS, compute, [self], inputs)
+        kind = (self.operations, self.filters, self.direction, self.use_se, training)
+        return run_piece(compute, [self], [inputs], kind=kind)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -172,7 +173,7 @@ class ActivatedConvolution(_Widening):
                 outputs = ACTIVATIONS[self.activation](inputs)
             return self.convolution(nearest_x2(outputs) if self.direction == UP else outputs)
 
-        return recomputed(NORMALIZED, compute, [self], inputs)
+        return run_piece(compute, [self], [inputs], recomputed_in=NORMALIZED)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -228,7 +229,8 @@ class InvertedResidual(_Widening):
             def compute(inputs, norm=norm, convolution=convolution):
                 return convolution(norm(inputs, training=training))
 
-            outputs = recomputed(NORMALIZED, compute, [norm, convolution], outputs)
+            layers = [norm, convolution]
+            outputs = run_piece(compute, layers, [outputs], recomputed_in=NORMALIZED)
         return self.norms[3](outputs, training=training)
 
     def get_config(self):
@@ -263,8 +265,8 @@ class SqueezeExcitation(Layer):
     def call(self, inputs):
         """Scales the channels of a (batch, height, width, channels) map."""
         gate = tf.reduce_mean(tf.cast(inputs, tf.float32), [1, 2])
-        gate = tf.nn.relu(tf.matmul(gate, self.reduce_kernel) + self.reduce_bias)
-        gate = tf.nn.sigmoid(tf.matmul(gate, self.expand_kernel) + self.expand_bias)
+        gate = tf.nn.relu(tf.matmul(gate, read(self.reduce_kernel)) + read(self.reduce_bias))
+        gate = tf.nn.sigmoid(tf.matmul(gate, read(self.expand_kernel)) + read(self.expand_bias))
         return inputs * tf.cast(gate, inputs.dtype)[:, None, None, :]
 
 
@@ -296,7 +298,7 @@ class SkipDown(_Widening):
             for conv, (row, column) in zip(self.convolutions, pixels, strict=True)
         ]
         kernel = tf.cast(tf.concat(kernels, -1), inputs.dtype)
-        bias = tf.cast(tf.concat([conv.bias for conv in self.convolutions], 0), inputs.dtype)
+        bias = tf.cast(tf.concat([read(conv.bias) for conv in self.convolutions], 0), inputs.dtype)
         return tf.nn.conv2d(tf.nn.silu(inputs), kernel, 2, "VALID") + bias
 
 

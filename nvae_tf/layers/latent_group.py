@@ -10,6 +10,7 @@ from nvae_tf.layers.base import Layer
 from nvae_tf.layers.cells import ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain
 from nvae_tf.layers.flows import FlowCell
+from nvae_tf.layers.pieces import run_piece
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -121,6 +122,12 @@ class LatentGroup(Layer):
         joined = latent.z if s is None else tf.concat([s, tf.cast(latent.z, s.dtype)], -1)
         return self.combiner(joined), latent
 
+    @property
+    def samplers(self) -> list[Layer]:
+        """The layers between the running map and z."""
+        layers = [self.prior_sampler, self.encoder_combiner, self.posterior_sampler, *self.flows]
+        return [layer for layer in layers if layer is not None]
+
     def prior_parameters(self, s):
         """Raw mean and log-deviation of p(z | z of the groups before)."""
         if self.prior_sampler is None:
@@ -176,11 +183,21 @@ class FromPosterior:
 
     def __call__(self, group: LatentGroup, s) -> Latent:
         """Draws a group's z from its posterior."""
+        inputs = [self.encoded[group.index], self.noise[group.index]]
+        first = s is None
+        return run_piece(
+            lambda *tensors: self._draw(group, *tensors, *([None] * first)),
+            group.samplers,
+            inputs if first else [*inputs, s],
+            kind=("posterior", group.index == 0, group.res_dist, group.num_flows),
+        )
+
+    def _draw(self, group, encoded, noise, s):
         parameters = group.prior_parameters(s)
         prior = clamped_normal(*parameters)
-        posterior = group.posterior(s, self.encoded[group.index], parameters)
+        posterior = group.posterior(s, encoded, parameters)
         base = posterior.distribution.distribution  # latent by latent
-        before_flows = from_noise(base, self.noise[group.index])
+        before_flows = from_noise(base, noise)
         z = posterior.bijector.forward(before_flows)
         # The flows preserve volume, so this is the density of z too, latent by latent.
         log_q = base.log_prob(before_flows)

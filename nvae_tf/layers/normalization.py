@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.devices import mean_over_replicas, own_copy
+from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.activations import ACTIVATIONS
-from nvae_tf.layers.base import Layer
+from nvae_tf.layers.base import Layer, read
 
 EPSILON = 1e-5
 MOMENTUM = 0.95  # of the running averages (momentum 0.05 in PyTorch's convention)
@@ -23,7 +23,7 @@ class Observed(NamedTuple):
     Attributes:
         mean: (channels,).
         variance: (channels,), biased.
-        count: values that each rests on, a float32 scalar.
+        count: values that each rests on, float32, (1,).
     """
 
     mean: tf.Tensor
@@ -108,16 +108,15 @@ class BatchNorm(Layer):
 
     def _with_running(self, inputs):
         mean, variance = (_given.get() or {}).get(self, (self.moving_mean, self.moving_variance))
-        scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
-        return inputs * scale + (self.beta - mean * scale)
+        scale = read(self.gamma) * tf.math.rsqrt(variance + EPSILON)
+        return inputs * scale + (read(self.beta) - mean * scale)
 
     def _with_batch_statistics(self, inputs):
-        context = tf.distribute.get_replica_context()
-        replicas = 1 if context is None else context.num_replicas_in_sync
-        count = tf.cast(tf.size(inputs) // inputs.shape[-1] * replicas, tf.float32)
+        replicas = num_replicas()
+        count = tf.fill([1], tf.cast(tf.size(inputs) // inputs.shape[-1] * replicas, tf.float32))
         if replicas == 1:
             outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=inputs, scale=self.gamma, offset=self.beta, mean=[], variance=[],
+                x=inputs, scale=read(self.gamma), offset=read(self.beta), mean=[], variance=[],
                 epsilon=EPSILON, is_training=True,
             )  # fmt: skip
             variance = variance * (count - 1.0) / count  # the fused op returns the unbiased one
@@ -125,7 +124,8 @@ class BatchNorm(Layer):
             mean = mean_over_replicas(tf.reduce_mean(inputs, [0, 1, 2]))
             centred = inputs - mean
             variance = mean_over_replicas(tf.reduce_mean(tf.square(centred), [0, 1, 2]))
-            outputs = centred * (self.gamma * tf.math.rsqrt(variance + EPSILON)) + self.beta
+            scale = read(self.gamma) * tf.math.rsqrt(variance + EPSILON)
+            outputs = centred * scale + read(self.beta)
         report_statistics({self: Observed(mean, variance, count)})
         return outputs
 
@@ -157,7 +157,7 @@ def update_running(observed: dict[BatchNorm, Observed], condition=True) -> None:
         mean, variance, count = (
             tf.stack([observed[layer][part] for layer in layers]) for part in range(3)
         )
-        unbiased = variance * (count / (count - 1.0))[:, None]
+        unbiased = variance * (count / (count - 1.0))
         for name, seen in (("moving_mean", mean), ("moving_variance", unbiased)):
             running = [getattr(layer, name) for layer in layers]
             before = tf.stack(running)

@@ -1,27 +1,11 @@
-"""Adamax as NVAE is trained with, and moving averages of weights, for same-shaped variables at once."""
+"""Adamax as NVAE is trained with, and moving averages of weights."""
 
 import contextlib
 
 import tensorflow as tf
 
 from nvae_tf.devices import own_copy
-
-
-def stacks_by_shape(variables) -> list[list[int]]:
-    """Indices of variables, those of one shape together.
-
-    One set of operations then serves all of one shape: a deep model's thousands of variables would
-    otherwise cost tens of thousands of graph nodes.
-    """
-    by_shape = {}
-    for index, variable in enumerate(variables):
-        by_shape.setdefault(tuple(variable.shape), []).append(index)
-    return list(by_shape.values())
-
-
-def _zeros_for(stacks, variables):
-    shapes = [(len(indices), *variables[indices[0]].shape) for indices in stacks]
-    return [tf.Variable(tf.zeros(shape), trainable=False) for shape in shapes]
+from nvae_tf.training.stacked import Stacked
 
 
 class Adamax(tf.Module):
@@ -37,6 +21,8 @@ class Adamax(tf.Module):
         beta_2: decay of their largest magnitude.
         epsilon: added to the magnitude before the maximum is taken.
 
+    `build` comes first, then one `apply_gradients` a step.
+
     Attributes:
         iterations: steps taken, an int64 variable.
 
@@ -50,7 +36,6 @@ class Adamax(tf.Module):
         self._learning_rate = learning_rate
         self.l2, self.beta_1, self.beta_2, self.epsilon = weight_decay, beta_1, beta_2, epsilon
         self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
-        self._stacks = None
 
     @property
     def learning_rate(self):
@@ -58,42 +43,33 @@ class Adamax(tf.Module):
         rate = self._learning_rate
         return rate(self.iterations) if callable(rate) else tf.constant(rate, tf.float32)
 
-    def build(self, variables) -> None:
-        """Creates the stacked slots m and u for the variables, which stay the same from then on."""
-        self._stacks = stacks_by_shape(variables)
-        self._mean = _zeros_for(self._stacks, variables)
-        self._peak = _zeros_for(self._stacks, variables)
+    def build(self, weights: Stacked) -> None:
+        """Creates the slots m and u, stacked as the weights."""
+        self._weights, self._mean, self._peak = weights, weights.zeros(), weights.zeros()
 
-    def apply_gradients(self, grads_and_vars, condition=True) -> None:
+    def apply_gradients(self, gradients, condition=True, values=None) -> None:
         """Takes one step.
 
         Args:
-            grads_and_vars: (gradient, variable) pairs, always of the same variables.
+            gradients: stacked as the weights.
             condition: a scalar; where it is false weights and slots stay, and the step counts.
-
-        Raises:
-            ValueError: a variable without a gradient.
+            values: the weights' stacks, if they were read already.
         """
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        missing = [v.name for g, v in zip(gradients, variables, strict=True) if g is None]
-        if missing:
-            raise ValueError(f"no gradient for {', '.join(missing)}")
-        if self._stacks is None:
-            with tf.init_scope():
-                self.build(variables)
+        values = self._weights.read() if values is None else values
         step = tf.cast(self.iterations + 1, tf.float32)
         rate = self.learning_rate / (1.0 - tf.pow(self.beta_1, step))
-        for indices, mean, peak in zip(self._stacks, self._mean, self._peak, strict=True):
-            weights = tf.stack([variables[i] for i in indices])
-            gradient = tf.stack([gradients[i] for i in indices]) + self.l2 * weights
-            new_mean = self.beta_1 * mean + (1.0 - self.beta_1) * gradient
-            new_peak = tf.maximum(self.beta_2 * peak, tf.abs(gradient) + self.epsilon)
-            new_weights = weights - rate * (new_mean / new_peak)
+        updated = []
+        for gradient, value, mean, peak in zip(
+            gradients, values, self._mean, self._peak, strict=True
+        ):
+            decayed = gradient + self.l2 * value
+            new_mean = self.beta_1 * mean + (1.0 - self.beta_1) * decayed
+            new_peak = tf.maximum(self.beta_2 * peak, tf.abs(decayed) + self.epsilon)
+            new_value = value - rate * (new_mean / new_peak)
             own_copy(mean).assign(tf.where(condition, new_mean, mean))
             own_copy(peak).assign(tf.where(condition, new_peak, peak))
-            updated = tf.unstack(tf.where(condition, new_weights, weights))
-            for i, value in zip(indices, updated, strict=True):
-                own_copy(variables[i]).assign(value)
+            updated.append(tf.where(condition, new_value, value))
+        self._weights.assign(updated)
         own_copy(self.iterations).assign_add(1)
 
 
@@ -101,15 +77,13 @@ class MovingAverage(tf.Module):
     """Exponential moving averages of a model's trainable variables.
 
     Args:
-        variables: of the model.
+        weights: of the model.
         decay: of the averages, a step; early averages weigh the few steps so far alike.
     """
 
-    def __init__(self, variables, decay: float):
+    def __init__(self, weights: Stacked, decay: float):
         super().__init__()
-        self._variables, self.decay = list(variables), decay
-        self._stacks = stacks_by_shape(variables)
-        self._averages = _zeros_for(self._stacks, variables)
+        self._weights, self.decay, self._averages = weights, decay, weights.zeros()
 
     def update(self, step, condition=True) -> None:
         """Moves the averages towards the variables.
@@ -120,24 +94,22 @@ class MovingAverage(tf.Module):
         """
         done = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
-        for indices, average in zip(self._stacks, self._averages, strict=True):
-            weights = tf.stack([self._variables[i] for i in indices])
-            moved = decay * average + (1.0 - decay) * weights
+        for average, value in zip(self._averages, self._weights.read(), strict=True):
+            moved = decay * average + (1.0 - decay) * value
             own_copy(average).assign(tf.where(condition, moved, average))
 
     def assign(self) -> None:
         """Gives the variables the averages' values."""
-        for indices, average in zip(self._stacks, self._averages, strict=True):
-            for i, value in zip(indices, tf.unstack(average), strict=True):
-                self._variables[i].assign(value)
+        self._weights.assign(self._averages)
 
     @contextlib.contextmanager
     def applied(self):
         """Within the block the variables have the averages' values."""
-        weights = [variable.numpy() for variable in self._variables]
+        variables = self._weights.variables
+        before = [variable.numpy() for variable in variables]
         self.assign()
         try:
             yield
         finally:
-            for variable, value in zip(self._variables, weights, strict=True):
+            for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)

@@ -20,7 +20,7 @@ from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_worker
 from nvae_tf.training.optimizer import Adamax
 from nvae_tf.training.schedules import WarmupCosine
-from nvae_tf.training.trainer import Trainer, compiled
+from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written, uses_xla
 
 
 def train(
@@ -50,7 +50,12 @@ def train(
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(config.data.seed)
-    with reading(*sources), cluster.strategy.scope(), Termination() as termination:
+    with (
+        reading(*sources),
+        cluster.strategy.scope(),
+        graphs_as_written(),
+        Termination() as termination,
+    ):
         try:
             results = _train(config, folder, cluster, dataset, sources, termination)
             cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
@@ -175,13 +180,13 @@ def _train(
         )
 
     # Start, or resume.
-    if cluster.is_chief:
-        folder.create(config)
     checkpoints = Checkpoints(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
     start_step = checkpoints.restore()
     _check_agreement(cluster, start_step)
+    if cluster.is_chief:
+        folder.create(config)
     if start_step == 0:
         trainer.prepare(first_images)
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
@@ -190,7 +195,7 @@ def _train(
     validate = _Validation(trainer, cluster, settings, data.validation())
     if cluster.is_chief:
         report = reports.Reports(folder, config, counts.steps_per_epoch, model, test_images)
-    run_step = compiled(trainer.train_step, cluster.strategy, _jit(settings))
+    run_step = compiled(trainer.train_step, cluster.strategy, uses_xla(settings))
     batches, results = data.training(start_step), None
     for step in range(start_step + 1, counts.total_steps + 1):
         logs = run_step(next(batches))
@@ -228,18 +233,12 @@ def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) 
     return Trainer(model, settings, *steps, config.data.seed, optimizer)
 
 
-def _jit(settings: TrainConfig) -> bool:
-    """Whether steps are compiled with XLA."""
-    auto = bool(tf.config.list_physical_devices("GPU"))
-    return {"auto": auto, "on": True, "off": False}[settings.jit_compile]
-
-
 class _Validation:
     """The test set's losses, with the moving averages of the weights where there are any."""
 
     def __init__(self, trainer: Trainer, cluster: Cluster, settings: TrainConfig, batches):
         self._trainer, self._batches = trainer, batches
-        self._run = compiled(trainer.validation_step, cluster.strategy, _jit(settings))
+        self._run = compiled(trainer.validation_step, cluster.strategy, uses_xla(settings))
 
     def __call__(self):
         averages = self._trainer.averages

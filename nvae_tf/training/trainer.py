@@ -5,19 +5,21 @@ gradients and everything that is reported are means over the global batch, so ev
 same update and applies it to its own copy of the variables.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from nvae_tf import objective
 from nvae_tf.config import TrainConfig
-from nvae_tf.devices import mean_over_replicas, own_copy
-from nvae_tf.layers.checkpointing import checkpointing
+from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.convolution import shared_kernels
 from nvae_tf.layers.normalization import BatchNorm, Observed, observed_statistics, update_running
+from nvae_tf.layers.pieces import pieces
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.optimizer import Adamax, MovingAverage
 from nvae_tf.training.spectral import WARM_UP_ITERATIONS, SpectralNorms
+from nvae_tf.training.stacked import Stacked
 
 VALIDATION_STREAM = 2**31 - 1  # of noise; training's streams are numbered by the step
 
@@ -53,7 +55,7 @@ class Pass(NamedTuple):
     Attributes:
         losses: the objective's terms.
         channel_kl: of every latent channel in nats, mean over the batch, (groups, latents).
-        gradients: of the model's trainable variables.
+        gradients: of the model's trainable variables, as stacks (`Trainer.weights`).
         observed: statistics of the batch, by batch norm.
         vectors: iterated singular vectors.
     """
@@ -95,10 +97,10 @@ class Trainer(tf.Module):
         self.alphas = objective.balancing_weights(model.config)
         self.spectral = SpectralNorms(model.convolutions)
         self.batch_norms = [m for m in model.submodules if isinstance(m, BatchNorm)]
-        variables = model.trainable_variables
+        self.weights = Stacked(model.trainable_variables)
         if optimizer:
-            optimizer.build(variables)
-        self.averages = MovingAverage(variables, config.ema_decay) if config.ema_decay else None
+            optimizer.build(self.weights)
+        self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
         # Sums over the epoch so far: recon, KL.
         self.epoch_sums = tf.Variable(tf.zeros(2, tf.float64), trainable=False)
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -125,7 +127,9 @@ class Trainer(tf.Module):
             _, vectors = self.spectral.sum(stacks, WARM_UP_ITERATIONS)
         self.spectral.keep(vectors)
 
-    def losses_and_gradients(self, images, noise, beta, regularization, loss_scale=1.0) -> Pass:
+    def losses_and_gradients(
+        self, images, noise, beta, regularization, loss_scale=None, weights=None
+    ) -> Pass:
         """One training-mode pass, which changes nothing.
 
         Args:
@@ -134,20 +138,30 @@ class Trainer(tf.Module):
             beta: the KL coefficient.
             regularization: lambda.
             loss_scale: factor on the loss while gradients are computed.
+            weights: the model's, as stacks, if they were read already.
         """
+        weights = self.weights.read() if weights is None else weights
         with (
             tf.GradientTape() as tape,
+            self._watched(tape, weights),
             shared_kernels(self.spectral.groups) as stacks,
             observed_statistics() as observed,
-            checkpointing(self.config.gradient_checkpointing),
+            pieces(self.config.gradient_checkpointing, shared=num_replicas() == 1),
         ):
             output = self.model(images, noise, training=True)
             spectral, vectors = self.spectral.sum(stacks)
             losses = self._losses(output, images, beta, regularization, spectral)
-            scaled = losses.loss * loss_scale
-        gradients = tape.gradient(scaled, self.model.trainable_variables)
-        gradients = [tf.cast(gradient, tf.float32) / loss_scale for gradient in gradients]
+            scaled = losses.loss * (1.0 if loss_scale is None else loss_scale)
+        gradients = tape.gradient(scaled, weights)
+        if loss_scale is not None:
+            gradients = [gradient / loss_scale for gradient in gradients]
         return Pass(losses, _channel_kl(output), gradients, observed, vectors)
+
+    @contextlib.contextmanager
+    def _watched(self, tape, weights):
+        tape.watch(weights)
+        with self.weights.replaced(weights):
+            yield
 
     def _losses(self, output: NVAEOutput, images, beta, regularization, spectral) -> Losses:
         recon = -self.model.log_likelihood(output.parameters, images)
@@ -180,10 +194,11 @@ class Trainer(tf.Module):
         beta = objective.kl_coefficient(step, self.total_steps, config)
         regularization = objective.regularization_coefficient(beta, config)
         scaling = config.precision == "mixed_float16"
-        loss_scale = self.loss_scale.read_value() if scaling else 1.0
+        loss_scale = self.loss_scale.read_value() if scaling else None
         rate = self.optimizer.learning_rate
 
-        found = self._accumulate(images, step, beta, regularization, loss_scale)
+        weights = self.weights.read()
+        found = self._accumulate(images, step, beta, regularization, loss_scale, weights)
         gradients = mean_over_replicas(found.gradients)
         loss, recon, channel_kl = mean_over_replicas(
             [found.losses.loss, tf.reduce_mean(found.losses.recon), found.channel_kl]
@@ -204,8 +219,7 @@ class Trainer(tf.Module):
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        pairs = zip(gradients, self.model.trainable_variables, strict=True)
-        self.optimizer.apply_gradients(pairs, apply)
+        self.optimizer.apply_gradients(gradients, apply, weights)
         self.keep_state(found, apply)
         if self.averages:
             self.averages.update(step + 1, apply)
@@ -221,11 +235,11 @@ class Trainer(tf.Module):
             "batch_norm_loss": found.losses.batch_norm,
             "gradient_norm": norm,
             "skipped_steps": self.skipped.read_value(),
-            "loss_scale": tf.convert_to_tensor(loss_scale),
+            "loss_scale": loss_scale if scaling else tf.ones(()),
             "gamma_per_group": found.losses.gamma,
         }
 
-    def _accumulate(self, images, step, beta, regularization, loss_scale) -> Pass:
+    def _accumulate(self, images, step, beta, regularization, loss_scale, weights) -> Pass:
         """The mean of the passes that make one step; one pass after the other."""
         passes, size = self.config.accumulate_steps, tf.shape(images)[0]
         size = size // passes
@@ -237,7 +251,9 @@ class Trainer(tf.Module):
             # The place of each image in the global batch: noise does not depend on the replicas.
             places = (replica * passes + number) * size + tf.range(size)
             noise = self.model.draw_noise(places, seed)
-            found = self.losses_and_gradients(part, noise, beta, regularization, loss_scale)
+            found = self.losses_and_gradients(
+                part, noise, beta, regularization, loss_scale, weights
+            )
             losses = found.losses._replace(
                 **{
                     name: tf.reduce_mean(getattr(found.losses, name), 0)
@@ -316,8 +332,9 @@ class Trainer(tf.Module):
             tf.reduce_sum(weights * recon),
             _channel_kl(output, weights),
         ]
-        context = tf.distribute.get_replica_context()
-        return sums if context.num_replicas_in_sync == 1 else context.all_reduce("SUM", sums)
+        if num_replicas() == 1:
+            return sums
+        return tf.distribute.get_replica_context().all_reduce("SUM", sums)
 
     def validate(self, run_step, batches) -> dict[str, tf.Tensor]:
         """Mean NELBO and its parts over a data set.
@@ -338,6 +355,12 @@ class Trainer(tf.Module):
         }
 
 
+def uses_xla(config: TrainConfig) -> bool:
+    """Whether steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs."""
+    auto = bool(tf.config.list_physical_devices("GPU"))
+    return {"auto": auto, "on": True, "off": False}[config.jit_compile]
+
+
 def compiled(function, strategy, jit: bool):
     """A function that runs on every replica, with results that are alike on all, taken from one.
 
@@ -355,6 +378,23 @@ def compiled(function, strategy, jit: bool):
         return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], found)
 
     return run
+
+
+@contextlib.contextmanager
+def graphs_as_written():
+    """Within the block, on CPUs, steps are run as they are written: TensorFlow does not rewrite graphs.
+
+    Rewriting takes longer than several steps of a deep model and makes them no faster; and it rounds
+    differently with gradient checkpointing and without. GPUs keep it, for layouts.
+    """
+    option = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(option, False)
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.optimizer.set_experimental_options({option: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: before})
 
 
 def _channel_kl(output: NVAEOutput, weights=None):
