@@ -38,7 +38,7 @@ def assert_same_to_the_bit(one, other):
         np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
-def start(recipe, root, *more, cluster=None):
+def start(recipe, root, *more, cluster=None, log=subprocess.DEVNULL):
     """The command in a process of its own, continuing what is there."""
     environment = dict(os.environ)
     if cluster:
@@ -46,8 +46,8 @@ def start(recipe, root, *more, cluster=None):
     arguments = ["--config", recipe, "--root", root, "--cont_training", "--deterministic", *more]
     return subprocess.Popen(
         [sys.executable, "-u", COMMAND, *map(str, arguments)],
-        stdout=subprocess.DEVNULL if cluster else subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stdout=log if cluster else subprocess.PIPE,
+        stderr=log,
         text=True,
         env=environment,
     )
@@ -120,24 +120,27 @@ def free_ports(count):
 
 
 def start_workers(recipe, root, *more, count=2):
-    """So many workers on this machine."""
+    """So many workers on this machine, each with a log beside the root."""
     hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    return [
-        start(
-            recipe,
-            root,
-            *more,
-            cluster={"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}},
-        )
-        for index in range(count)
-    ]
+    processes = []
+    for index in range(count):
+        cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        with open(f"{root}-worker-{index}.log", "a") as log:
+            processes.append(start(recipe, root, *more, cluster=cluster, log=log))
+    return processes
+
+
+def assert_all_finish(processes, root):
+    statuses = [process.wait() for process in processes]
+    logs = [path.read_text()[-2000:] for path in root.parent.glob(f"{root.name}-worker-*.log")]
+    assert not any(statuses), "\n".join(logs)
 
 
 @pytest.mark.slow
 def test_one_worker_of_two_is_killed_and_both_are_started_again(recipe, tmp_path):
     options = ("--epochs", "3", "--save_every", "4", "--batch_size", "50")
-    for process in start_workers(recipe, tmp_path / "whole", *options):
-        assert process.wait() == 0
+    workers = start_workers(recipe, tmp_path / "whole", *options)
+    assert_all_finish(workers, tmp_path / "whole")
     folder = tmp_path / "killed" / "tiny"
     for victim in (1, 0):
         workers = start_workers(recipe, tmp_path / "killed", *options)
@@ -147,16 +150,16 @@ def test_one_worker_of_two_is_killed_and_both_are_started_again(recipe, tmp_path
         workers[victim].kill()
         survivor = workers[1 - victim]
         assert survivor.wait(timeout=120) == 2  # an error, not a freeze
-    for process in start_workers(recipe, tmp_path / "killed", *options):
-        assert process.wait() == 0
+    workers = start_workers(recipe, tmp_path / "killed", *options)
+    assert_all_finish(workers, tmp_path / "killed")
     assert_same_to_the_bit(tmp_path / "whole" / "tiny", folder)
 
 
 @pytest.mark.slow
 def test_workers_that_share_a_batch_train_as_one_alone(recipe, tmp_path):
     assert start(recipe, tmp_path / "one", "--epochs", "2").wait() == 0
-    for process in start_workers(recipe, tmp_path / "two", "--epochs", "2", "--batch_size", "50"):
-        assert process.wait() == 0
+    workers = start_workers(recipe, tmp_path / "two", "--epochs", "2", "--batch_size", "50")
+    assert_all_finish(workers, tmp_path / "two")
     # And a run that changes from one worker to two devices on its way.
     assert start(recipe, tmp_path / "both", "--epochs", "2", "--save_every", "20").wait() == 0
     for path in sorted((tmp_path / "both" / "tiny" / "checkpoints").glob("step-*")):
