@@ -1,0 +1,68 @@
+"""What the benchmarks share: a recipe's model with fresh weights, images, memory, output."""
+
+import json
+import resource
+
+import nvae_tf  # noqa: F401 - chooses the Keras that TensorFlow shows
+from nvae_tf import config as configuration
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, add_config_flags, overrides
+
+GIB = 2.0**30
+
+
+def make_parser(description: str) -> Parser:
+    """A parser with the flags of a recipe."""
+    parser = Parser(description=description)
+    add_config_flags(parser)
+    return parser
+
+
+def run(parser: Parser, measure) -> int:
+    """Measures, and prints the result as one line of JSON.
+
+    Args:
+        parser: from `make_parser`.
+        measure: from the configuration and the other flags to what is printed.
+
+    Returns:
+        The exit status.
+    """
+    arguments = parser.parse_args()
+
+    def work():
+        config = configuration.load(arguments.config, overrides(arguments))
+        print(json.dumps(measure(config, arguments)))
+
+    return run_command(work, if_interrupted="nothing is kept")
+
+
+def fresh_model(config: configuration.Config):
+    """The recipe's model with random weights."""
+    from nvae_tf.data import catalog
+    from nvae_tf.model import NVAE
+
+    precision = config.train.precision.removeprefix("mixed_")
+    return NVAE(config.model, catalog.describe(config.data).image, precision)
+
+
+def random_images(model, count: int):
+    """Images of noise: what a step costs does not depend on them."""
+    import tensorflow as tf
+
+    images = tf.random.uniform((count, *model.image.shape))
+    return tf.round(images) if model.image.binary else images
+
+
+def num_parameters(model) -> int:
+    """Trainable ones."""
+    return sum(v.shape.num_elements() for v in model.trainable_variables)
+
+
+def peak_memory_gib() -> float:
+    """The device's peak on a GPU, else this process's resident peak, so far."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
