@@ -171,7 +171,8 @@ def test_workers_that_share_a_batch_train_as_one_alone(recipe, tmp_path):
     for other_step, found in others:
         assert other_step == step
         for name, value in expected.items():
-            scale = np.abs(value).max(initial=1e-2) if value.dtype == np.float32 else 0.0
+            # Offsets that the next batch norm takes away again are moved by rounding alone.
+            scale = np.abs(value).max(initial=0.1) if value.dtype.kind == "f" else 0.0
             np.testing.assert_allclose(found[name], value, atol=1e-3 * scale, err_msg=name)
 
 

@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+"""A training step of the same shape in plain PyTorch, as a yardstick for `train_step.py`.
+
+pip install torch && python benchmarks/torch_step.py --config mnist --batch_size 16
+
+Written from this project's description of the model, to cost what a straightforward PyTorch NVAE costs:
+`res_mbconv` cells, weight normalisation in every call, KL balancing, the spectral term over stacked
+kernels, PyTorch's own Adamax. It is a benchmark, not an implementation: without flows and fine print;
+nothing is checked against the reference numbers. Prints one JSON line last.
+"""
+
+import argparse
+import collections
+import json
+import math
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from torch import nn
+
+from nvae_tf import config as configuration
+
+IMAGES = {"mnist": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "celeba_64": (3, 64)}
+
+
+class Conv(nn.Conv2d):
+    """A convolution whose kernel is normalised in every call."""
+
+    def __init__(self, inputs, outputs, size=1, stride=1, bias=True, **kwargs):
+        super().__init__(inputs, outputs, size, stride, size // 2, bias=bias, **kwargs)
+        self.log_norm = nn.Parameter(self.weight.detach().flatten(1).norm(dim=1).log())
+
+    def effective(self):
+        norm = self.weight.flatten(1).norm(dim=1) + 1e-5
+        return self.weight * (self.log_norm.exp() / norm)[:, None, None, None]
+
+    def forward(self, x):
+        return F.conv2d(x, self.effective(), self.bias, self.stride, self.padding)
+
+
+class Plain(nn.Conv2d):
+    """A convolution of an inverted residual."""
+
+    def __init__(self, inputs, outputs, size=1, groups=1):
+        super().__init__(inputs, outputs, size, 1, size // 2, groups=groups, bias=False)
+
+    def effective(self):
+        return self.weight
+
+
+def norm(channels):
+    return nn.BatchNorm2d(channels, momentum=0.05)
+
+
+class Squeeze(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.gate = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x):
+        return x * self.gate(x.mean([2, 3]))[:, :, None, None]
+
+
+class SkipDown(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.parts = nn.ModuleList(Conv(inputs, outputs // 4, 1, 2) for _ in range(4))
+
+    def forward(self, x):
+        x = F.silu(x)
+        views = x, x[:, :, 1:, 1:], x[:, :, :, 1:], x[:, :, 1:, :]
+        return torch.cat([p(v) for p, v in zip(self.parts, views, strict=True)], 1)
+
+
+class SkipUp(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv = Conv(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+
+
+class Residual(nn.Module):
+    """Skip and branch: two BN + swish + 3x3, or an inverted residual."""
+
+    def __init__(self, inputs, outputs, expansion=0, stride=1, up=False):
+        super().__init__()
+        if expansion:
+            hidden = inputs * expansion
+            layers = [nn.UpsamplingNearest2d(scale_factor=2)] if up else []
+            layers += [norm(inputs), Plain(inputs, hidden), norm(hidden), nn.SiLU()]
+            layers += [Plain(hidden, hidden, 5, hidden), norm(hidden), nn.SiLU()]
+            layers += [Plain(hidden, outputs), norm(outputs)]
+        else:
+            layers = [norm(inputs), nn.SiLU(), Conv(inputs, outputs, 3, stride)]
+            layers += [norm(outputs), nn.SiLU(), Conv(outputs, outputs, 3)]
+        self.branch = nn.Sequential(*layers, Squeeze(outputs))
+        self.skip = nn.Identity()
+        if stride == 2:
+            self.skip = SkipDown(inputs, outputs)
+        if up:
+            self.skip = SkipUp(inputs, outputs)
+
+    def forward(self, x):
+        return self.skip(x) + 0.1 * self.branch(x)
+
+
+class Group(nn.Module):
+    """One latent group: cells, prior, posterior, combiner."""
+
+    def __init__(self, config, enc, dec, first):
+        super().__init__()
+        latents, cells = config.num_latent_per_group, config.num_cell_per_cond_dec
+        self.first = first
+        self.cells = nn.Sequential(
+            *([] if first else [Residual(dec, dec, 6) for _ in range(cells)])
+        )
+        if not first:
+            self.prior = nn.Sequential(nn.ELU(), Conv(dec, 2 * latents))
+            self.combine = Conv(dec, enc)
+        self.posterior = Conv(enc, 2 * latents, 3)
+        self.join = Conv(dec + latents, dec)
+
+    def forward(self, s, kept):
+        s = self.cells(s)
+        q = self.posterior(kept if self.first else kept + self.combine(s))
+        p = torch.zeros_like(q) if self.first else self.prior(s)
+        mean_p, log_p = (5.0 * torch.tanh(part / 5.0) for part in p.chunk(2, 1))
+        mean_q, log_q = (5.0 * torch.tanh(part / 5.0) for part in (p + q).chunk(2, 1))
+        sigma_p, sigma_q = log_p.exp() + 1e-2, log_q.exp() + 1e-2
+        z = mean_q + sigma_q * torch.randn_like(mean_q)
+        term = (mean_q - mean_p) / sigma_p
+        ratio = sigma_q / sigma_p
+        kl = 0.5 * (term * term + ratio * ratio) - 0.5 - torch.log(ratio)
+        return self.join(torch.cat([s, z], 1)), kl.sum([1, 2, 3])
+
+
+class Twin(nn.Module):
+    """The hierarchy of a recipe."""
+
+    def __init__(self, config, channels, size):
+        super().__init__()
+        enc, dec, width = config.num_channels_enc, config.num_channels_dec, 1
+        self.stem = Conv(channels, enc, 3)
+        layers = []
+        for _ in range(config.num_preprocess_blocks):
+            layers += [
+                Residual(enc * width, enc * width) for _ in range(config.num_preprocess_cells - 1)
+            ]
+            layers.append(Residual(enc * width, 2 * enc * width, stride=2))
+            width *= 2
+        self.preprocess = nn.Sequential(*layers)
+        self.tower, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for scale, groups in enumerate(config.groups_per_scale):
+            for group in range(groups):
+                cells = []
+                if scale > 0 and group == 0:
+                    cells.append(Residual(enc * width, 2 * enc * width, stride=2))
+                    width *= 2
+                cells += [
+                    Residual(enc * width, enc * width) for _ in range(config.num_cell_per_cond_enc)
+                ]
+                self.tower.append(nn.Sequential(*cells))
+        self.encoder_top = Conv(enc * width, enc * width)
+        self.top = nn.Parameter(torch.rand(1, dec * width, size // width, size // width))
+        for scale, groups in enumerate(reversed(config.groups_per_scale)):
+            if scale > 0:
+                self.decoder.append(Residual(dec * width, dec * width // 2, 6, up=True))
+                width //= 2
+            for group in range(groups):
+                self.decoder.append(
+                    Group(config, enc * width, dec * width, scale == 0 and group == 0)
+                )
+        layers = []
+        for _ in range(config.num_postprocess_blocks):
+            layers.append(Residual(dec * width, dec * width // 2, 3, up=True))
+            width //= 2
+            layers += [
+                Residual(dec * width, dec * width, 3)
+                for _ in range(config.num_postprocess_cells - 1)
+            ]
+        outputs = channels if channels == 1 else 10 * config.num_mixture_dec
+        self.postprocess = nn.Sequential(*layers, nn.ELU(), Conv(dec, outputs, 3))
+
+    def forward(self, x):
+        h, kept, kls = self.preprocess(self.stem(2.0 * x - 1.0)), [], []
+        for cells in self.tower:
+            h = cells(h)
+            kept.append(h)
+        kept[-1] = F.elu(self.encoder_top(F.elu(h)))
+        s = self.top.expand(len(x), -1, -1, -1)
+        for layer in self.decoder:
+            if isinstance(layer, Group):
+                s, kl = layer(s, kept.pop())
+                kls.append(kl)
+            else:
+                s = layer(s)
+        return self.postprocess(s), torch.stack(kls, 1)
+
+
+def mixture_loss(parameters, x, mixtures, levels=255.0):
+    """Discretised logistic mixture, as for colour images; nats of each image."""
+    batch, _, height, width = x.shape
+    x = (2.0 * x - 1.0)[:, :, None]
+    logits, others = parameters[:, :mixtures], parameters[:, mixtures:]
+    means, log_scales, mix = others.view(batch, 3, 3 * mixtures, height, width).chunk(3, 2)
+    log_scales, mix = log_scales.clamp(min=-7.0), torch.tanh(mix)
+    red = means[:, 0]
+    green = means[:, 1] + mix[:, 0] * x[:, 0]
+    blue = means[:, 2] + mix[:, 1] * x[:, 0] + mix[:, 2] * x[:, 1]
+    centred = x - torch.stack([red, green, blue], 1)
+    scale = torch.exp(-log_scales)
+    plus, minus = scale * (centred + 1.0 / levels), scale * (centred - 1.0 / levels)
+    mass = torch.sigmoid(plus) - torch.sigmoid(minus)
+    middle = scale * centred
+    density = middle - log_scales - 2.0 * F.softplus(middle) - math.log(levels / 2.0)
+    inner = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-10)), density)
+    outer = torch.where(x > 0.99, -F.softplus(minus), inner)
+    log_prob = torch.where(x < -0.999, plus - F.softplus(plus), outer)
+    return -torch.logsumexp(log_prob.sum(1) + F.log_softmax(logits, 1), 1).sum([1, 2])
+
+
+class Spectral:
+    """Power iterations, kernels of one shape together."""
+
+    def __init__(self, model):
+        layers = [m for m in model.modules() if isinstance(m, (Conv, Plain))]
+        self.groups = collections.defaultdict(list)
+        for layer in layers:
+            self.groups[tuple(layer.weight.shape)].append(layer)
+        self.vectors = {}
+        for shape, group in self.groups.items():
+            outputs, rest = shape[0], math.prod(shape[1:])
+            self.vectors[shape] = [
+                F.normalize(torch.randn(len(group), size), dim=1) for size in (outputs, rest)
+            ]
+
+    def __call__(self):
+        total = 0.0
+        for shape, group in self.groups.items():
+            weights = torch.stack([layer.effective().flatten(1) for layer in group])
+            with torch.no_grad():
+                u, v = self.vectors[shape]
+                for _ in range(4):
+                    v = F.normalize(torch.matmul(u[:, None], weights)[:, 0], dim=1, eps=1e-3)
+                    u = F.normalize(torch.matmul(weights, v[:, :, None])[:, :, 0], dim=1, eps=1e-3)
+                self.vectors[shape] = [u, v]
+            total = total + torch.sum(u * torch.matmul(weights, v[:, :, None])[:, :, 0])
+        return total
+
+
+def main() -> None:
+    """Prints one line of JSON last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--channels_last", action="store_true", help="PyTorch's NHWC layout")
+    arguments = parser.parse_args()
+    config = configuration.load(arguments.config)
+    channels, size = IMAGES[config.data.dataset]
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+    model = Twin(config.model, channels, size).to(memory_format=layout)
+    optimizer = torch.optim.Adamax(model.parameters(), 1e-3, eps=1e-3, weight_decay=3e-4)
+    spectral = Spectral(model)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    batch = arguments.batch_size or config.data.batch_size
+    images = torch.rand(batch, channels, size, size)
+    images = images.round() if channels == 1 else images
+    images = images.to(memory_format=layout)
+
+    def step():
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        parameters, kl = model(images)
+        if channels == 1:
+            recon = F.binary_cross_entropy_with_logits(parameters, images, reduction="none")
+            recon = recon.sum([1, 2, 3])
+        else:
+            recon = mixture_loss(parameters, images, config.model.num_mixture_dec)
+        weights = (kl.detach().abs().mean(0) + 0.01) * kl.detach().mean(0).sum()
+        loss = (recon + 0.5 * (kl * weights / weights.mean()).sum(1)).mean()
+        penalty = sum(torch.max(torch.abs(layer.weight)) for layer in norms)
+        loss = loss + 1e-2 * (spectral() + penalty)
+        loss.backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    first, *others = (step() for _ in range(arguments.steps + 1))
+    result = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "first_step_seconds": round(first, 2),
+        "step_seconds": round(statistics.median(others), 4),
+        "images_per_second": round(batch / statistics.median(others), 4),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "batch_size": batch,
+        "channels_last": arguments.channels_last,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
