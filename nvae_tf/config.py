@@ -165,7 +165,8 @@ class TrainConfig:
     )
     jit_compile: str = _key(
         "auto",
-        "compile the step with XLA; auto: on GPUs, since on CPUs depthwise convolutions get slower",
+        "compile the step with XLA; auto: on GPUs the whole step, on one CPU what stands between "
+        "convolutions",
         choices=("auto", "on", "off"),
     )
     gradient_checkpointing: str = _key(

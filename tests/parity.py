@@ -1,6 +1,6 @@
 """Compares the model with reference numbers of the official implementation.
 
-    python tests/parity.py FILE.npz [FILE.npz ...]
+    python tests/parity.py FILE.npz [FILE.npz ...] [--jit_compile off] [--gradient_checkpointing cells]
 
 A checkpoint FILE.pt in place of FILE.npz gives the weights; the numbers are then those of the FILE.npz
 beside it.
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf import torch_import
+from nvae_tf.cli.flags import Parser, add_key_flags, overrides
 from nvae_tf.config import ImageSpec, TrainConfig
 from nvae_tf.errors import UserError
 
@@ -97,11 +98,12 @@ def image_spec(flags, x):
     return ImageSpec(size, channels, binary, scored)
 
 
-def run(path):
+def run(path, **settings):
     """Compares one file.
 
     Args:
         path: of an .npz file with reference numbers, or of the .pt file beside one.
+        settings: of `TrainConfig`, that must not change any number.
 
     Returns:
         The rows of the table.
@@ -114,7 +116,7 @@ def run(path):
     images = to_nhwc(comparison.take("x"))
     model = NVAE(torch_import.model_config(flags), image_spec(flags, file["x"]))
     optimizer = Adamax(1e-2, weight_decay=3e-4)
-    trainer = Trainer(model, TrainConfig(), total_steps=1, optimizer=optimizer)
+    trainer = Trainer(model, TrainConfig(**settings), total_steps=1, optimizer=optimizer)
 
     state_keys = [key for key in file if key.startswith("state/")]
     state = {key.removeprefix("state/"): comparison.take(key) for key in state_keys}
@@ -234,15 +236,17 @@ def compare_final_state(comparison, model):
             comparison.compare(key, comparison.file["state/" + key.removeprefix(prefix)])
 
 
-def main(paths):
+def main(argv):
     """Prints the tables; returns the exit status."""
-    if not paths:
-        print(__doc__, file=sys.stderr)
-        return 2
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="+", metavar="FILE", help=".npz, or the .pt beside it")
+    add_key_flags(parser, ["jit_compile", "gradient_checkpointing"])
+    arguments = parser.parse_args(argv)
+    settings = overrides(arguments)
     failed = False
-    for path in paths:
+    for path in arguments.paths:
         try:
-            rows = run(path)
+            rows = run(path, **settings)
         except (UserError, OSError, ValueError, KeyError) as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             return 2

@@ -19,7 +19,7 @@ MODEL = ModelConfig(
     num_channels_enc=8, num_channels_dec=8, num_preprocess_cells=1, num_postprocess_cells=1,
     use_se=True, res_dist=True,
 )  # fmt: skip
-TRAIN = TrainConfig(weight_decay_norm=1e-2, kl_anneal_portion=0.5)
+TRAIN = TrainConfig(weight_decay_norm=1e-2, kl_anneal_portion=0.5, jit_compile="off")
 BATCH = 8
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -9,6 +10,7 @@ import tensorflow as tf
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.activations import ACTIVATIONS
 from nvae_tf.layers.base import Layer, read
+from nvae_tf.layers.compiled import compiled_part, compiled_parts, compiles_parts
 
 EPSILON = 1e-5
 MOMENTUM = 0.95  # of the running averages (momentum 0.05 in PyTorch's convention)
@@ -102,6 +104,13 @@ class BatchNorm(Layer):
 
     def call(self, inputs, training=False):
         """Normalises, then activates."""
+        activated = self.activation != "none" and inputs.dtype == tf.float32
+        if training and activated and compiles_parts():
+            outputs, mean, variance = _normalized(self.activation)(
+                inputs, read(self.gamma), read(self.beta)
+            )
+            report_statistics({self: Observed(mean, variance, _count(inputs))})
+            return outputs
         outputs = tf.cast(inputs, tf.float32)
         outputs = self._with_batch_statistics(outputs) if training else self._with_running(outputs)
         return ACTIVATIONS[self.activation](tf.cast(outputs, inputs.dtype))
@@ -112,26 +121,78 @@ class BatchNorm(Layer):
         return inputs * scale + (read(self.beta) - mean * scale)
 
     def _with_batch_statistics(self, inputs):
-        replicas = num_replicas()
-        count = tf.fill([1], tf.cast(tf.size(inputs) // inputs.shape[-1] * replicas, tf.float32))
-        if replicas == 1:
-            outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=inputs, scale=read(self.gamma), offset=read(self.beta), mean=[], variance=[],
-                epsilon=EPSILON, is_training=True,
-            )  # fmt: skip
-            variance = variance * (count - 1.0) / count  # the fused op returns the unbiased one
+        if num_replicas() == 1:
+            outputs, mean, variance, _ = _fused(inputs, read(self.gamma), read(self.beta))
         else:
             mean = mean_over_replicas(tf.reduce_mean(inputs, [0, 1, 2]))
             centred = inputs - mean
             variance = mean_over_replicas(tf.reduce_mean(tf.square(centred), [0, 1, 2]))
             scale = read(self.gamma) * tf.math.rsqrt(variance + EPSILON)
             outputs = centred * scale + read(self.beta)
-        report_statistics({self: Observed(mean, variance, count)})
+        report_statistics({self: Observed(mean, variance, _count(inputs))})
         return outputs
 
     def get_config(self):
         """The constructor's arguments."""
         return {**super().get_config(), "activation": self.activation}
+
+
+def _count(inputs):
+    """Values that a channel's statistics rest on."""
+    values = tf.size(inputs) // inputs.shape[-1] * num_replicas()
+    return tf.fill([1], tf.cast(values, tf.float32))
+
+
+def _fused(inputs, gamma, beta):
+    """Normalised inputs, mean, biased variance, and what `FusedBatchNormGradV3` wants."""
+    outputs, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
+    )
+    count = _count(inputs)
+    return outputs, mean, variance * (count - 1.0) / count, reserved  # from the unbiased one
+
+
+@functools.cache
+def _normalized(activation):
+    """Normalisation and activation that keep nothing but their input for the backward pass.
+
+    Returns:
+        A function of inputs, gamma and beta to outputs, and the batch's mean and biased variance, which
+        have no gradient.
+    """
+    activate = ACTIVATIONS[activation]
+
+    @compiled_part
+    def activated(normalized):
+        return activate(normalized)
+
+    @compiled_part
+    def activation_gradient(inputs, gamma, beta, mean, variance, upstream):
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)
+        normalized = inputs * scale + (beta - mean * scale)
+        with tf.GradientTape() as tape:
+            tape.watch(normalized)
+            outputs = activate(normalized)
+        return tape.gradient(outputs, normalized, upstream)
+
+    @tf.custom_gradient
+    def run(inputs, gamma, beta):
+        inputs, gamma, beta = map(tf.convert_to_tensor, (inputs, gamma, beta))
+        normalized, mean, variance, reserved = _fused(inputs, gamma, beta)
+        outputs = activated(normalized)
+
+        def gradient(upstream, *_):
+            with compiled_parts():
+                upstream = activation_gradient(inputs, gamma, beta, mean, variance, upstream)
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=reserved[0],
+                reserve_space_2=reserved[1], reserve_space_3=reserved[2],
+                epsilon=EPSILON, is_training=True,
+            )[:3]  # fmt: skip
+
+        return (outputs, mean, variance), gradient
+
+    return run
 
 
 def report_statistics(observed: dict[BatchNorm, Observed]) -> None:

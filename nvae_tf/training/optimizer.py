@@ -5,6 +5,7 @@ import contextlib
 import tensorflow as tf
 
 from nvae_tf.devices import own_copy
+from nvae_tf.layers.compiled import compiled_part
 from nvae_tf.training.stacked import Stacked
 
 
@@ -59,18 +60,32 @@ class Adamax(tf.Module):
         step = tf.cast(self.iterations + 1, tf.float32)
         rate = self.learning_rate / (1.0 - tf.pow(self.beta_1, step))
         updated = []
+        coefficients = tf.stack([rate, self.l2, self.beta_1, self.beta_2, self.epsilon])
         for gradient, value, mean, peak in zip(
             gradients, values, self._mean, self._peak, strict=True
         ):
-            decayed = gradient + self.l2 * value
-            new_mean = self.beta_1 * mean + (1.0 - self.beta_1) * decayed
-            new_peak = tf.maximum(self.beta_2 * peak, tf.abs(decayed) + self.epsilon)
-            new_value = value - rate * (new_mean / new_peak)
-            own_copy(mean).assign(tf.where(condition, new_mean, mean))
-            own_copy(peak).assign(tf.where(condition, new_peak, peak))
-            updated.append(tf.where(condition, new_value, value))
+            new_value, new_mean, new_peak = _adamax(
+                gradient, value, mean.read_value(), peak.read_value(), coefficients, condition
+            )
+            own_copy(mean).assign(new_mean)
+            own_copy(peak).assign(new_peak)
+            updated.append(new_value)
         self._weights.assign(updated)
         own_copy(self.iterations).assign_add(1)
+
+
+@compiled_part
+def _adamax(gradient, value, mean, peak, coefficients, condition):
+    """New value, m and u of one stack; where the condition is false, the old ones."""
+    rate, l2, beta_1, beta_2, epsilon = tf.unstack(coefficients)
+    decayed = gradient + l2 * value
+    new_mean = beta_1 * mean + (1.0 - beta_1) * decayed
+    new_peak = tf.maximum(beta_2 * peak, tf.abs(decayed) + epsilon)
+    new_value = value - rate * (new_mean / new_peak)
+    return [
+        tf.where(condition, new, old)
+        for new, old in ((new_value, value), (new_mean, mean), (new_peak, peak))
+    ]
 
 
 class MovingAverage(tf.Module):

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from nvae_tf.devices import own_copy
+from nvae_tf.layers.compiled import compiled_part
 from nvae_tf.layers.convolution import Convolution, KernelStack, group_alike
 
 ITERATIONS = 4  # a step
@@ -51,37 +52,46 @@ class SpectralNorms(tf.Module):
             A scalar, whose gradient reaches the kernels alone, not the vectors; and the vectors, for
             `keep`.
         """
-        # (n, inputs, outputs): transposes of the matrices W.
-        matrices = [
-            tf.reshape(s.kernels, [*v.shape, -1]) for s, v in zip(stacks, self.right, strict=True)
-        ]
-        fixed = [tf.stop_gradient(matrix) for matrix in matrices]
-
-        def iterate(left, right):
-            right = [_unit(tf.linalg.matvec(w, u)) for w, u in zip(fixed, left, strict=True)]
-            left = [
-                _unit(tf.linalg.matvec(w, v, transpose_a=True))
-                for w, v in zip(fixed, right, strict=True)
-            ]
-            return left, right
-
-        start = [v.read_value() for v in self.left], [v.read_value() for v in self.right]
-        left, right = tf.while_loop(
-            lambda *_: True, iterate, start, maximum_iterations=iterations, parallel_iterations=1
-        )
-        left, right = tf.nest.map_structure(tf.stop_gradient, (left, right))
-        total = tf.add_n(
-            [
-                tf.reduce_sum(tf.linalg.matvec(w, u) * v)
-                for w, u, v in zip(matrices, left, right, strict=True)
-            ]
-        )
-        return total, [*left, *right]
+        found = []
+        for stack, left, right in zip(stacks, self.left, self.right, strict=True):
+            # (n, inputs, outputs): transposes of the matrices W.
+            matrices = tf.reshape(stack.kernels, [*right.shape, -1])
+            start = left.read_value(), right.read_value()
+            found.append(_iterated(matrices, *start, iterations))
+        norms, left, right = zip(*found, strict=True)
+        return tf.add_n(norms), [*left, *right]
 
     def keep(self, vectors, condition=True) -> None:
         """Stores iterated vectors, where the condition (a scalar) holds."""
         for variable, value in zip(self.left + self.right, vectors, strict=True):
             own_copy(variable).assign(tf.where(condition, value, variable))
+
+
+def _iterated(matrices, left, right, iterations):
+    """Sum of ``u' W v`` over a stack, with a gradient for the matrices alone, and the new vectors."""
+
+    @tf.custom_gradient
+    def run(matrices):
+        norm, u, v = _power_iterations(matrices, left, right, tf.constant(iterations))
+
+        def gradient(upstream, *_):
+            return v[:, :, None] * (upstream * u)[:, None, :]
+
+        return (norm, u, v), gradient
+
+    return run(matrices)
+
+
+@compiled_part
+def _power_iterations(matrices, left, right, iterations):
+    def iterate(left, _):
+        right = _unit(tf.linalg.matvec(matrices, left))
+        return _unit(tf.linalg.matvec(matrices, right, transpose_a=True)), right
+
+    left, right = tf.while_loop(
+        lambda *_: True, iterate, (left, right), maximum_iterations=iterations
+    )
+    return tf.reduce_sum(tf.linalg.matvec(matrices, left) * right), left, right
 
 
 def _unit(vectors):

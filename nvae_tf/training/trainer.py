@@ -13,6 +13,7 @@ import tensorflow as tf
 from nvae_tf import objective
 from nvae_tf.config import TrainConfig
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
+from nvae_tf.layers.compiled import compiled_parts
 from nvae_tf.layers.convolution import shared_kernels
 from nvae_tf.layers.normalization import BatchNorm, Observed, observed_statistics, update_running
 from nvae_tf.layers.pieces import pieces
@@ -147,6 +148,7 @@ class Trainer(tf.Module):
             shared_kernels(self.spectral.groups) as stacks,
             observed_statistics() as observed,
             pieces(self.config.gradient_checkpointing, shared=num_replicas() == 1),
+            compiled_parts(self._compiles_parts),
         ):
             output = self.model(images, noise, training=True)
             spectral, vectors = self.spectral.sum(stacks)
@@ -156,6 +158,13 @@ class Trainer(tf.Module):
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
         return Pass(losses, _channel_kl(output), gradients, observed, vectors)
+
+    @property
+    def _compiles_parts(self):
+        """Whether parts of a step are compiled, on a CPU with ``jit_compile: auto``."""
+        return (
+            self.config.jit_compile == "auto" and not uses_xla(self.config) and num_replicas() == 1
+        )
 
     @contextlib.contextmanager
     def _watched(self, tape, weights):
@@ -219,7 +228,8 @@ class Trainer(tf.Module):
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        self.optimizer.apply_gradients(gradients, apply, weights)
+        with compiled_parts(self._compiles_parts):
+            self.optimizer.apply_gradients(gradients, apply, weights)
         self.keep_state(found, apply)
         if self.averages:
             self.averages.update(step + 1, apply)
@@ -356,7 +366,7 @@ class Trainer(tf.Module):
 
 
 def uses_xla(config: TrainConfig) -> bool:
-    """Whether steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs."""
+    """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs."""
     auto = bool(tf.config.list_physical_devices("GPU"))
     return {"auto": auto, "on": True, "off": False}[config.jit_compile]
 

@@ -1,0 +1,40 @@
+"""Parts of a step that XLA compiles where the step as a whole is not compiled.
+
+On CPUs XLA makes arithmetic on long tensors several times faster, since it reads them once, but its
+depthwise convolutions are some twenty times slower. So convolutions stay TensorFlow's there, and what
+stands between them is compiled.
+"""
+
+import contextlib
+import contextvars
+import functools
+
+import tensorflow as tf
+
+_active = contextvars.ContextVar("compiled_parts", default=False)
+
+
+@contextlib.contextmanager
+def compiled_parts(active=True):
+    """Within the block, parts are compiled. Not where several replicas share the work."""
+    token = _active.set(active)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def compiles_parts() -> bool:
+    """Whether the code around is in `compiled_parts`."""
+    return _active.get()
+
+
+def compiled_part(function):
+    """Makes a function of tensors a part: compiled once for all inputs of the same shapes."""
+    compiled = tf.function(function, autograph=False, jit_compile=True)
+
+    @functools.wraps(function)
+    def run(*arguments):
+        return (compiled if compiles_parts() else function)(*arguments)
+
+    return run
