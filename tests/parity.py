@@ -126,6 +126,7 @@ def run(path, **settings):
             comparison.compare(f"state/{key}", imported.get(key, np.nan), 0.0)
         state = imported
     torch_import.load_state(model, state)
+    trainer.gather()
     load_singular_vectors(trainer.spectral, model, comparison)
 
     comparison.compare("eps", len(model.groups), 0.0)
@@ -144,6 +145,7 @@ def run(path, **settings):
     while f"train/{step}/loss" in file:
         compare_step(comparison, trainer, run_step, images, step)
         step += 1
+    trainer.scatter()
     compare_final_state(comparison, model)
     for key in sorted(comparison.unused):
         comparison.rows.append(Row(f"{key} (not compared)", np.inf, np.inf))

@@ -48,6 +48,7 @@ def make(digits, train, weights=None, model=MODEL):
     if weights:
         for variable, value in zip(trainer.variables, weights, strict=True):
             variable.assign(value)
+        trainer.gather()
     return trainer
 
 
@@ -97,6 +98,8 @@ def test_accumulated_passes_make_one_step_of_their_mean(digits, weights):
     np.testing.assert_allclose(logs["gradient_norm"], tf.linalg.global_norm(mean), rtol=1e-4)
     np.testing.assert_allclose(logs["loss"], np.mean([one.losses.loss for one in found]), rtol=1e-5)
     apart.optimizer.apply_gradients(mean)
+    for trainer in (two, apart):
+        trainer.scatter()
     for ours, expected in zip(
         two.model.trainable_variables, apart.model.trainable_variables, strict=True
     ):
@@ -124,6 +127,7 @@ def test_half_precision_learns_as_float32_does(precision, digits, weights):
 
 
 def state(trainer):
+    trainer.scatter()
     kept = [*trainer.model.variables, *trainer.spectral.variables, *trainer.optimizer.variables]
     counter = trainer.optimizer.iterations
     return [variable.numpy() for variable in kept if variable is not counter]
@@ -178,11 +182,13 @@ def test_large_gradients_are_skipped_or_clipped_on_request(digits, weights):
 
 def test_moving_averages_follow_the_weights():
     variables = [tf.Variable([1.0, 2.0]), tf.Variable(5.0), tf.Variable([3.0, 3.0])]
-    moving = MovingAverage(Stacked(variables), decay=0.5)
+    weights = Stacked(variables)
+    moving = MovingAverage(weights, decay=0.5)
     expected = None
     for step in range(1, 30):
         for variable in variables:
             variable.assign_add(tf.ones_like(variable))
+        weights.gather()
         moving.update(tf.constant(step))
         now = [variable.numpy() for variable in variables]
         decay = min(0.5, (step - 1) / (step + 9))
@@ -191,10 +197,9 @@ def test_moving_averages_follow_the_weights():
             if step == 1
             else [decay * e + (1 - decay) * n for e, n in zip(expected, now, strict=True)]
         )
-    with moving.applied():
-        for variable, value in zip(variables, expected, strict=True):
-            np.testing.assert_allclose(variable, value, rtol=1e-5)
-    np.testing.assert_array_equal(variables[0], [30.0, 31.0])
+    for value, average in zip(expected, weights.split(moving.stacks), strict=True):
+        np.testing.assert_allclose(average, value, rtol=1e-5)
+    np.testing.assert_array_equal(weights.split(weights.stacks)[0], [30.0, 31.0])
     moving.update(tf.constant(30), tf.constant(False))
-    moving.assign()
+    weights.scatter(moving.stacks)
     np.testing.assert_allclose(variables[1], expected[1], rtol=1e-5)

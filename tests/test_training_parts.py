@@ -74,6 +74,7 @@ def test_adamax_follows_its_formula_on_variables_of_several_shapes():
             peak[i] = np.maximum(0.999 * peak[i], np.abs(decayed) + 1e-3)
             weights[i] = weights[i] - 0.1 / (1 - 0.9**step) * mean[i] / peak[i]
     assert int(optimizer.iterations) == 3
+    stacked.scatter()
     for variable, weight in zip(variables, weights, strict=True):
         np.testing.assert_allclose(variable, weight, rtol=1e-4, atol=1e-5)
 

@@ -65,7 +65,8 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
     averages = None
     if config.train.ema_decay:
-        averages = MovingAverage(Stacked(model.trainable_variables), config.train.ema_decay)
+        weights = Stacked(model.trainable_variables)
+        averages = MovingAverage(weights, config.train.ema_decay)
         wanted["averages"] = averages
     saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
     newest_whole(
@@ -73,7 +74,7 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
         lambda prefix: saved.read(prefix).assert_existing_objects_matched().expect_partial(),
     )
     if averages:
-        averages.assign()
+        weights.scatter(averages.stacks)
     return Loaded(model, config, int(step.numpy()), folder.path)
 
 

@@ -46,7 +46,9 @@ def standing_in(tensors, stacks=None):
         stacks: variable's id -> (a tensor that holds several of those, its place there), for
             `read_stacked`.
     """
-    token = _standing_in.set({**(_standing_in.get() or {}), **tensors, STACKS: stacks or {}})
+    before = _standing_in.get() or {}
+    stacks = {**before.get(STACKS, {}), **(stacks or {})}
+    token = _standing_in.set({**before, **tensors, STACKS: stacks})
     try:
         yield
     finally:

@@ -116,7 +116,8 @@ class BatchNorm(Layer):
         return ACTIVATIONS[self.activation](tf.cast(outputs, inputs.dtype))
 
     def _with_running(self, inputs):
-        mean, variance = (_given.get() or {}).get(self, (self.moving_mean, self.moving_variance))
+        running = read(self.moving_mean), read(self.moving_variance)
+        mean, variance = (_given.get() or {}).get(self, running)
         scale = read(self.gamma) * tf.math.rsqrt(variance + EPSILON)
         return inputs * scale + (read(self.beta) - mean * scale)
 
@@ -200,28 +201,13 @@ def report_statistics(observed: dict[BatchNorm, Observed]) -> None:
     collected = _observed.get()
     if collected is not None:
         collected.update(observed)
-    else:
-        update_running(observed)
-
-
-def update_running(observed: dict[BatchNorm, Observed], condition=True) -> None:
-    """Moves running statistics towards those of a batch, layers of one width together.
-
-    Args:
-        observed: from `observed_statistics`.
-        condition: a scalar; where it is false nothing changes.
-    """
-    by_width = {}
-    for layer in observed:
-        by_width.setdefault(layer.gamma.shape[0], []).append(layer)
-    for layers in by_width.values():
-        mean, variance, count = (
-            tf.stack([observed[layer][part] for layer in layers]) for part in range(3)
-        )
+        return
+    for layer, (mean, variance, count) in observed.items():
         unbiased = variance * (count / (count - 1.0))
-        for name, seen in (("moving_mean", mean), ("moving_variance", unbiased)):
-            running = [getattr(layer, name) for layer in layers]
-            before = tf.stack(running)
-            after = tf.where(condition, before - (1.0 - MOMENTUM) * (before - seen), before)
-            for variable, value in zip(running, tf.unstack(after), strict=True):
-                own_copy(variable).assign(value)
+        for running, seen in ((layer.moving_mean, mean), (layer.moving_variance, unbiased)):
+            own_copy(running).assign(moved(running, seen))
+
+
+def moved(running, seen):
+    """Running statistics after a batch in which others were seen."""
+    return running - (1.0 - MOMENTUM) * (running - seen)

@@ -37,7 +37,8 @@ class Checkpoints:
         save_every: str = "10m",
         images_per_step: int = 0,
     ):
-        self.folder, self.keep, self._iterations = folder, keep, trainer.optimizer.iterations
+        self.folder, self.keep, self._trainer = folder, keep, trainer
+        self._iterations = trainer.optimizer.iterations
         minutes = save_every.endswith("m")
         self._every_steps = None if minutes else int(save_every)
         self._every_seconds = 60.0 * int(save_every[:-1]) if minutes else None
@@ -56,11 +57,12 @@ class Checkpoints:
         return time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(self) -> Path:
-        """Writes a checkpoint, named by the step.
+        """Writes a checkpoint, named by the step; brings the model up to date for it.
 
         Raises:
             UserError: it cannot be written; the older ones are intact.
         """
+        self._trainer.scatter()
         self._saved_at = time.monotonic()
         parent = self.folder.checkpoints
         path = parent / f"step-{int(self._iterations.numpy())}"
@@ -106,6 +108,7 @@ class Checkpoints:
                     f"batch_size x replicas x accumulate_steps is {self._expected} now; choose them "
                     "so that the product stays"
                 )
+            self._trainer.gather()
         return int(self._iterations.numpy())
 
 

@@ -1,7 +1,5 @@
 """Adamax as NVAE is trained with, and moving averages of weights."""
 
-import contextlib
-
 import tensorflow as tf
 
 from nvae_tf.devices import own_copy
@@ -48,29 +46,23 @@ class Adamax(tf.Module):
         """Creates the slots m and u, stacked as the weights."""
         self._weights, self._mean, self._peak = weights, weights.zeros(), weights.zeros()
 
-    def apply_gradients(self, gradients, condition=True, values=None) -> None:
-        """Takes one step.
+    def apply_gradients(self, gradients, condition=True) -> None:
+        """Takes one step, of the weights' stacks.
 
         Args:
             gradients: stacked as the weights.
             condition: a scalar; where it is false weights and slots stay, and the step counts.
-            values: the weights' stacks, if they were read already.
         """
-        values = self._weights.read() if values is None else values
         step = tf.cast(self.iterations + 1, tf.float32)
         rate = self.learning_rate / (1.0 - tf.pow(self.beta_1, step))
-        updated = []
         coefficients = tf.stack([rate, self.l2, self.beta_1, self.beta_2, self.epsilon])
-        for gradient, value, mean, peak in zip(
-            gradients, values, self._mean, self._peak, strict=True
+        for gradient, *variables in zip(
+            gradients, self._weights.stacks, self._mean, self._peak, strict=True
         ):
-            new_value, new_mean, new_peak = _adamax(
-                gradient, value, mean.read_value(), peak.read_value(), coefficients, condition
-            )
-            own_copy(mean).assign(new_mean)
-            own_copy(peak).assign(new_peak)
-            updated.append(new_value)
-        self._weights.assign(updated)
+            values = [variable.read_value() for variable in variables]
+            updated = _adamax(gradient, *values, coefficients, condition)
+            for variable, value in zip(variables, updated, strict=True):
+                own_copy(variable).assign(value)
         own_copy(self.iterations).assign_add(1)
 
 
@@ -89,7 +81,7 @@ def _adamax(gradient, value, mean, peak, coefficients, condition):
 
 
 class MovingAverage(tf.Module):
-    """Exponential moving averages of a model's trainable variables.
+    """Exponential moving averages of a model's weights.
 
     Args:
         weights: of the model.
@@ -100,8 +92,13 @@ class MovingAverage(tf.Module):
         super().__init__()
         self._weights, self.decay, self._averages = weights, decay, weights.zeros()
 
+    @property
+    def stacks(self) -> list[tf.Variable]:
+        """The averages, stacked as the weights."""
+        return list(self._averages)
+
     def update(self, step, condition=True) -> None:
-        """Moves the averages towards the variables.
+        """Moves the averages towards the weights' stacks.
 
         Args:
             step: steps taken, this one included.
@@ -109,22 +106,6 @@ class MovingAverage(tf.Module):
         """
         done = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
-        for average, value in zip(self._averages, self._weights.read(), strict=True):
+        for average, value in zip(self._averages, self._weights.stacks, strict=True):
             moved = decay * average + (1.0 - decay) * value
             own_copy(average).assign(tf.where(condition, moved, average))
-
-    def assign(self) -> None:
-        """Gives the variables the averages' values."""
-        self._weights.assign(self._averages)
-
-    @contextlib.contextmanager
-    def applied(self):
-        """Within the block the variables have the averages' values."""
-        variables = self._weights.variables
-        before = [variable.numpy() for variable in variables]
-        self.assign()
-        try:
-            yield
-        finally:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)

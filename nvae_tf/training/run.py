@@ -1,6 +1,5 @@
 """A training run, from its configuration to its last checkpoint."""
 
-import contextlib
 import functools
 import signal
 import threading
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf.config import Config, TrainConfig, check_image
+from nvae_tf.config import Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.errors import ConfigError, Diverged, UserError
@@ -192,7 +191,8 @@ def _train(
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     # Train.
-    validate = _Validation(trainer, cluster, settings, data.validation())
+    run_validation = compiled(trainer.validation_step, cluster.strategy, uses_xla(settings))
+    validate = functools.partial(trainer.validate, run_validation, data.validation())
     if cluster.is_chief:
         report = reports.Reports(folder, config, counts.steps_per_epoch, model, test_images)
     run_step = compiled(trainer.train_step, cluster.strategy, uses_xla(settings))
@@ -212,7 +212,7 @@ def _train(
             if left == 0 or checkpoints.due(step):
                 checkpoints.save()
             if last or (left == 0 and epoch % settings.images_every == 0):
-                report.pictures(step)
+                report.pictures(step)  # of the model as it was just saved
         if not last and termination.agreed(cluster, step):
             if cluster.is_chief:
                 report.close()
@@ -231,19 +231,6 @@ def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) 
     optimizer = Adamax(schedule, weight_decay=settings.weight_decay)
     steps = counts.total_steps, counts.steps_per_epoch
     return Trainer(model, settings, *steps, config.data.seed, optimizer)
-
-
-class _Validation:
-    """The test set's losses, with the moving averages of the weights where there are any."""
-
-    def __init__(self, trainer: Trainer, cluster: Cluster, settings: TrainConfig, batches):
-        self._trainer, self._batches = trainer, batches
-        self._run = compiled(trainer.validation_step, cluster.strategy, uses_xla(settings))
-
-    def __call__(self):
-        averages = self._trainer.averages
-        with averages.applied() if averages else contextlib.nullcontext():
-            return self._trainer.validate(self._run, self._batches)
 
 
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:

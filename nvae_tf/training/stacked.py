@@ -1,22 +1,28 @@
 """Variables of one shape held together: a deep model's thousands of weights as a few dozen tensors.
 
-One set of operations then serves all of one shape. Done apart, an optimiser's step alone would cost a
-deep model tens of thousands of graph nodes.
+One set of operations then serves all of one shape. Done apart, reading, updating and assigning them
+would cost a deep model tens of thousands of graph nodes.
 """
 
 import contextlib
 
 import tensorflow as tf
 
-from nvae_tf.devices import own_copy
 from nvae_tf.layers.base import standing_in
 
 
 class Stacked:
-    """Variables in a fixed order, and their values stacked: one tensor (n, *shape) for each shape.
+    """Variables in a fixed order, and their values stacked: one variable (n, *shape) for each shape.
+
+    Training changes the stacks alone. The variables, which layers and checkpoints know, follow at
+    `scatter`; what is assigned to them counts from the next `gather`.
 
     Args:
         variables: of a model.
+
+    Attributes:
+        variables: as given.
+        stacks: what holds the values during training.
     """
 
     def __init__(self, variables):
@@ -25,18 +31,27 @@ class Stacked:
         for index, variable in enumerate(self.variables):
             by_shape.setdefault(tuple(variable.shape), []).append(index)
         self._indices = list(by_shape.values())
+        self.stacks = [
+            tf.Variable(tf.stack(group), trainable=False, name="stack") for group in self._groups()
+        ]
 
     def _groups(self):
         return [[self.variables[i] for i in indices] for indices in self._indices]
 
+    def gather(self) -> None:
+        """Gives the stacks the variables' values."""
+        for stack, group in zip(self.stacks, self._groups(), strict=True):
+            stack.assign(tf.stack(group))
+
+    def scatter(self, stacks=None) -> None:
+        """Gives the variables the stacks' values, or those of others of the same shapes."""
+        stacks = self.stacks if stacks is None else stacks
+        for variable, value in zip(self.variables, self.split(stacks), strict=True):
+            variable.assign(value)
+
     def zeros(self) -> list[tf.Variable]:
         """New variables shaped as the stacks, for slots of an optimiser."""
-        shapes = [(len(group), *group[0].shape) for group in self._groups()]
-        return [tf.Variable(tf.zeros(shape), trainable=False) for shape in shapes]
-
-    def read(self) -> list[tf.Tensor]:
-        """The variables' values, as stacks."""
-        return [tf.stack(group) for group in self._groups()]
+        return [tf.Variable(tf.zeros(stack.shape), trainable=False) for stack in self.stacks]
 
     def stack(self, values) -> list[tf.Tensor]:
         """Stacks of tensors given in the variables' order."""
@@ -50,14 +65,10 @@ class Stacked:
                 values[index] = value
         return values
 
-    def assign(self, stacks) -> None:
-        """Gives the variables new values; inside a replica, its own copies."""
-        for variable, value in zip(self.variables, self.split(stacks), strict=True):
-            own_copy(variable).assign(value)
-
     @contextlib.contextmanager
-    def replaced(self, stacks):
-        """Within the block, layers compute with values from stacks in place of the variables'."""
+    def replaced(self, stacks=None):
+        """Within the block, layers compute with the stacks' values, or those of others."""
+        stacks = self.stacks if stacks is None else stacks
         places = {
             id(variable): (stack, place)
             for group, stack in zip(self._groups(), stacks, strict=True)

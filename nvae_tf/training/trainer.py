@@ -15,7 +15,7 @@ from nvae_tf.config import TrainConfig
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.compiled import compiled_parts
 from nvae_tf.layers.convolution import shared_kernels
-from nvae_tf.layers.normalization import BatchNorm, Observed, observed_statistics, update_running
+from nvae_tf.layers.normalization import BatchNorm, Observed, moved, observed_statistics
 from nvae_tf.layers.pieces import pieces
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.optimizer import Adamax, MovingAverage
@@ -74,6 +74,9 @@ class Trainer(tf.Module):
     Whatever varies during training (annealing, noise, schedules) is a function of the optimiser's step
     count, so a resumed run goes on as if it had never stopped.
 
+    Steps work on the model's weights and running statistics as stacks (see `Stacked`). The model itself
+    follows at `scatter`; what else changes the model is told by `gather`.
+
     Args:
         model: the NVAE to train.
         config: objective and schedule.
@@ -99,6 +102,8 @@ class Trainer(tf.Module):
         self.spectral = SpectralNorms(model.convolutions)
         self.batch_norms = [m for m in model.submodules if isinstance(m, BatchNorm)]
         self.weights = Stacked(model.trainable_variables)
+        self.means = Stacked([norm.moving_mean for norm in self.batch_norms])
+        self.variances = Stacked([norm.moving_variance for norm in self.batch_norms])
         if optimizer:
             optimizer.build(self.weights)
         self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
@@ -121,6 +126,17 @@ class Trainer(tf.Module):
         noise = self.model.draw_noise(len(images), (self.seed, 0))
         self.model.initialize_from_data(images, noise)
         self.warm_up_spectral_norms()
+        self.gather()
+
+    def gather(self) -> None:
+        """Goes on from the model's weights and running statistics; outside of steps."""
+        for stacked in (self.weights, self.means, self.variances):
+            stacked.gather()
+
+    def scatter(self) -> None:
+        """Gives the model the weights and running statistics of training; outside of steps."""
+        for stacked in (self.weights, self.means, self.variances):
+            stacked.scatter()
 
     def warm_up_spectral_norms(self):
         """Brings fresh singular vectors near those of the kernels."""
@@ -128,9 +144,7 @@ class Trainer(tf.Module):
             _, vectors = self.spectral.sum(stacks, WARM_UP_ITERATIONS)
         self.spectral.keep(vectors)
 
-    def losses_and_gradients(
-        self, images, noise, beta, regularization, loss_scale=None, weights=None
-    ) -> Pass:
+    def losses_and_gradients(self, images, noise, beta, regularization, loss_scale=None) -> Pass:
         """One training-mode pass, which changes nothing.
 
         Args:
@@ -139,9 +153,8 @@ class Trainer(tf.Module):
             beta: the KL coefficient.
             regularization: lambda.
             loss_scale: factor on the loss while gradients are computed.
-            weights: the model's, as stacks, if they were read already.
         """
-        weights = self.weights.read() if weights is None else weights
+        weights = [stack.read_value() for stack in self.weights.stacks]
         with (
             tf.GradientTape() as tape,
             self._watched(tape, weights),
@@ -185,7 +198,12 @@ class Trainer(tf.Module):
 
     def keep_state(self, found: Pass, condition=True) -> None:
         """Moves running statistics and singular vectors to where a pass brought them."""
-        update_running(found.observed, condition)
+        observed = [found.observed[norm] for norm in self.batch_norms]
+        means, variances, counts = map(self.means.stack, zip(*observed, strict=True))
+        unbiased = [v * (n / (n - 1.0)) for v, n in zip(variances, counts, strict=True)]
+        for stacked, seen in ((self.means, means), (self.variances, unbiased)):
+            for running, value in zip(stacked.stacks, seen, strict=True):
+                own_copy(running).assign(tf.where(condition, moved(running, value), running))
         self.spectral.keep(found.vectors, condition)
 
     def train_step(self, images):
@@ -206,8 +224,7 @@ class Trainer(tf.Module):
         loss_scale = self.loss_scale.read_value() if scaling else None
         rate = self.optimizer.learning_rate
 
-        weights = self.weights.read()
-        found = self._accumulate(images, step, beta, regularization, loss_scale, weights)
+        found = self._accumulate(images, step, beta, regularization, loss_scale)
         gradients = mean_over_replicas(found.gradients)
         loss, recon, channel_kl = mean_over_replicas(
             [found.losses.loss, tf.reduce_mean(found.losses.recon), found.channel_kl]
@@ -229,7 +246,7 @@ class Trainer(tf.Module):
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
         with compiled_parts(self._compiles_parts):
-            self.optimizer.apply_gradients(gradients, apply, weights)
+            self.optimizer.apply_gradients(gradients, apply)
         self.keep_state(found, apply)
         if self.averages:
             self.averages.update(step + 1, apply)
@@ -249,7 +266,7 @@ class Trainer(tf.Module):
             "gamma_per_group": found.losses.gamma,
         }
 
-    def _accumulate(self, images, step, beta, regularization, loss_scale, weights) -> Pass:
+    def _accumulate(self, images, step, beta, regularization, loss_scale) -> Pass:
         """The mean of the passes that make one step; one pass after the other."""
         passes, size = self.config.accumulate_steps, tf.shape(images)[0]
         size = size // passes
@@ -261,9 +278,7 @@ class Trainer(tf.Module):
             # The place of each image in the global batch: noise does not depend on the replicas.
             places = (replica * passes + number) * size + tf.range(size)
             noise = self.model.draw_noise(places, seed)
-            found = self.losses_and_gradients(
-                part, noise, beta, regularization, loss_scale, weights
-            )
+            found = self.losses_and_gradients(part, noise, beta, regularization, loss_scale)
             losses = found.losses._replace(
                 **{
                     name: tf.reduce_mean(getattr(found.losses, name), 0)
@@ -325,6 +340,8 @@ class Trainer(tf.Module):
     def validation_step(self, images, numbers, weights):
         """NELBO of images (beta 1, no balancing), in evaluation mode, on this replica.
 
+        With the moving averages of the weights, where there are any.
+
         Args:
             images: (batch, height, width, channels).
             numbers: of the images in their data set, (batch,): their noise depends on nothing else.
@@ -335,7 +352,9 @@ class Trainer(tf.Module):
             (groups, latents).
         """
         noise = self.model.draw_noise(numbers, (self.seed, VALIDATION_STREAM))
-        output = self.model(images, noise)
+        weights = (self.averages or self.weights).stacks
+        with self.weights.replaced(weights), self.means.replaced(), self.variances.replaced():
+            output = self.model(images, noise)
         recon = -self.model.log_likelihood(output.parameters, images)
         sums = [
             tf.reduce_sum(weights),
