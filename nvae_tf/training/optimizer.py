@@ -6,6 +6,10 @@ from nvae_tf.devices import own_copy
 from nvae_tf.layers.compiled import compiled_part
 from nvae_tf.training.stacked import Stacked
 
+# Values that are updated together: one part compiles faster than several, but all of its results are
+# in memory at once.
+PART = 2**24
+
 
 class Adamax(tf.Module):
     """Adamax with L2 decay inside the gradient and epsilon inside the maximum.
@@ -56,28 +60,44 @@ class Adamax(tf.Module):
         step = tf.cast(self.iterations + 1, tf.float32)
         rate = self.learning_rate / (1.0 - tf.pow(self.beta_1, step))
         coefficients = tf.stack([rate, self.l2, self.beta_1, self.beta_2, self.epsilon])
-        for gradient, *variables in zip(
-            gradients, self._weights.stacks, self._mean, self._peak, strict=True
-        ):
-            values = [variable.read_value() for variable in variables]
-            updated = _adamax(gradient, *values, coefficients, condition)
-            for variable, value in zip(variables, updated, strict=True):
-                own_copy(variable).assign(value)
+        rows = zip(gradients, self._weights.stacks, self._mean, self._peak, strict=True)
+        for part in _parts(rows):
+            before = [
+                [gradient, *(v.read_value() for v in variables)] for gradient, *variables in part
+            ]
+            after = _adamax(before, coefficients, condition)
+            for (_, *variables), values in zip(part, after, strict=True):
+                for variable, value in zip(variables, values, strict=True):
+                    own_copy(variable).assign(value)
         own_copy(self.iterations).assign_add(1)
 
 
+def _parts(rows):
+    """Divides rows that begin with a tensor into lists: together in few, none of more than `PART`."""
+    parts, size = [], PART
+    for row in rows:
+        own = row[0].shape.num_elements()
+        if size + own > PART:
+            parts.append([])
+            size = 0
+        parts[-1].append(row)
+        size += own
+    return parts
+
+
 @compiled_part
-def _adamax(gradient, value, mean, peak, coefficients, condition):
-    """New value, m and u of one stack; where the condition is false, the old ones."""
+def _adamax(rows, coefficients, condition):
+    """New value, m and u for rows of gradient, value, m and u; if the condition is false, the old."""
     rate, l2, beta_1, beta_2, epsilon = tf.unstack(coefficients)
-    decayed = gradient + l2 * value
-    new_mean = beta_1 * mean + (1.0 - beta_1) * decayed
-    new_peak = tf.maximum(beta_2 * peak, tf.abs(decayed) + epsilon)
-    new_value = value - rate * (new_mean / new_peak)
-    return [
-        tf.where(condition, new, old)
-        for new, old in ((new_value, value), (new_mean, mean), (new_peak, peak))
-    ]
+    updated = []
+    for gradient, value, mean, peak in rows:
+        decayed = gradient + l2 * value
+        new_mean = beta_1 * mean + (1.0 - beta_1) * decayed
+        new_peak = tf.maximum(beta_2 * peak, tf.abs(decayed) + epsilon)
+        new_value = value - rate * (new_mean / new_peak)
+        pairs = (new_value, value), (new_mean, mean), (new_peak, peak)
+        updated.append([tf.where(condition, new, old) for new, old in pairs])
+    return updated
 
 
 class MovingAverage(tf.Module):

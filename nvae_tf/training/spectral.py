@@ -52,14 +52,12 @@ class SpectralNorms(tf.Module):
             A scalar, whose gradient reaches the kernels alone, not the vectors; and the vectors, for
             `keep`.
         """
-        found = []
-        for stack, left, right in zip(stacks, self.left, self.right, strict=True):
-            # (n, inputs, outputs): transposes of the matrices W.
-            matrices = tf.reshape(stack.kernels, [*right.shape, -1])
-            start = left.read_value(), right.read_value()
-            found.append(_iterated(matrices, *start, iterations))
-        norms, left, right = zip(*found, strict=True)
-        return tf.add_n(norms), [*left, *right]
+        matrices = [  # (n, inputs, outputs): transposes of the matrices W
+            tf.reshape(stack.kernels, [*right.shape, -1])
+            for stack, right in zip(stacks, self.right, strict=True)
+        ]
+        starts = ([v.read_value() for v in vectors] for vectors in (self.left, self.right))
+        return _iterated(matrices, *starts, iterations)
 
     def keep(self, vectors, condition=True) -> None:
         """Stores iterated vectors, where the condition (a scalar) holds."""
@@ -68,22 +66,32 @@ class SpectralNorms(tf.Module):
 
 
 def _iterated(matrices, left, right, iterations):
-    """Sum of ``u' W v`` over a stack, with a gradient for the matrices alone, and the new vectors."""
+    """Sum of ``u' W v`` over stacks of matrices, with a gradient for them alone, and new vectors."""
 
     @tf.custom_gradient
-    def run(matrices):
-        norm, u, v = _power_iterations(matrices, left, right, tf.constant(iterations))
+    def run(*matrices):
+        norm, us, vs = _power_iterations(matrices, left, right, tf.constant(iterations))
 
         def gradient(upstream, *_):
-            return v[:, :, None] * (upstream * u)[:, None, :]
+            return [v[:, :, None] * (upstream * u)[:, None, :] for u, v in zip(us, vs, strict=True)]
 
-        return (norm, u, v), gradient
+        return (norm, *us, *vs), gradient
 
-    return run(matrices)
+    norm, *vectors = run(*matrices)
+    return norm, vectors
 
 
+# All stacks are one part, which compiles faster than one for each.
 @compiled_part
 def _power_iterations(matrices, left, right, iterations):
+    found = [
+        _iterate_stack(*stack, iterations) for stack in zip(matrices, left, right, strict=True)
+    ]
+    norms, left, right = zip(*found, strict=True)
+    return tf.add_n(norms), list(left), list(right)
+
+
+def _iterate_stack(matrices, left, right, iterations):
     def iterate(left, _):
         right = _unit(tf.linalg.matvec(matrices, left))
         return _unit(tf.linalg.matvec(matrices, right, transpose_a=True)), right
