@@ -17,12 +17,16 @@ import yaml
 
 from nvae_tf.errors import ConfigError
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs"
+_INSTALLED = Path(__file__).resolve().parent / "configs"  # in a wheel; in a checkout beside nvae_tf
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
 
 ARCH_INSTANCES = (
     "res_mbconv", "res_elu", "res_bnelu", "res_bnswish", "mbconv_sep", "mbconv_sep11",
     "res53_mbconv", "res35_mbconv", "res55_mbconv", "mbconv_res", "mbconv_den",
 )  # fmt: skip
+
+
+BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,14 @@ class TrainConfig:
 
     epochs: int = _key(200, "passes over the training set", minimum=1)
     warmup_epochs: int = _key(5, "epochs of linear learning-rate warm-up", minimum=0)
-    learning_rate: float = _key(1e-2, "learning rate of Adamax after warm-up", above=0)
+    optimizer: str = _key(
+        "adamax",
+        "adamax (as officially), adam or adamw; with TensorFlow Addons any of its optimisers, for "
+        "example lamb, or lookahead around Adamax",
+    )
+    learning_rate: float = _key(1e-2, "learning rate after warm-up", above=0)
     learning_rate_min: float = _key(1e-4, "learning rate at the end of the cosine", minimum=0)
-    weight_decay: float = _key(3e-4, "coefficient of L2 decay, on all parameters", minimum=0)
+    weight_decay: float = _key(3e-4, "coefficient of weight decay, on all parameters", minimum=0)
     weight_decay_norm: float = _key(
         0.0, "coefficient lambda of the spectral and batch-norm regularisation", minimum=0
     )
@@ -235,17 +244,30 @@ def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
     base = base or Config()
     parts: dict[str, dict[str, Any]] = {part: {} for part in SECTIONS}
     for name, value in values.items():
-        if name not in KEYS:
-            near = difflib.get_close_matches(str(name), KEYS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
-            raise ConfigError(f"unknown configuration key {name!r}; {hint}")
-        part, field = KEYS[name]
-        parts[part][name] = _checked(field, value)
+        checked = check_value(name, value)
+        parts[KEYS[name][0]][name] = checked
     config = Config(
         **{part: dataclasses.replace(getattr(base, part), **kv) for part, kv in parts.items()}
     )
     _check_combinations(config)
     return config
+
+
+def check_value(name: str, value: Any) -> Any:
+    """A key's value in the key's type.
+
+    Args:
+        name: of the key.
+        value: of its type, or the text of one.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, or a value out of range.
+    """
+    if name not in KEYS:
+        near = difflib.get_close_matches(str(name), KEYS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
+        raise ConfigError(f"unknown configuration key {name!r}; {hint}")
+    return _checked(KEYS[name][1], value)
 
 
 def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
@@ -267,16 +289,25 @@ def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
             f"no configuration {name_or_path!r}: give the path of a YAML file or one of {known}"
         )
     try:
+        return from_dict({**read_yaml(path), **(overrides or {})})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: it is missing or holds no mapping.
+    """
+    try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not a readable YAML file ({reason})") from None
+        raise ConfigError(f"not a readable YAML file ({reason})") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected lines of the form 'key: value'")
-    try:
-        return from_dict({**values, **(overrides or {})})
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError("expected lines of the form 'key: value'")
+    return values
 
 
 def check_image(config: ModelConfig, image: ImageSpec) -> None:

@@ -58,7 +58,7 @@ class RunFolder:
         for name, (part, _) in configuration.KEYS.items():
             # Where the data lies may change, and so may schedule and reports; and images per replica,
             # with the replicas, as long as a step has as many images (see `Checkpoints`).
-            free = part == "train" or name in ("data", "batch_size")
+            free = name in ("data", "batch_size") or (part == "train" and name != "optimizer")
             if not free and before[name] != after[name]:
                 raise UserError(
                     f"{name}: {after[name]} does not continue the run in {self.path}, which has "

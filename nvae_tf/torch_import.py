@@ -271,7 +271,7 @@ def convert(path: Path, output: Path) -> None:
     from nvae_tf.data import catalog
     from nvae_tf.run_folder import RunFolder
     from nvae_tf.training.checkpoints import Checkpoints
-    from nvae_tf.training.optimizer import Adamax
+    from nvae_tf.training.optimizer import make_optimizer
     from nvae_tf.training.trainer import Trainer
 
     official = read(path)
@@ -279,7 +279,7 @@ def convert(path: Path, output: Path) -> None:
     folder.check(config, resume=False)
     model = NVAE(config.model, catalog.describe(config.data).image)
     load_state(model, official.state)
-    optimizer = Adamax(config.train.learning_rate)
+    optimizer = make_optimizer(config.train, config.train.learning_rate)
     trainer = Trainer(model, config.train, total_steps=1, optimizer=optimizer)
     optimizer.iterations.assign(official.step)
     trainer.warm_up_spectral_norms()

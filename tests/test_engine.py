@@ -174,7 +174,7 @@ def test_large_gradients_are_skipped_or_clipped_on_request(digits, weights):
     clipped = make(digits, dataclasses.replace(TRAIN, clip_gradient_norm=0.5 * norm), weights)
     plain = make(digits, dataclasses.replace(TRAIN, weight_decay=0.0), weights)
     for trainer in (clipped, plain):
-        trainer.optimizer.l2 = 0.0
+        trainer.optimizer.weight_decay = 0.0
         train(trainer, digits[0][:1])
     for half, whole in zip(clipped.optimizer._mean, plain.optimizer._mean, strict=True):
         np.testing.assert_allclose(half, 0.5 * whole, rtol=1e-3, atol=1e-7)

@@ -8,7 +8,7 @@ from nvae_tf import objective
 from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.layers.convolution import Convolution, shared_kernels
 from nvae_tf.layers.normalization import BatchNorm
-from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.optimizer import Adam, Adamax, AdamW
 from nvae_tf.training.schedules import WarmupCosine
 from nvae_tf.training.spectral import SpectralNorms
 from nvae_tf.training.stacked import Stacked
@@ -77,6 +77,27 @@ def test_adamax_follows_its_formula_on_variables_of_several_shapes():
     stacked.scatter()
     for variable, weight in zip(variables, weights, strict=True):
         np.testing.assert_allclose(variable, weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_and_adamw_follow_their_formulas(decoupled):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(2, 3))
+    variable, made = tf.Variable(weight, dtype=tf.float32), AdamW if decoupled else Adam
+    optimizer, stacked = made(0.1, weight_decay=0.01), Stacked([variable])
+    optimizer.build(stacked)
+    mean, square = np.zeros((2, 3)), np.zeros((2, 3))
+    for step in range(1, 4):
+        gradient = rng.normal(size=(2, 3))
+        optimizer.apply_gradients(stacked.stack([tf.constant(gradient, tf.float32)]))
+        decayed = gradient if decoupled else gradient + 0.01 * weight
+        mean = 0.9 * mean + 0.1 * decayed
+        square = 0.999 * square + 0.001 * decayed**2
+        size = np.sqrt(square / (1 - 0.999**step)) + 1e-8
+        moved = 0.1 * mean / (1 - 0.9**step) / size
+        weight = weight - moved - (0.1 * 0.01 * weight if decoupled else 0.0)
+    stacked.scatter()
+    np.testing.assert_allclose(variable, weight, rtol=1e-4, atol=1e-5)
 
 
 def test_spectral_norms_are_the_largest_singular_values():

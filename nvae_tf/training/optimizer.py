@@ -1,7 +1,8 @@
-"""Adamax as NVAE is trained with, and moving averages of weights."""
+"""The optimisers, Adamax as NVAE is trained with first of all, and moving averages of weights."""
 
 import tensorflow as tf
 
+from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.devices import own_copy
 from nvae_tf.layers.compiled import compiled_part
 from nvae_tf.training.stacked import Stacked
@@ -11,33 +12,37 @@ from nvae_tf.training.stacked import Stacked
 PART = 2**24
 
 
-class Adamax(tf.Module):
-    """Adamax with L2 decay inside the gradient and epsilon inside the maximum.
+def make_optimizer(config: TrainConfig, learning_rate) -> "Optimizer":
+    """The optimiser that a configuration names.
 
-    ``g' = g + weight_decay * w``; ``m = b1 m + (1 - b1) g'``; ``u = max(b2 u, |g'| + epsilon)``;
-    ``w -= learning_rate / (1 - b1^t) * m / u``.
+    Args:
+        config: gives ``optimizer`` and ``weight_decay``.
+        learning_rate: a number, or a function from the steps taken to one.
+
+    Raises:
+        ConfigError: there is none of that name, or TensorFlow Addons is missing.
+    """
+    if config.optimizer in BUILT_IN_OPTIMIZERS:
+        made = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}[config.optimizer]
+        return made(learning_rate, config.weight_decay)
+    from nvae_tf.training.addons import AddonsOptimizer
+
+    return AddonsOptimizer(config.optimizer, learning_rate, config.weight_decay)
+
+
+class Optimizer(tf.Module):
+    """What all optimisers share: `build` comes first, then one `apply_gradients` a step.
 
     Args:
         learning_rate: a number, or a function from the steps taken to one.
-        weight_decay: coefficient of the L2 decay, on every variable.
-        beta_1: decay of the mean of gradients.
-        beta_2: decay of their largest magnitude.
-        epsilon: added to the magnitude before the maximum is taken.
-
-    `build` comes first, then one `apply_gradients` a step.
 
     Attributes:
         iterations: steps taken, an int64 variable.
-
-    Reference: Kingma & Ba, *Adam*, 2015, section 7.1.
     """
 
-    def __init__(
-        self, learning_rate=1e-2, weight_decay=3e-4, beta_1=0.9, beta_2=0.999, epsilon=1e-3
-    ):
+    def __init__(self, learning_rate):
         super().__init__()
         self._learning_rate = learning_rate
-        self.l2, self.beta_1, self.beta_2, self.epsilon = weight_decay, beta_1, beta_2, epsilon
         self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
 
     @property
@@ -47,8 +52,8 @@ class Adamax(tf.Module):
         return rate(self.iterations) if callable(rate) else tf.constant(rate, tf.float32)
 
     def build(self, weights: Stacked) -> None:
-        """Creates the slots m and u, stacked as the weights."""
-        self._weights, self._mean, self._peak = weights, weights.zeros(), weights.zeros()
+        """Creates the slots."""
+        raise NotImplementedError
 
     def apply_gradients(self, gradients, condition=True) -> None:
         """Takes one step, of the weights' stacks.
@@ -57,19 +62,60 @@ class Adamax(tf.Module):
             gradients: stacked as the weights.
             condition: a scalar; where it is false weights and slots stay, and the step counts.
         """
+        raise NotImplementedError
+
+
+class StackedOptimizer(Optimizer):
+    """An optimiser whose step of a weight depends on that weight's gradients alone.
+
+    Args:
+        learning_rate: a number, or a function from the steps taken to one.
+        weight_decay: coefficient of the decay, on every variable.
+        beta_1: decay of the mean of gradients.
+        beta_2: decay of the measure of their magnitude.
+        epsilon: keeps that measure above 0.
+    """
+
+    SLOTS: tuple[str, ...] = ()  # attributes that hold a rule's slots
+    DECOUPLED = False  # whether weights decay apart from the gradient
+
+    def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
+        super().__init__(learning_rate)
+        self.weight_decay, self.epsilon = weight_decay, epsilon
+        self.beta_1, self.beta_2 = beta_1, beta_2
+
+    def build(self, weights: Stacked) -> None:
+        """Creates the slots, stacked as the weights."""
+        self._weights = weights
+        for name in self.SLOTS:
+            setattr(self, name, weights.zeros())
+
+    def apply_gradients(self, gradients, condition=True) -> None:
+        """Takes one step, all weights of a shape at once."""
         step = tf.cast(self.iterations + 1, tf.float32)
-        rate = self.learning_rate / (1.0 - tf.pow(self.beta_1, step))
-        coefficients = tf.stack([rate, self.l2, self.beta_1, self.beta_2, self.epsilon])
-        rows = zip(gradients, self._weights.stacks, self._mean, self._peak, strict=True)
-        for part in _parts(rows):
-            before = [
-                [gradient, *(v.read_value() for v in variables)] for gradient, *variables in part
+        coefficients = tf.stack(
+            [
+                self.learning_rate / (1.0 - tf.pow(self.beta_1, step)),
+                1.0 - tf.pow(self.beta_2, step),
+                self.weight_decay * self.learning_rate if self.DECOUPLED else self.weight_decay,
+                self.beta_1,
+                self.beta_2,
+                self.epsilon,
             ]
-            after = _adamax(before, coefficients, condition)
-            for (_, *variables), values in zip(part, after, strict=True):
-                for variable, value in zip(variables, values, strict=True):
+        )
+        slots = [getattr(self, name) for name in self.SLOTS]
+        for part in _parts(zip(gradients, self._weights.stacks, *slots, strict=True)):
+            before = [[gradient, *(v.read_value() for v in own)] for gradient, *own in part]
+            after = self.update(before, coefficients, condition)
+            for (_, *own), values in zip(part, after, strict=True):
+                for variable, value in zip(own, values, strict=True):
                     own_copy(variable).assign(value)
         own_copy(self.iterations).assign_add(1)
+
+    @staticmethod
+    def update(rows, coefficients, condition):
+        """New values for rows of gradient, weight and slots; if the condition is false, the old."""
+        raise NotImplementedError
 
 
 def _parts(rows):
@@ -85,19 +131,84 @@ def _parts(rows):
     return parts
 
 
-@compiled_part
-def _adamax(rows, coefficients, condition):
-    """New value, m and u for rows of gradient, value, m and u; if the condition is false, the old."""
-    rate, l2, beta_1, beta_2, epsilon = tf.unstack(coefficients)
-    updated = []
-    for gradient, value, mean, peak in rows:
-        decayed = gradient + l2 * value
-        new_mean = beta_1 * mean + (1.0 - beta_1) * decayed
-        new_peak = tf.maximum(beta_2 * peak, tf.abs(decayed) + epsilon)
-        new_value = value - rate * (new_mean / new_peak)
-        pairs = (new_value, value), (new_mean, mean), (new_peak, peak)
-        updated.append([tf.where(condition, new, old) for new, old in pairs])
-    return updated
+def _update_by(rule):
+    """An `update` from a rule: gradient, weight, both slots and coefficients to weight and slots."""
+
+    @compiled_part
+    def update(rows, coefficients, condition):
+        coefficients = tf.unstack(coefficients)
+        return [
+            [
+                tf.where(condition, new, old)
+                for new, old in zip(rule(gradient, *own, *coefficients), own, strict=True)
+            ]
+            for gradient, *own in rows
+        ]
+
+    return staticmethod(update)
+
+
+def _adamax(gradient, weight, mean, peak, rate, _, decay, beta_1, beta_2, epsilon):
+    gradient = gradient + decay * weight
+    mean = beta_1 * mean + (1.0 - beta_1) * gradient
+    peak = tf.maximum(beta_2 * peak, tf.abs(gradient) + epsilon)
+    return weight - rate * (mean / peak), mean, peak
+
+
+def _adam_step(gradient, mean, square, rate, correction, beta_1, beta_2, epsilon):
+    mean = beta_1 * mean + (1.0 - beta_1) * gradient
+    square = beta_2 * square + (1.0 - beta_2) * gradient * gradient
+    return rate * mean / (tf.sqrt(square / correction) + epsilon), mean, square
+
+
+def _adam(gradient, weight, mean, square, rate, correction, decay, *others):
+    step, *slots = _adam_step(gradient + decay * weight, mean, square, rate, correction, *others)
+    return weight - step, *slots
+
+
+def _adamw(gradient, weight, mean, square, rate, correction, decay, *others):
+    step, *slots = _adam_step(gradient, mean, square, rate, correction, *others)
+    return weight - step - decay * weight, *slots
+
+
+class Adamax(StackedOptimizer):
+    """Adamax with L2 decay inside the gradient and epsilon inside the maximum.
+
+    ``g' = g + weight_decay * w``; ``m = b1 m + (1 - b1) g'``; ``u = max(b2 u, |g'| + epsilon)``;
+    ``w -= learning_rate / (1 - b1^t) * m / u``.
+
+    Reference: Kingma & Ba, *Adam*, 2015, section 7.1.
+    """
+
+    SLOTS = ("_mean", "_peak")
+    update = _update_by(_adamax)
+
+    def __init__(
+        self, learning_rate=1e-2, weight_decay=3e-4, beta_1=0.9, beta_2=0.999, epsilon=1e-3
+    ):
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon)
+
+
+class Adam(StackedOptimizer):
+    """Adam with L2 decay inside the gradient: Kingma & Ba, *Adam*, 2015."""
+
+    SLOTS = ("_mean", "_square")
+    update = _update_by(_adam)
+
+    def __init__(
+        self, learning_rate=1e-3, weight_decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+    ):
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon)
+
+
+class AdamW(Adam):
+    """Adam with decay apart from the gradient, in proportion to the learning rate.
+
+    Reference: Loshchilov & Hutter, *Decoupled Weight Decay Regularization*, 2019.
+    """
+
+    DECOUPLED = True
+    update = _update_by(_adamw)
 
 
 class MovingAverage(tf.Module):

@@ -17,13 +17,17 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_worker
-from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.optimizer import make_optimizer
 from nvae_tf.training.schedules import WarmupCosine
 from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written, uses_xla
 
 
 def train(
-    config: Config, folder: RunFolder, resume: bool = False, cluster: Cluster | None = None
+    config: Config,
+    folder: RunFolder,
+    resume: bool = False,
+    cluster: Cluster | None = None,
+    epochs: int | None = None,
 ) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
@@ -32,6 +36,7 @@ def train(
         folder: where the run is kept; with several workers, a folder that all of them see.
         resume: continue the run that is there, from its newest checkpoint.
         cluster: who takes part; default: this process's default device.
+        epochs: end after so many of the configuration's epochs, whose schedules stay; default: all.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
@@ -56,7 +61,7 @@ def train(
         Termination() as termination,
     ):
         try:
-            results = _train(config, folder, cluster, dataset, sources, termination)
+            results = _train(config, folder, cluster, dataset, sources, termination, epochs)
             cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
             return results
         except tf.errors.OpError as error:
@@ -157,6 +162,7 @@ def _train(
     dataset: catalog.DataSet,
     sources: tuple[Source, Source],
     termination: "Termination",
+    epochs: int | None,
 ) -> dict[str, float] | None:
     settings = config.train
     say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
@@ -197,10 +203,11 @@ def _train(
         report = reports.Reports(folder, config, counts.steps_per_epoch, model, test_images)
     run_step = compiled(trainer.train_step, cluster.strategy, uses_xla(settings))
     batches, results = data.training(start_step), None
-    for step in range(start_step + 1, counts.total_steps + 1):
+    end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
+    for step in range(start_step + 1, end + 1):
         logs = run_step(next(batches))
         epoch, left = divmod(step, counts.steps_per_epoch)
-        last = step == counts.total_steps
+        last = step == end
         if left == 0 or step % settings.log_every == 0:
             _check_divergence(trainer, step, folder)
         if left == 0:
@@ -228,7 +235,7 @@ def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) 
     settings = config.train
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
     schedule = WarmupCosine.from_train_config(settings, counts.steps_per_epoch)
-    optimizer = Adamax(schedule, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(settings, schedule)
     steps = counts.total_steps, counts.steps_per_epoch
     return Trainer(model, settings, *steps, config.data.seed, optimizer)
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.config import TrainConfig
+from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.compiled import compiled_parts
 from nvae_tf.layers.convolution import shared_kernels
 from nvae_tf.layers.normalization import BatchNorm, Observed, moved, observed_statistics
 from nvae_tf.layers.pieces import pieces
 from nvae_tf.model import NVAE, NVAEOutput
-from nvae_tf.training.optimizer import Adamax, MovingAverage
+from nvae_tf.training.optimizer import MovingAverage, Optimizer
 from nvae_tf.training.spectral import WARM_UP_ITERATIONS, SpectralNorms
 from nvae_tf.training.stacked import Stacked
 
@@ -93,7 +93,7 @@ class Trainer(tf.Module):
         total_steps: int,
         steps_per_epoch: int = 1,
         seed: int = 0,
-        optimizer: Adamax | None = None,
+        optimizer: Optimizer | None = None,
     ):
         super().__init__()
         self.model, self.config, self.optimizer = model, config, optimizer
@@ -352,8 +352,8 @@ class Trainer(tf.Module):
             (groups, latents).
         """
         noise = self.model.draw_noise(numbers, (self.seed, VALIDATION_STREAM))
-        weights = (self.averages or self.weights).stacks
-        with self.weights.replaced(weights), self.means.replaced(), self.variances.replaced():
+        values = (self.averages or self.weights).stacks
+        with self.weights.replaced(values), self.means.replaced(), self.variances.replaced():
             output = self.model(images, noise)
         recon = -self.model.log_likelihood(output.parameters, images)
         sums = [
@@ -385,7 +385,13 @@ class Trainer(tf.Module):
 
 
 def uses_xla(config: TrainConfig) -> bool:
-    """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs."""
+    """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs.
+
+    Not with an optimiser of Keras's kind on several replicas: those talk to each other outside of it.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if config.optimizer not in BUILT_IN_OPTIMIZERS and replicas > 1:
+        return False
     auto = bool(tf.config.list_physical_devices("GPU"))
     return {"auto": auto, "on": True, "off": False}[config.jit_compile]
 

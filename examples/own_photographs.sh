@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Your own photographs, from a folder to a web page, in five commands.
+#
+#   bash examples/own_photographs.sh PHOTOS OUT [any flag of train_keras.py]
+#
+# PHOTOS is a folder of images, at any depth; the more, the better: some thousands at least.
+set -euo pipefail
+photos=$1 out=$2
+shift 2
+
+# 1. Crop, scale and pack them once; unreadable files are skipped and listed.
+python -m nvae_tf.data.prepare images --input "$photos" --output "$out/tfrecords" --size 64
+# 2. See what training will see.
+python -m nvae_tf.data.inspect --dataset tfrecords --data "$out/tfrecords" --output "$out/inspect.png"
+# 3. Train (a GPU-day or more for good samples). The same command with --cont_training goes on.
+python train_keras.py --config celeba64 --dataset tfrecords --data "$out/tfrecords" --root "$out" --save run "$@"
+# 4. How good is it?
+python evaluate_keras.py --checkpoint "$out/run" --eval_mode evaluate --num_iw_samples 10
+# 5. One page with samples, reconstructions, interpolations and curves.
+python -m nvae_tf.gallery "$out/run"

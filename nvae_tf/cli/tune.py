@@ -1,0 +1,134 @@
+"""The command ``tune_keras.py``."""
+
+import os
+from pathlib import Path
+
+from nvae_tf import config as configuration
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, add_config_flags, at_least, overrides, positive
+from nvae_tf.errors import UserError
+from nvae_tf.files import make_folder
+from nvae_tf.tuning.space import load_space
+
+ALGORITHMS = ("hyperband", "bayesian", "random")
+OBJECTIVES = ("bpd", "nelbo")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Searches.
+
+    Args:
+        argv: the command's arguments; default: the process's.
+
+    Returns:
+        The exit status: 0; 2 for a mistake or a failure that one line on standard error explains, also
+        where no trial was complete.
+    """
+    arguments = _parser().parse_args(argv)
+    return run_command(
+        lambda: _tune(arguments), if_interrupted="the same command with --resume goes on"
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="tune_keras.py",
+        usage="%(prog)s --config NAME --space FILE [--root DIR] [--save NAME] [--resume] "
+        "[--KEY VALUE ...]",
+        description="Search for better values of a recipe's keys with keras-tuner. Every key of a "
+        "recipe is also a flag, and holds for all trials.",
+        allow_abbrev=False,
+    )
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--space",
+        required=True,
+        metavar="FILE",
+        help="YAML: what to vary, for example learning_rate: {float: [1e-3, 3e-2], log: true}",
+    )
+    search.add_argument(
+        "--algorithm", choices=ALGORITHMS, default="hyperband", help="default: hyperband"
+    )
+    search.add_argument(
+        "--objective", choices=OBJECTIVES, default="bpd", help="of the test set (default: bpd)"
+    )
+    search.add_argument(
+        "--max_trials",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="of bayesian and random search; hyperband's follow from the recipe's epochs (default: 10)",
+    )
+    search.add_argument(
+        "--factor",
+        type=at_least(2),
+        default=3,
+        metavar="N",
+        help="of hyperband: one of N trials goes on, for N times the epochs (default: 3)",
+    )
+    search.add_argument(
+        "--max_minutes", type=positive, metavar="X", help="after X minutes no new trial starts"
+    )
+    search.add_argument(
+        "--root", default="tuning", metavar="DIR", help="folder of searches (default: tuning)"
+    )
+    search.add_argument(
+        "--save", metavar="NAME", help="name of the search (default: the configuration's name)"
+    )
+    search.add_argument("--resume", action="store_true", help="continue the search in ROOT/SAVE")
+    add_config_flags(parser)
+    return parser
+
+
+def _tune(arguments) -> None:
+    config = configuration.load(arguments.config, overrides(arguments))
+    space = load_space(Path(arguments.space).expanduser())
+    folder = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
+    worker = "KERASTUNER_ORACLE_IP" in os.environ  # of several, which share the folder
+    if (folder / "oracle.json").exists() and not arguments.resume and not worker:
+        raise UserError(
+            f"{folder} holds a search already: continue it with --resume, or choose another name with "
+            "--save"
+        )
+    make_folder(folder)
+    try:
+        import keras_tuner  # brings TensorFlow: only after the flags are known to be right
+    except ImportError:
+        raise UserError('keras-tuner is missing; pip install "nvae-tf[tune]"') from None
+    from nvae_tf.tuning.search import BEST, TABLE, Limits, Search, is_chief
+
+    limits = Limits(arguments.max_trials, arguments.max_minutes, arguments.factor)
+    search = Search(config, space, folder, arguments.algorithm, arguments.objective, limits)
+    try:
+        search.search()
+    except keras_tuner.errors.FatalError as error:
+        raise UserError(f"{error}; the same command with --resume goes on") from None
+    if worker and not is_chief():
+        return
+    best = search.write_results()
+    for line in _table(search.trials(), arguments.objective, [d.name for d in space]):
+        print(line)
+    print(f"written: {folder / TABLE}")
+    print(f"pictures and curves: tensorboard --logdir {folder}")
+    if best is None:
+        raise UserError(f"no trial was completed; {folder / TABLE} says why")
+    print(f"best: trial {best.id}, {arguments.objective} {best.score:.4f}")
+    print(f"train with it: python train_keras.py --config {folder / BEST} --save NAME")
+
+
+def _table(trials, objective, names):
+    """Lines of text: the best trial first, failed ones last."""
+
+    def text(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    done = sorted((t for t in trials if t.score is not None), key=lambda trial: trial.score)
+    others = [trial for trial in trials if trial.score is None]
+    rows = [["trial", objective, "epochs", *names]]
+    for trial in done + others:
+        score = f"{trial.score:.4f}" if trial.score is not None else trial.status
+        values = [text(trial.values.get(name)) for name in names]
+        rows.append([trial.id, score, str(trial.epochs), *values])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

@@ -1,0 +1,115 @@
+"""The optimisers of TensorFlow Addons, where that is installed (TensorFlow 2.15)."""
+
+import inspect
+
+import tensorflow as tf
+
+from nvae_tf.config import BUILT_IN_OPTIMIZERS
+from nvae_tf.devices import own_copy
+from nvae_tf.errors import ConfigError
+from nvae_tf.training.optimizer import Optimizer
+from nvae_tf.training.stacked import Stacked
+
+INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
+
+
+class AddonsOptimizer(Optimizer):
+    """An optimiser of TensorFlow Addons, in the place of a built-in one.
+
+    It updates the variables one by one, because some (LAMB) look at each as a whole. Those that wrap
+    another optimiser (Lookahead, SWA) wrap NVAE's Adamax. Decay is the optimiser's own where it has
+    one, else L2 decay inside the gradient.
+
+    Args:
+        name: of the class, in any case: ``"lamb"``, ``"lookahead"``.
+        learning_rate: a number, or a function from the steps taken to one.
+        weight_decay: coefficient of the decay, on every variable.
+
+    Raises:
+        ConfigError: there is none of that name, or TensorFlow Addons is missing.
+    """
+
+    def __init__(self, name, learning_rate, weight_decay=0.0):
+        super().__init__(learning_rate)
+        self._optimizer, self.l2 = _make(name, lambda: self.learning_rate, weight_decay)
+
+    def build(self, weights: Stacked) -> None:
+        """Creates the slots of all variables."""
+        self._weights = weights
+        self._optimizer._create_all_weights(weights.variables)
+
+    def apply_gradients(self, gradients, condition=True) -> None:
+        """Takes one step, of the variables and then of their stacks."""
+        weights, variables = self._weights, self._weights.variables
+        pairs = [
+            (gradient + self.l2 * variable, variable)
+            for gradient, variable in zip(weights.split(gradients), variables, strict=True)
+        ]
+        kept = [*variables, *self._optimizer.variables()]
+        before = [tf.identity(variable) for variable in kept]
+        # The gradients are means over all replicas already.
+        self._optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+        for variable, value in zip(kept, before, strict=True):
+            own_copy(variable).assign(tf.where(condition, variable, value))
+        for stack, value in zip(weights.stacks, weights.stack(variables), strict=True):
+            own_copy(stack).assign(value)
+        own_copy(self.iterations).assign_add(1)
+
+
+def _make(name, learning_rate, weight_decay):
+    """The optimiser, and the L2 decay that remains to be added to gradients."""
+    try:
+        import tensorflow_addons as tfa
+    except ImportError:
+        built_in = ", ".join(BUILT_IN_OPTIMIZERS)
+        raise ConfigError(
+            f"optimizer: {name!r} is not allowed; expected {built_in}, or with TensorFlow Addons one "
+            f"of its optimisers: {INSTALL}"
+        ) from None
+    base = tf.keras.optimizers.legacy.Optimizer
+    known = {
+        key.lower(): found
+        for key, found in vars(tfa.optimizers).items()
+        if inspect.isclass(found) and issubclass(found, base) and _fits(found)
+    }
+    if name.lower() not in known:
+        names = ", ".join(sorted([*BUILT_IN_OPTIMIZERS, *(c.__name__ for c in known.values())]))
+        raise ConfigError(f"optimizer: {name!r} is not allowed; expected one of {names}")
+    found = known[name.lower()]
+    parameters = inspect.signature(found).parameters
+    if "optimizer" in parameters:
+        return found(_adamax(learning_rate)), weight_decay
+    arguments = {"learning_rate": learning_rate} if "learning_rate" in parameters else {}
+    if "weight_decay" in parameters:
+        return found(weight_decay=weight_decay, **arguments), 0.0
+    return found(**arguments), weight_decay
+
+
+def _fits(optimizer):
+    """Whether it needs no arguments that a recipe does not have."""
+    needed = {
+        name
+        for name, parameter in inspect.signature(optimizer).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    return needed <= {"optimizer", "learning_rate", "weight_decay"}
+
+
+def _adamax(learning_rate):
+    """NVAE's Adamax (see `nvae_tf.training.optimizer.Adamax`) as one of Keras's optimisers."""
+
+    class KerasAdamax(tf.keras.optimizers.legacy.Adamax):
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            coefficients = (apply_state or {}).get((var.device, var.dtype.base_dtype))
+            coefficients = coefficients or self._fallback_apply_state(
+                var.device, var.dtype.base_dtype
+            )
+            beta_1, beta_2 = coefficients["beta_1_t"], coefficients["beta_2_t"]
+            mean, peak = self.get_slot(var, "m"), self.get_slot(var, "v")
+            mean = mean.assign(beta_1 * mean + (1.0 - beta_1) * grad)
+            peak = peak.assign(tf.maximum(beta_2 * peak, tf.abs(grad) + 1e-3))
+            rate = coefficients["lr_t"] / (1.0 - coefficients["beta_1_power"])
+            return var.assign_sub(rate * mean / peak)
+
+    return KerasAdamax(learning_rate)

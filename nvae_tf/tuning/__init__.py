@@ -1,0 +1,1 @@
+"""Search for better values of a recipe's keys, with keras-tuner."""

@@ -1,0 +1,242 @@
+"""The search: keras-tuner chooses values, trials train with them, the best become a recipe."""
+
+import csv
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import keras_tuner
+from keras_tuner import errors, oracles
+from keras_tuner.engine.base_tuner import BaseTuner
+
+from nvae_tf.config import Config, from_dict
+from nvae_tf.errors import ConfigError, UserError
+from nvae_tf.files import replacing, write_text
+from nvae_tf.tuning.space import CHOICE, INT, Dimension
+from nvae_tf.tuning.trial import TrialStopped, run_trial
+
+BEST, TABLE = "best.yaml", "trials.csv"
+
+
+class Limits(NamedTuple):
+    """How far a search goes.
+
+    Attributes:
+        max_trials: of bayesian and random search.
+        max_minutes: after which no new trial starts; None: no limit.
+        factor: of hyperband: one of so many trials goes on, for so many times the epochs.
+        iterations: of hyperband.
+    """
+
+    max_trials: int = 10
+    max_minutes: float | None = None
+    factor: int = 3
+    iterations: int = 1
+
+
+class Trial(NamedTuple):
+    """A trial, as the table shows it.
+
+    Attributes:
+        id: as in the name of its folder.
+        status: ``"completed"``, ``"failed"`` or ``"running"``.
+        score: the objective; None unless completed.
+        epochs: that it trained for.
+        values: key -> value.
+        message: why it failed.
+    """
+
+    id: str
+    status: str
+    score: float | None
+    epochs: int
+    values: dict
+    message: str
+
+
+class Search(BaseTuner):
+    """A search over a space, kept in a folder, with a subfolder for each trial, which is a run.
+
+    In keras-tuner's parallel mode (``KERASTUNER_TUNER_ID``, ``KERASTUNER_ORACLE_IP`` and
+    ``KERASTUNER_ORACLE_PORT`` in the environment) the chief hands out trials and the others run them.
+
+    Args:
+        config: what all trials share.
+        space: what differs.
+        folder: of the search; one that is there is continued.
+        algorithm: ``"hyperband"``, ``"bayesian"`` or ``"random"``.
+        objective: ``"bpd"`` or ``"nelbo"``, of the test set.
+        limits: how far to go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        space: list[Dimension],
+        folder: Path,
+        algorithm: str = "hyperband",
+        objective: str = "bpd",
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+    ):
+        self.config, self.folder, self.objective_name = config, folder, objective
+        self._names = [dimension.name for dimension in space]
+        if algorithm == "hyperband" and "epochs" in self._names:
+            raise ConfigError("epochs: hyperband chooses them itself; leave them out of the space")
+        oracle = _oracle(config, space, algorithm, objective, limits)
+        super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+        if not is_chief():  # which saves by itself
+            self.save()  # so that a search that ends in its first trial can be continued
+
+    def search(self):
+        """Runs trials until the search is over; the chief of several processes hands them out."""
+        with warnings.catch_warnings():
+            # What NumPy says of a failed trial's NaN.
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            super().search()
+
+    def run_trial(self, trial):
+        """Trains with a trial's values; where that fails the objective is NaN, as keras-tuner wants it."""
+        values = self._values(trial)
+        said = " ".join(f"{name}={value}" for name, value in values.items())
+        print(f"trial {trial.trial_id}: {said}", flush=True)
+        hyperband = trial.hyperparameters.values
+        parent = hyperband.get("tuner/trial_id")
+        try:
+            results = run_trial(
+                from_dict(values, self.config),
+                self._path(trial.trial_id),
+                values,
+                hyperband.get("tuner/epochs"),
+                self._path(parent) if parent else None,
+            )
+        except TrialStopped as error:
+            raise errors.FatalError(str(error)) from None
+        except UserError as error:
+            print(f"trial {trial.trial_id}: failed: {error}", flush=True)
+            trial.message = str(error)
+            return {self.objective_name: math.nan}
+        score = results[self.objective_name]
+        print(f"trial {trial.trial_id}: {self.objective_name} {score:.4f}", flush=True)
+        return results
+
+    def trials(self) -> list[Trial]:
+        """All trials so far, in the order of their start."""
+        found = []
+        for trial_id in self.oracle.start_order:
+            trial = self.oracle.trials[trial_id]
+            status = {"COMPLETED": "completed", "RUNNING": "running"}.get(trial.status, "failed")
+            values = trial.hyperparameters.values
+            found.append(
+                Trial(
+                    id=trial_id,
+                    status=status,
+                    score=trial.score if status == "completed" else None,
+                    epochs=values.get("tuner/epochs") or self._config(trial, "epochs"),
+                    values=self._values(trial),
+                    message=trial.message or "",
+                )
+            )
+        return found
+
+    def write_results(self) -> Trial | None:
+        """Writes the table of trials, and the best one's recipe if any is complete.
+
+        Returns:
+            The best one, or None.
+        """
+        trials = self.trials()
+        with (
+            replacing(self.folder / TABLE) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.writer(file)
+            table.writerow(
+                ["trial", "status", self.objective_name, "epochs", *self._names, "message"]
+            )
+            for t in trials:
+                values = [t.values.get(name) for name in self._names]
+                table.writerow([t.id, t.status, t.score, t.epochs, *values, t.message])
+        complete = [trial for trial in trials if trial.status == "completed"]
+        if not complete:
+            return None
+        best = min(complete, key=lambda trial: trial.score)
+        head = (
+            f"# Trial {best.id} of a search: {self.objective_name} {best.score:.4f} after "
+            f"{best.epochs} epochs.\n"
+        )
+        write_text(self.folder / BEST, head + from_dict(best.values, self.config).to_yaml())
+        return best
+
+    def _values(self, trial):
+        values = trial.hyperparameters.values
+        return {name: values[name] for name in self._names if name in values}
+
+    def _config(self, trial, name):
+        return self._values(trial).get(name, self.config.to_dict()[name])
+
+    def _path(self, trial_id):
+        return self.folder / f"trial_{trial_id}"
+
+
+def is_chief() -> bool:
+    """Whether this process hands out trials to others and runs none."""
+    named = "chief" in os.environ.get("KERASTUNER_TUNER_ID", "")
+    return named and "KERASTUNER_ORACLE_IP" in os.environ
+
+
+def _oracle(config, space, algorithm, objective, limits):
+    parameters = keras_tuner.HyperParameters()
+    for dimension in space:
+        _declare(parameters, dimension)
+    common = dict(
+        objective=keras_tuner.Objective(objective, "min"),
+        hyperparameters=parameters,
+        allow_new_entries=False,
+        tune_new_entries=False,
+        seed=config.data.seed,
+        max_consecutive_failed_trials=2**31,  # failures do not end a search
+    )
+    if algorithm == "hyperband":
+        oracle = oracles.HyperbandOracle(
+            max_epochs=config.train.epochs,
+            factor=limits.factor,
+            hyperband_iterations=limits.iterations,
+            **common,
+        )
+    else:
+        made = {
+            "bayesian": oracles.BayesianOptimizationOracle,
+            "random": oracles.RandomSearchOracle,
+        }
+        oracle = made[algorithm](max_trials=limits.max_trials, **common)
+    oracle.verbose = 0
+    if limits.max_minutes is not None:
+        _end_after(oracle, limits.max_minutes)
+    return oracle
+
+
+def _end_after(oracle, minutes):
+    """Makes an oracle hand out no new trial after so long."""
+    end, populate = time.monotonic() + 60.0 * minutes, oracle.populate_space
+
+    def populate_in_time(trial_id):
+        if time.monotonic() < end:
+            return populate(trial_id)
+        return {"status": "IDLE" if oracle.ongoing_trials else "STOPPED"}
+
+    oracle.populate_space = populate_in_time
+
+
+def _declare(parameters, dimension: Dimension) -> None:
+    name, values = dimension.name, list(dimension.values)
+    sampling = dict(sampling="log") if dimension.log else {}
+    if dimension.kind == CHOICE:
+        parameters.Choice(name, values)
+    elif dimension.kind == INT:
+        step = dict(step=dimension.step) if dimension.step else {}
+        parameters.Int(name, *values, **step, **sampling)
+    else:
+        parameters.Float(name, *values, **sampling)

@@ -1,0 +1,170 @@
+"""Every command in the README and in docs/ runs, and every page is current."""
+
+import ast
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+SMALL = (
+    "--num_channels_enc 4 --num_channels_dec 4 --num_groups_per_scale 2 --num_latent_scales 1 "
+    "--batch_size 200 --jit_compile off"
+)
+EVALUATE = "python evaluate_keras.py --checkpoint runs/digits"
+BRIEF = f"{SMALL} --epochs 1 --warmup_epochs 0"
+
+# What cannot run here at all, by how it begins; and why.
+ELSEWHERE = {
+    "pip install": "installs: .ci/run does it",
+    "python -m pip": "installs: .ci/run does it",
+    "python -m venv": "installs: .ci/run does it",
+    "python -m pytest": "the tests themselves",
+    "ruff": ".ci/run does it",
+    "tensorboard": "a server",
+    "docker": "a server",
+    "curl": "asks that server",
+    "export": "for several machines, which tests/test_resume.py and tests/test_tuning.py start",
+    "srun": "a cluster",
+    "#SBATCH": "a cluster",
+    "python benchmarks/": "minutes: tests/test_benchmarks.py runs them",
+    "bash benchmarks/": "minutes: tests/test_benchmarks.py runs it",
+}
+
+# Commands that run with other flags, by how they begin: what is put in their place, or added.
+INSTEAD = {
+    # Data sets that are not here: parsed, and stopped before anything is read.
+    "python train_keras.py --config cifar10 --data DIR": "python train_keras.py --help",
+    "python train_keras.py --config celeba64 --dataset": "python train_keras.py --help",
+    "python train_keras.py --config celeba256": "python train_keras.py --help",
+    "python -m nvae_tf.data.prepare images --input DIR": "python -m nvae_tf.data.prepare --help",
+    # Scores with Inception's weights, which are not here.
+    f"{EVALUATE} --eval_mode fid": "python evaluate_keras.py --help",
+    f"{EVALUATE} --eval_mode evaluate_fid": "python evaluate_keras.py --help",
+}
+ADDED = {
+    "python train_keras.py --config digits": BRIEF,
+    "python tune_keras.py --config digits": f"{BRIEF} --max_trials 1",
+    "python -m nvae_tf.data.inspect": "--seconds 0.1",
+    "python evaluate_keras.py": "--readjust_batches 1 --num_iw_samples 2",
+    "python tests/parity.py tests/reference/cifar10_flow.npz": "--jit_compile off",
+    "python examples/interpolation_video.py": "--steps 2 --stations 2",
+    "python examples/outliers.py": "--count 20 --draws 1",
+}
+
+
+def commands():
+    """(page, command) of every shell block; prompts, comments and continued lines folded."""
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                written = re.sub(r"\s+# .*", "", line).strip()
+                for command in re.split(r"\s+&&\s+", written):
+                    if command and not re.match(r"#(?!SBATCH)", command) and command[0] != ".":
+                        yield page.name, command
+
+
+def longest(table, command):
+    begins = [key for key in table if command.startswith(key)]
+    return max(begins, key=len) if begins else None
+
+
+def runnable():
+    """Each command that runs here, with the flags that keep it short, once."""
+    found = {}
+    for page, command in commands():
+        if longest(ELSEWHERE, command) is None:
+            short = INSTEAD.get(longest(INSTEAD, command), command)
+            extra = ADDED.get(longest(ADDED, command), "") if short == command else ""
+            found.setdefault(f"{short} {extra}".strip(), (page, command))
+    return found
+
+
+def run(command):
+    """Runs a Python command in this process; returns its exit status."""
+    program, *words = shlex.split(command)
+    assert program == "python", f"{command}: neither runnable here nor listed"
+    before = sys.argv, sys.path[:]
+    if words[0] == "-m":
+        name, arguments = words[1], words[2:]
+        start = lambda: runpy.run_module(name, run_name="__main__", alter_sys=True)  # noqa: E731
+    else:
+        name, arguments = words[0], words[1:]
+        start = lambda: runpy.run_path(str(ROOT / name), run_name="__main__")  # noqa: E731
+    sys.argv = [name, *arguments]
+    sys.path.insert(0, str((ROOT / name).parent))
+    try:
+        start()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv, sys.path[:] = before
+    return 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder to run in, with what a checkout has."""
+    path = tmp_path_factory.mktemp("checkout")
+    for name in ("tests", "examples", "configs", "docs"):
+        (path / name).symlink_to(ROOT / name)
+    return path
+
+
+def test_commands_are_found():
+    found = {command for _, command in commands()}
+    assert {
+        "python train_keras.py --config digits",
+        "python -m nvae_tf.gallery runs/digits",
+    } <= found
+    assert len(found) > 30
+    for listed in (*ELSEWHERE, *INSTEAD, *ADDED):  # nothing stays listed that is no longer written
+        assert any(command.startswith(listed) for command in found), listed
+
+
+@pytest.mark.slow
+def test_every_command_runs(folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    todo = runnable()
+    first = [
+        command for command in todo if command.startswith("python train_keras.py --config digits")
+    ]
+    for command in [*first, *(c for c in todo if c not in first)]:
+        status = run(command)
+        page, written = todo[command]
+        assert status == 0, f"{page}: {written}: {capfd.readouterr().err[-1000:]}"
+
+
+@pytest.mark.slow
+def test_the_quickstarts_python_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    if not (folder / "runs" / "digits").exists():
+        assert run(f"python train_keras.py --config digits {BRIEF}") == 0
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    variables = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "quickstart.md", "exec"), variables)
+    assert variables["samples"].shape == (16, 32, 32, 1)
+    assert variables["nelbo"].shape == (4,)
+
+
+def test_the_configurations_page_is_current():
+    made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == made
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_pages_is_python(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        ast.parse(block)

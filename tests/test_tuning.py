@@ -1,0 +1,186 @@
+"""``tune_keras.py``: spaces, and searches whose trials really train."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from nvae_tf import config
+from nvae_tf.cli.tune import main
+from nvae_tf.errors import ConfigError
+from nvae_tf.tuning.space import Dimension, load_space
+
+COMMAND = Path(__file__).parent.parent / "tune_keras.py"
+# A trial must end within seconds.
+TOY = ["--epochs", "1", "--warmup_epochs", "0", "--batch_size", "300", "--max_bad_steps", "2"]
+
+
+def test_a_space_is_read(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
+        "num_channels_enc: {int: [4, 16], step: 4}\n"
+        "use_se: {choice: [true, false]}\n"
+    )
+    assert load_space(path) == [
+        Dimension("learning_rate", "float", (1e-3, 3e-2), None, True),
+        Dimension("num_channels_enc", "int", (4, 16), 4, False),
+        Dimension("use_se", "choice", (True, False), None, False),
+    ]
+    bundled = Path(__file__).parent.parent / "examples" / "digits_space.yaml"
+    assert "learning_rate" in [dimension.name for dimension in load_space(bundled)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: {float: [1e-3, 1e-2]}", "did you mean learning_rate"),
+        ("learning_rate: 0.1", "is not understood"),
+        ("learning_rate: {float: [1e-3, 1e-2], lgo: true}", "'lgo' is not understood"),
+        ("learning_rate: {float: [1e-2, 1e-3]}", "no lowest and highest"),
+        ("learning_rate: {float: [0.0, 1e-3]}", "expected a number, above 0"),
+        ("learning_rate_min: {float: [0.0, 1e-3], log: true}", "begins above 0"),
+        ("learning_rate: {int: [1, 2]}", "its values are no ints"),
+        ("num_nf: {int: [0, 2], log: true, step: 1}", "step 1 is not allowed"),
+        ("use_se: {choice: [true, true]}", "a value is given twice"),
+        ("use_se: {choice: [maybe]}", "expected true or false"),
+        ("use_se: {choice: []}", "no list of values"),
+        ("{}", "no key to search"),
+        ("- 1", "expected lines"),
+    ],
+)
+def test_a_wrong_space_is_one_line(text, message, tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_space(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def tune(folder, recipe, space, *flags):
+    path = folder / "space.yaml"
+    path.write_text(space)
+    arguments = ["--config", str(recipe), "--root", str(folder), "--save", "search"]
+    return main([*arguments, "--space", str(path), *TOY, *flags])
+
+
+def table(folder):
+    with (folder / "search" / "trials.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def searched(recipe, tmp_path_factory):
+    """A random search in which some trials cannot succeed."""
+    folder = tmp_path_factory.mktemp("tuning")
+    space = "learning_rate: {choice: [1e-2, 1e30]}\nwarmup_epochs: {choice: [0, 5]}\n"
+    flags = ["--algorithm", "random", "--max_trials", "4"]
+    assert tune(folder, recipe, space, *flags) == 0
+    return folder
+
+
+def test_failed_trials_do_not_end_a_search(searched):
+    rows = {(row["learning_rate"], row["warmup_epochs"]): row for row in table(searched)}
+    assert len(rows) == 4
+    assert rows["0.01", "0"]["status"] == "completed" and float(rows["0.01", "0"]["bpd"]) > 0
+    assert rows["1e+30", "0"]["status"] == "failed"
+    assert "2 steps in a row" in rows["1e+30", "0"]["message"]
+    assert "warmup_epochs: 5 is not allowed" in rows["0.01", "5"]["message"]
+
+
+def test_the_best_trial_becomes_a_recipe(searched):
+    best = config.load(str(searched / "search" / "best.yaml"))
+    (done,) = [row for row in table(searched) if row["status"] == "completed"]
+    assert best == config.load(str(searched / "search" / f"trial_{done['trial']}" / "config.yaml"))
+    assert best.train.learning_rate == 1e-2 and best.train.epochs == 1
+
+
+def test_trials_are_in_tensorboards_hparams_tab(searched):
+    (done,) = [row for row in table(searched) if row["status"] == "completed"]
+    logs = searched / "search" / f"trial_{done['trial']}" / "logs" / "validation"
+    tags = {
+        value.tag
+        for path in logs.glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    assert {"_hparams_/session_start_info", "bpd", "nelbo"} <= tags
+
+
+def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
+    space = (searched / "space.yaml").read_text()
+    flags = ["--algorithm", "random", "--max_trials", "4"]
+    assert tune(searched, recipe, space, *flags) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert tune(searched, recipe, space, *flags, "--resume") == 0  # nothing is left to try
+    assert len(table(searched)) == 4
+
+
+def test_hyperband_goes_on_from_shorter_trials(recipe, tmp_path, capsys):
+    space = "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
+    assert tune(tmp_path, recipe, "epochs: {int: [1, 2]}\n") == 2
+    assert "hyperband chooses" in capsys.readouterr().err
+    flags = ["--epochs", "2", "--factor", "2", "--max_minutes", "0.7"]
+    assert tune(tmp_path, recipe, space, *flags) == 0
+    rows = table(tmp_path)
+    short, long = ([row for row in rows if row["epochs"] == epochs] for epochs in "12")
+    assert short
+    for row in long:
+        trial = json.loads(
+            (tmp_path / "search" / f"trial_{row['trial']}" / "trial.json").read_text()
+        )
+        parent = trial["hyperparameters"]["values"].get("tuner/trial_id")
+        if parent:
+            names = {
+                path.name
+                for path in (tmp_path / f"search/trial_{row['trial']}/checkpoints").iterdir()
+            }
+            assert {"step-4", "step-8"} <= names
+
+
+def two_trials(recipe, folder):
+    """The command for a search of two trials, in a process of its own."""
+    (folder / "space.yaml").write_text("learning_rate: {choice: [1e-2, 2e-2]}\n")
+    return [
+        sys.executable, str(COMMAND), "--config", str(recipe), "--root", str(folder), "--save",
+        "search", "--space", str(folder / "space.yaml"), "--algorithm", "random", "--max_trials", "2",
+        *TOY,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_its_trial(recipe, tmp_path):
+    command = two_trials(recipe, tmp_path)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 1/1"):
+                process.kill()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["status"] for row in table(tmp_path)] == ["completed", "completed"]
+
+
+@pytest.mark.slow
+def test_workers_share_a_search(recipe, tmp_path):
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = str(found.getsockname()[1])
+    command = two_trials(recipe, tmp_path)
+    shared = {**os.environ, "KERASTUNER_ORACLE_IP": "localhost", "KERASTUNER_ORACLE_PORT": port}
+    processes = [
+        subprocess.Popen(command, env={**shared, "KERASTUNER_TUNER_ID": name})
+        for name in ("chief", "tuner0")
+    ]
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [row["status"] for row in table(tmp_path)] == ["completed", "completed"]
