@@ -12,6 +12,8 @@ from nvae_tf.errors import ConfigError
 from nvae_tf.training.optimizer import Adamax, make_optimizer
 from nvae_tf.training.stacked import Stacked
 
+pytestmark = pytest.mark.core
+
 HAS_ADDONS = importlib.util.find_spec("tensorflow_addons") is not None
 needs_addons = pytest.mark.skipif(not HAS_ADDONS, reason="TensorFlow Addons is not installed")
 

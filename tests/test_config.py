@@ -11,6 +11,8 @@ from nvae_tf.cli.train import main
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
 from nvae_tf.errors import ConfigError
 
+pytestmark = pytest.mark.core
+
 RECIPES = {
     # name: (groups per scale, batch, channels, blocks, cells, flows, bits, learning rate, lambda)
     "mnist": ((10, 5), 200, 32, 2, 3, 0, 8, 1e-2, 1e-2),

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -14,6 +15,8 @@ from nvae_tf.distributions import (
     clamped_normal,
     from_noise,
 )
+
+pytestmark = pytest.mark.core
 
 
 def test_clamped_normal_is_the_normal_it_says():

@@ -1,13 +1,16 @@
 """Every command in the README and in docs/ runs, and every page is current."""
 
 import ast
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,18 +25,16 @@ BRIEF = f"{SMALL} --epochs 1 --warmup_epochs 0"
 # What cannot run here at all, by how it begins; and why.
 ELSEWHERE = {
     "pip install": "installs: .ci/run does it",
-    "python -m pip": "installs: .ci/run does it",
     "python -m venv": "installs: .ci/run does it",
     "python -m pytest": "the tests themselves",
     "ruff": ".ci/run does it",
-    "tensorboard": "a server",
+    "mypy": ".ci/run does it",
     "docker": "a server",
     "curl": "asks that server",
     "export": "for several machines, which tests/test_resume.py and tests/test_tuning.py start",
     "srun": "a cluster",
     "#SBATCH": "a cluster",
     "python benchmarks/": "minutes: tests/test_benchmarks.py runs them",
-    "bash benchmarks/": "minutes: tests/test_benchmarks.py runs it",
 }
 
 # Commands that run with other flags, by how they begin: what is put in their place, or added.
@@ -138,6 +139,25 @@ def test_every_command_runs(folder, monkeypatch, capfd):
         status = run(command)
         page, written = todo[command]
         assert status == 0, f"{page}: {written}: {capfd.readouterr().err[-1000:]}"
+
+
+@pytest.mark.slow
+def test_own_photographs_need_five_commands(photographs, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, photograph in enumerate(photographs):
+        image = Image.fromarray(photograph).resize((96, 80))
+        image.save(tmp_path / "photos" / f"{number}.png")
+    script = ROOT / "examples" / "own_photographs.sh"
+    toy = f"{BRIEF} --batch_size 8 --num_preprocess_cells 1 --num_postprocess_cells 1 --num_nf 0"
+    done = subprocess.run(
+        ["bash", script, tmp_path / "photos", tmp_path / "out", *toy.split()],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "run" / "gallery.html").is_file()
+    text = script.read_text(encoding="utf-8")
+    assert len(re.findall(r"^python", text, re.MULTILINE)) == 5
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import tensorflow as tf
 from nvae_tf.layers import cells, convolution, flows, latent_group, normalization
 from nvae_tf.layers.convolution import Convolution
 
+pytestmark = pytest.mark.core
+
 
 def photo_maps(photographs, channels, size=8, batch=2):
     """Feature maps made of photographs, so that neighbouring values are alike as in real maps."""

@@ -10,6 +10,8 @@ from nvae_tf.config import ARCH_INSTANCES, ImageSpec, ModelConfig
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Given
 from nvae_tf.model import NVAE
 
+pytestmark = pytest.mark.core
+
 TINY = ModelConfig(
     num_latent_scales=2, num_groups_per_scale=2, num_latent_per_group=3, ada_groups=True,
     num_channels_enc=8, num_channels_dec=8, num_preprocess_blocks=1, num_postprocess_blocks=1,

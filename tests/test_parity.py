@@ -6,6 +6,8 @@ import numpy as np
 import parity
 import pytest
 
+pytestmark = pytest.mark.core
+
 HERE = Path(__file__).parent
 BUNDLED = sorted((HERE / "reference").glob("*.npz"))
 # Too large to bundle, used where it lies beside the checkout.

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from PIL import Image
 
 from nvae_tf import config
 from nvae_tf.cli.train import main
+
+pytestmark = pytest.mark.core
 
 COMMAND = Path(__file__).parent.parent / "train_keras.py"
 

@@ -13,6 +13,8 @@ from nvae_tf.training.schedules import WarmupCosine
 from nvae_tf.training.spectral import SpectralNorms
 from nvae_tf.training.stacked import Stacked
 
+pytestmark = pytest.mark.core
+
 
 def test_learning_rate_warms_up_by_steps_and_falls_by_epochs():
     schedule = WarmupCosine(1e-2, 1e-4, steps_per_epoch=10, epochs=12, warmup_epochs=2)

@@ -78,7 +78,11 @@ def table(folder):
 def searched(recipe, tmp_path_factory):
     """A random search in which some trials cannot succeed."""
     folder = tmp_path_factory.mktemp("tuning")
-    space = "learning_rate: {choice: [1e-2, 1e30]}\nwarmup_epochs: {choice: [0, 5]}\n"
+    space = (
+        "learning_rate: {choice: [1e-2, 1e30]}\n"
+        "warmup_epochs: {choice: [0, 5]}\n"
+        "use_se: {choice: [true]}\n"
+    )
     flags = ["--algorithm", "random", "--max_trials", "4"]
     assert tune(folder, recipe, space, *flags) == 0
     return folder
@@ -97,7 +101,7 @@ def test_the_best_trial_becomes_a_recipe(searched):
     best = config.load(str(searched / "search" / "best.yaml"))
     (done,) = [row for row in table(searched) if row["status"] == "completed"]
     assert best == config.load(str(searched / "search" / f"trial_{done['trial']}" / "config.yaml"))
-    assert best.train.learning_rate == 1e-2 and best.train.epochs == 1
+    assert best.train.learning_rate == 1e-2 and best.train.epochs == 1 and best.model.use_se is True
 
 
 def test_trials_are_in_tensorboards_hparams_tab(searched):

@@ -12,7 +12,7 @@ import keras_tuner
 from keras_tuner import errors, oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
-from nvae_tf.config import Config, from_dict
+from nvae_tf.config import KEYS, Config, from_dict
 from nvae_tf.errors import ConfigError, UserError
 from nvae_tf.files import replacing, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
@@ -98,7 +98,7 @@ class Search(BaseTuner):
             super().search()
 
     def run_trial(self, trial):
-        """Trains with a trial's values; where that fails the objective is NaN, as keras-tuner wants it."""
+        """Trains with a trial's values; where that fails, the objective is NaN."""
         values = self._values(trial)
         said = " ".join(f"{name}={value}" for name, value in values.items())
         print(f"trial {trial.trial_id}: {said}", flush=True)
@@ -172,7 +172,9 @@ class Search(BaseTuner):
 
     def _values(self, trial):
         values = trial.hyperparameters.values
-        return {name: values[name] for name in self._names if name in values}
+        # keras-tuner hands out a choice of true or false as 1 or 0.
+        types = {name: bool for name in self._names if KEYS[name][1].type is bool}
+        return {n: types.get(n, lambda v: v)(values[n]) for n in self._names if n in values}
 
     def _config(self, trial, name):
         return self._values(trial).get(name, self.config.to_dict()[name])
