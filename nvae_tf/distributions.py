@@ -8,10 +8,9 @@ import math
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from nvae_tf import noise
-
-tfd = tfp.distributions
 
 CLAMP = 5.0
 MINIMUM_SCALE = 1e-2

@@ -7,7 +7,7 @@ caller's list, which says what plain data to put in its place. Anything else is 
 
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from nvae_tf.errors import UserError
 
@@ -47,7 +47,7 @@ class OrderedDict(dict, Object):
 
 
 def load(
-    file: BinaryIO, factories: Factories, persistent: Callable[[Any], Any] | None = None
+    file: IO[bytes], factories: Factories, persistent: Callable[[Any], Any] | None = None
 ) -> Any:
     """Reads one pickle.
 

@@ -8,7 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Tensor(NamedTuple):
             isinstance(n, int) and n >= 0 for n in (self.offset, *shape, *strides)
         )
         empty = sound and 0 in shape
-        reach = sound and sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if sound else 0
         if not sound or (not empty and self.offset + reach >= len(storage)):
             raise UserError("a tensor that does not lie within its storage")
         # Overlapping strides could make a huge tensor of a small storage.
@@ -70,7 +70,7 @@ class _StorageType(NamedTuple):
     dtype: str
 
     def read(self, content: bytes, little_endian: bool = True) -> np.ndarray:
-        order = "<" if little_endian else ">"
+        order: Literal["<", ">"] = "<" if little_endian else ">"
         if self.dtype == _BFLOAT16:
             halves = np.frombuffer(content, order + "u2").astype(np.uint32)
             return (halves << 16).view(np.float32)

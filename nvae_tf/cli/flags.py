@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 from nvae_tf.config import KEYS, SECTIONS, allowed_range
 
@@ -36,13 +37,17 @@ def add_key_flags(group, names) -> None:
         _, field = KEYS[name]
         default = "empty" if field.default == "" else field.default
         help_text = f"{field.metadata['help']}{allowed_range(field)} (default: {default})"
-        options = dict(dest=name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%"))
+        options: dict[str, Any] = dict(
+            dest=name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%")
+        )
         if field.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
-            options["metavar"] = {int: "N", float: "X", str: "TEXT"}[field.type]
+            options["metavar"] = (
+                "N" if field.type is int else "X" if field.type is float else "TEXT"
+            )
         group.add_argument(f"--{name}", **options)
 
 

@@ -5,6 +5,7 @@ TensorFlow takes seconds to import: only after the flags are known to be right, 
 
 import json
 from pathlib import Path
+from typing import Any
 
 from nvae_tf.cli.measure import load, statistics_at
 from nvae_tf.errors import UserError
@@ -57,8 +58,8 @@ def interpolate(arguments) -> None:
         noise, temperature = loaded.model.draw_noise(count, (arguments.seed, 0)), arguments.temp
     if len(noise[0]) % 2:
         raise UserError("interpolation needs pairs of images; give an even number of them")
-    ends = [[tensor[first::2] for tensor in noise] for first in (0, 1)]
-    rows = latents.interpolate(loaded.model, *ends, arguments.steps, temperature)
+    start, end = ([tensor[first::2] for tensor in noise] for first in (0, 1))
+    rows = latents.interpolate(loaded.model, start, end, arguments.steps, temperature)
     written = [output / "interpolate.png", output / f"interpolate.{arguments.animation}"]
     write_png(written[0], grid(np.concatenate(rows), arguments.steps))
     frames = [
@@ -121,7 +122,7 @@ def encode(arguments) -> None:
 
     with reading(source):
         encoded = list(latents.encode_batches(loaded.model, images(), groups))
-    arrays = {"kl": np.concatenate([batch.kl for batch in encoded])}
+    arrays: dict[str, Any] = {"kl": np.concatenate([batch.kl for batch in encoded])}
     for field in ("z", "mean", "deviation"):
         parts = zip(*(getattr(batch, field) for batch in encoded), strict=True)
         arrays.update(
@@ -226,7 +227,8 @@ def _chosen(arguments, loaded, most: int | None = None):
     from nvae_tf.data.source import reading
 
     source, dataset, names = _source(arguments, loaded)
-    wanted = arguments.indices or range(len(source) if arguments.images else min(most, len(source)))
+    first = len(source) if arguments.images or most is None else min(most, len(source))
+    wanted = arguments.indices or range(first)
     outside = [number for number in wanted if number >= len(source)]
     if outside:
         raise UserError(f"--indices: there is no image {outside[0]}; there are {len(source)}")

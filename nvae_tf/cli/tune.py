@@ -122,11 +122,11 @@ def _table(trials, objective, names):
     def text(value):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    done = sorted((t for t in trials if t.score is not None), key=lambda trial: trial.score)
-    others = [trial for trial in trials if trial.score is None]
+    done = sorted((t for t in trials if t.status == "completed"), key=lambda trial: trial.score)
+    others = [trial for trial in trials if trial.status != "completed"]
     rows = [["trial", objective, "epochs", *names]]
     for trial in done + others:
-        score = f"{trial.score:.4f}" if trial.score is not None else trial.status
+        score = f"{trial.score:.4f}" if trial.status == "completed" else trial.status
         values = [text(trial.values.get(name)) for name in names]
         rows.append([trial.id, score, str(trial.epochs), *values])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

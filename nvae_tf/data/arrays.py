@@ -9,11 +9,11 @@ import tf_keras
 from PIL import Image
 
 from nvae_tf import plain_pickle
-from nvae_tf.data.source import ArraySource, StackedSource
+from nvae_tf.data.source import ArraySource, Source, StackedSource
 from nvae_tf.errors import UserError
 from nvae_tf.files import downloading
 
-Splits = tuple[ArraySource, ArraySource]
+Splits = tuple[Source, Source]  # training and test images
 
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
@@ -44,7 +44,7 @@ def read_digits(folder: str = "") -> Splits:
     )
 
 
-def read_mnist(folder: str = "") -> Splits:
+def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
     """MNIST, padded to 32x32, from ``mnist.npz``.
 
     Args:
@@ -79,7 +79,7 @@ def read_mnist(folder: str = "") -> Splits:
                 f"{labels.shape}; expected uint8, (n, 28, 28) and (n,); fetch Keras's mnist.npz again"
             )
         sources.append(ArraySource(_pad_to_32(images), labels))
-    return tuple(sources)
+    return sources[0], sources[1]
 
 
 def read_stacked_mnist(folder: str = "") -> Splits:
@@ -124,7 +124,7 @@ def read_omniglot(folder: str = "") -> Splits:
         # Matlab counts pixels down the columns of an image.
         images = columns.T.reshape(-1, 28, 28).transpose(0, 2, 1)
         sources.append(ArraySource(_pad_to_32(np.rint(images * 255.0).astype(np.uint8))))
-    return tuple(sources)
+    return sources[0], sources[1]
 
 
 def read_cifar10(folder: str = "") -> Splits:
@@ -142,8 +142,8 @@ def read_cifar10(folder: str = "") -> Splits:
         with downloading("CIFAR-10", advice):
             train, test = tf_keras.datasets.cifar10.load_data()
         return ArraySource(*train), ArraySource(*test)
-    folder = _existing(folder)
-    for directory in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
+    root = _existing(folder)
+    for directory in (root, root / "cifar-10-batches-py", root / "cifar-10-batches-bin"):
         if (directory / "data_batch_1").is_file():
             return _batches(directory, "", _read_cifar_pickle)
         if (directory / "data_batch_1.bin").is_file():
@@ -164,7 +164,7 @@ def _batches(directory: Path, ending: str, read) -> Splits:
         flat, labels = map(np.concatenate, zip(*map(read, paths), strict=True))
         images = flat.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
         sources.append(ArraySource(images, labels))
-    return tuple(sources)
+    return sources[0], sources[1]
 
 
 def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -222,7 +222,7 @@ class _PickledType(plain_pickle.Object):
         """Ignores byte order: CIFAR's numbers are single bytes."""
 
 
-_ARRAY_FACTORIES = {
+_ARRAY_FACTORIES: plain_pickle.Factories = {
     "numpy.core.multiarray _reconstruct": _PickledArray,
     "numpy._core.multiarray _reconstruct": _PickledArray,
     "numpy ndarray": _PickledArray,

@@ -86,7 +86,7 @@ def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
         box = (left, top, left + side, top + side)
     elif crop == RANDOM:
         scale = size / min(image.size)
-        target = tuple(max(size, round(side * scale)) for side in image.size)
+        target = max(size, round(width * scale)), max(size, round(height * scale))
     return image.resize(target, Image.Resampling.BILINEAR, box=box)
 
 

@@ -17,7 +17,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -139,7 +139,7 @@ def _run(jobs: list[Job], total: int) -> set[str]:
     return unreadable
 
 
-def _write_shard(job: Job, progress: Callable[[int], None], stop: threading.Event) -> set[str]:
+def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event) -> set[str]:
     """Writes one shard, unless it is complete; returns the names of its unreadable images."""
     skipped_file = job.path.with_suffix(".unreadable")
     if job.path.exists():
@@ -293,6 +293,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
         return
     with replacing(path) as temporary, temporary.open("wb") as file:
         content = tar.extractfile(member)
+        assert content is not None  # of a regular file, which `unpack` has checked
         while block := content.read(1 << 20):
             file.write(block)
 

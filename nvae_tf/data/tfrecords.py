@@ -115,10 +115,11 @@ class Shard:
             size = path.stat().st_size
             # The file is closed again: ImageNet has more shards than a process may hold open files.
             with path.open("rb") as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-                self.offsets = self._scan(content, size)
-                if size:
-                    content.close()
+                if not size:
+                    self.offsets = self._scan(b"", size)
+                else:
+                    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                        self.offsets = self._scan(content, size)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {FETCH_AGAIN}") from None
 

@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Writes an .npz file; pytorch-fid reads its ``mu`` and ``sigma``."""
-        arrays = {"mu": self.mean, "sigma": self.covariance}
+        arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance}
         if self.features is not None:
             arrays["features"] = self.features
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -198,11 +198,9 @@ def compare(reference: Statistics, generated: Statistics) -> dict[str, float]:
         ``fid``; and ``kid``, ``precision`` and ``recall`` where the reference holds features.
     """
     report = {"fid": frechet_distance(reference, generated)}
-    if (
-        reference.features is not None
-        and min(len(reference.features), len(generated.features)) > NEIGHBOURS
-    ):
-        report["kid"] = kernel_distance(reference.features, generated.features)
-        precision, recall = precision_recall(reference.features, generated.features)
+    known, drawn = reference.features, generated.features
+    if known is not None and drawn is not None and min(len(known), len(drawn)) > NEIGHBOURS:
+        report["kid"] = kernel_distance(known, drawn)
+        precision, recall = precision_recall(known, drawn)
         report.update(precision=precision, recall=recall)
     return report

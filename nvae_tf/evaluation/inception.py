@@ -183,5 +183,7 @@ def _from_archive(path: Path) -> bytes:
     with tarfile.open(path) as archive:
         for member in archive:
             if Path(member.name).name == GRAPH and member.isfile():
-                return archive.extractfile(member).read()
+                content = archive.extractfile(member)
+                assert content is not None  # of a regular file
+                return content.read()
     raise UserError(f"holds no {GRAPH}")

@@ -187,10 +187,10 @@ def encode_batches(model: NVAE, batches, groups: list[int]) -> Iterator[Encoded]
 
     run = on_devices(encode)
     for images in batches:
-        parts, kl = tf.nest.map_structure(
+        (z, mean, deviation), kl = tf.nest.map_structure(
             lambda tensor: tensor.numpy(), join(run(share(images)), len(images))
         )
-        yield Encoded(*parts, kl)
+        yield Encoded(z, mean, deviation, kl)
 
 
 def _image_of_noise(model: NVAE, temperature: float):

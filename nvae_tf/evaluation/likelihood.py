@@ -94,7 +94,7 @@ def evaluate(
     return Likelihoods(nelbo, negative)
 
 
-def summarize(likelihoods: Likelihoods, bits_per_dim) -> dict[str, dict[str, float]]:
+def summarize(likelihoods: Likelihoods, bits_per_dim) -> dict[str, dict[str, float | None]]:
     """Mean and standard error over the images, in nats and in bits per dimension.
 
     Args:

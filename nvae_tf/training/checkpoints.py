@@ -41,7 +41,7 @@ class Checkpoints:
         self._iterations = trainer.optimizer.iterations
         minutes = save_every.endswith("m")
         self._every_steps = None if minutes else int(save_every)
-        self._every_seconds = 60.0 * int(save_every[:-1]) if minutes else None
+        self._every_seconds = 60.0 * int(save_every[:-1]) if minutes else 0.0
         self._saved_at = time.monotonic()
         self._images_per_step = tf.Variable(images_per_step, dtype=tf.int64, trainable=False)
         self._expected = images_per_step

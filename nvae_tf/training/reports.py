@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, epochs: int, steps_per_epoch: int):
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
-        self._bar = None
+        self._bar: tqdm | None = None
 
     def step(self, step: int, logs) -> None:
         """Moves the bar.

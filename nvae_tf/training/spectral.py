@@ -56,8 +56,9 @@ class SpectralNorms(tf.Module):
             tf.reshape(stack.kernels, [*right.shape, -1])
             for stack, right in zip(stacks, self.right, strict=True)
         ]
-        starts = ([v.read_value() for v in vectors] for vectors in (self.left, self.right))
-        return _iterated(matrices, *starts, iterations)
+        left = [vectors.read_value() for vectors in self.left]
+        right = [vectors.read_value() for vectors in self.right]
+        return _iterated(matrices, left, right, iterations)
 
     def keep(self, vectors, condition=True) -> None:
         """Stores iterated vectors, where the condition (a scalar) holds."""

@@ -372,11 +372,8 @@ class Trainer(tf.Module):
             run_step: the compiled `validation_step`.
             batches: of (images, numbers, weights), all images once.
         """
-        total = None
-        for batch in batches:
-            sums = run_step(*batch)
-            total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
-        count, recon, channel_kl = total
+        of_batches = [run_step(*batch) for batch in batches]
+        count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*of_batches, strict=True))
         channel_kl = channel_kl / count
         return {
             **self._summary(recon / count, tf.reduce_sum(channel_kl)),

@@ -43,7 +43,7 @@ class Trial(NamedTuple):
     Attributes:
         id: as in the name of its folder.
         status: ``"completed"``, ``"failed"`` or ``"running"``.
-        score: the objective; None unless completed.
+        score: the objective; NaN unless completed.
         epochs: that it trained for.
         values: key -> value.
         message: why it failed.
@@ -51,7 +51,7 @@ class Trial(NamedTuple):
 
     id: str
     status: str
-    score: float | None
+    score: float
     epochs: int
     values: dict
     message: str
@@ -133,7 +133,7 @@ class Search(BaseTuner):
                 Trial(
                     id=trial_id,
                     status=status,
-                    score=trial.score if status == "completed" else None,
+                    score=trial.score if status == "completed" else math.nan,
                     epochs=values.get("tuner/epochs") or self._config(trial, "epochs"),
                     values=self._values(trial),
                     message=trial.message or "",
@@ -158,7 +158,8 @@ class Search(BaseTuner):
             )
             for t in trials:
                 values = [t.values.get(name) for name in self._names]
-                table.writerow([t.id, t.status, t.score, t.epochs, *values, t.message])
+                score = "" if math.isnan(t.score) else t.score
+                table.writerow([t.id, t.status, score, t.epochs, *values, t.message])
         complete = [trial for trial in trials if trial.status == "completed"]
         if not complete:
             return None
