@@ -29,12 +29,19 @@ def compiles_parts() -> bool:
     return _active.get()
 
 
-def compiled_part(function):
-    """Makes a function of tensors a part: compiled once for all inputs of the same shapes."""
+def compiled_part(function, worthwhile: int = 0):
+    """Makes a function of tensors a part: compiled once for all inputs of the same shapes.
+
+    Args:
+        function: of tensors, or structures of tensors.
+        worthwhile: where the first one has fewer values, the function is not compiled: it would not
+            make up for the time that takes.
+    """
     compiled = tf.function(function, autograph=False, jit_compile=True)
 
     @functools.wraps(function)
     def run(*arguments):
-        return (compiled if compiles_parts() else function)(*arguments)
+        large = not worthwhile or arguments[0].shape.num_elements() >= worthwhile
+        return (compiled if large and compiles_parts() else function)(*arguments)
 
     return run

@@ -7,9 +7,7 @@ from nvae_tf.devices import own_copy
 from nvae_tf.layers.compiled import compiled_part
 from nvae_tf.training.stacked import Stacked
 
-# Values that are updated together: one part compiles faster than several, but all of its results are
-# in memory at once.
-PART = 2**24
+LARGE = 2**20  # values in a stack from which on its update is compiled, on CPUs
 
 
 def make_optimizer(config: TrainConfig, learning_rate) -> "Optimizer":
@@ -104,48 +102,27 @@ class StackedOptimizer(Optimizer):
             ]
         )
         slots = [getattr(self, name) for name in self.SLOTS]
-        for part in _parts(zip(gradients, self._weights.stacks, *slots, strict=True)):
-            before = [[gradient, *(v.read_value() for v in own)] for gradient, *own in part]
-            after = self.update(before, coefficients, condition)
-            for (_, *own), values in zip(part, after, strict=True):
-                for variable, value in zip(own, values, strict=True):
-                    own_copy(variable).assign(value)
+        for gradient, *own in zip(gradients, self._weights.stacks, *slots, strict=True):
+            before = [variable.read_value() for variable in own]
+            after = self.update(gradient, before, coefficients, condition)
+            for variable, value in zip(own, after, strict=True):
+                own_copy(variable).assign(value)
         own_copy(self.iterations).assign_add(1)
 
     @staticmethod
-    def update(rows, coefficients, condition):
-        """New values for rows of gradient, weight and slots; if the condition is false, the old."""
+    def update(gradient, own, coefficients, condition):
+        """New values of a stack and its slots; if the condition is false, the old."""
         raise NotImplementedError
-
-
-def _parts(rows):
-    """Divides rows that begin with a tensor into lists: together in few, none of more than `PART`."""
-    parts, size = [], PART
-    for row in rows:
-        own = row[0].shape.num_elements()
-        if size + own > PART:
-            parts.append([])
-            size = 0
-        parts[-1].append(row)
-        size += own
-    return parts
 
 
 def _update_by(rule):
     """An `update` from a rule: gradient, weight, both slots and coefficients to weight and slots."""
 
-    @compiled_part
-    def update(rows, coefficients, condition):
-        coefficients = tf.unstack(coefficients)
-        return [
-            [
-                tf.where(condition, new, old)
-                for new, old in zip(rule(gradient, *own, *coefficients), own, strict=True)
-            ]
-            for gradient, *own in rows
-        ]
+    def update(gradient, own, coefficients, condition):
+        updated = rule(gradient, *own, *tf.unstack(coefficients))
+        return [tf.where(condition, new, old) for new, old in zip(updated, own, strict=True)]
 
-    return staticmethod(update)
+    return staticmethod(compiled_part(update, worthwhile=LARGE))
 
 
 def _adamax(gradient, weight, mean, peak, rate, _, decay, beta_1, beta_2, epsilon):
