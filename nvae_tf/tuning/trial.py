@@ -56,8 +56,10 @@ def run_trial(
         raise UserError(
             f"its process was killed (exit status {process.exitcode}), perhaps for want of memory"
         ) from None
+    except BaseException:  # an interruption: the training leaves a checkpoint
+        process.terminate()
+        raise
     finally:
-        process.terminate()  # where this one was interrupted: the training leaves a checkpoint
         process.join()
     if isinstance(outcome, Exception):
         raise outcome
