@@ -125,6 +125,7 @@ def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
     assert len(table(searched)) == 4
 
 
+@pytest.mark.slow
 def test_hyperband_goes_on_from_shorter_trials(recipe, tmp_path, capsys):
     space = "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
     assert tune(tmp_path, recipe, "epochs: {int: [1, 2]}\n") == 2
