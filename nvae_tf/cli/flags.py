@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from nvae_tf.config import KEYS, SECTIONS, allowed_range
@@ -53,7 +54,10 @@ def add_key_flags(group, names) -> None:
 
 def overrides(arguments: argparse.Namespace) -> dict:
     """The configuration keys that were given as flags, values still as text."""
-    return {name: value for name, value in vars(arguments).items() if name in KEYS}
+    given = {name: value for name, value in vars(arguments).items() if name in KEYS}
+    if given.get("data"):  # later commands may run in another folder
+        given["data"] = str(Path(given["data"]).expanduser().resolve())
+    return given
 
 
 def at_least(minimum: int):

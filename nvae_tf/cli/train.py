@@ -54,10 +54,7 @@ def _parser() -> Parser:
 
 
 def _train(arguments) -> None:
-    given = overrides(arguments)
-    if given.get("data"):  # later commands may run in another folder
-        given["data"] = str(Path(given["data"]).expanduser().resolve())
-    config = configuration.load(arguments.config, given)
+    config = configuration.load(arguments.config, overrides(arguments))
     path = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.cluster import connect
