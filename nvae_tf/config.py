@@ -244,8 +244,7 @@ def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
     base = base or Config()
     parts: dict[str, dict[str, Any]] = {part: {} for part in SECTIONS}
     for name, value in values.items():
-        checked = check_value(name, value)
-        parts[KEYS[name][0]][name] = checked
+        parts[KEYS[name][0]][name] = check_value(name, value)
     config = Config(
         **{part: dataclasses.replace(getattr(base, part), **kv) for part, kv in parts.items()}
     )

@@ -28,13 +28,11 @@ class Limits(NamedTuple):
         max_trials: of bayesian and random search.
         max_minutes: after which no new trial starts; None: no limit.
         factor: of hyperband: one of so many trials goes on, for so many times the epochs.
-        iterations: of hyperband.
     """
 
     max_trials: int = 10
     max_minutes: float | None = None
     factor: int = 3
-    iterations: int = 1
 
 
 class Trial(NamedTuple):
@@ -128,14 +126,15 @@ class Search(BaseTuner):
         for trial_id in self.oracle.start_order:
             trial = self.oracle.trials[trial_id]
             status = {"COMPLETED": "completed", "RUNNING": "running"}.get(trial.status, "failed")
-            values = trial.hyperparameters.values
+            values = self._values(trial)
+            trained = trial.hyperparameters.values.get("tuner/epochs")
             found.append(
                 Trial(
                     id=trial_id,
                     status=status,
                     score=trial.score if status == "completed" else math.nan,
-                    epochs=values.get("tuner/epochs") or self._config(trial, "epochs"),
-                    values=self._values(trial),
+                    epochs=trained or values.get("epochs", self.config.train.epochs),
+                    values=values,
                     message=trial.message or "",
                 )
             )
@@ -172,13 +171,12 @@ class Search(BaseTuner):
         return best
 
     def _values(self, trial):
-        values = trial.hyperparameters.values
         # keras-tuner hands out a choice of true or false as 1 or 0.
-        types = {name: bool for name in self._names if KEYS[name][1].type is bool}
-        return {n: types.get(n, lambda v: v)(values[n]) for n in self._names if n in values}
-
-    def _config(self, trial, name):
-        return self._values(trial).get(name, self.config.to_dict()[name])
+        return {
+            name: bool(value) if KEYS[name][1].type is bool else value
+            for name, value in trial.hyperparameters.values.items()
+            if name in self._names
+        }
 
     def _path(self, trial_id):
         return self.folder / f"trial_{trial_id}"
@@ -206,7 +204,6 @@ def _oracle(config, space, algorithm, objective, limits):
         oracle = oracles.HyperbandOracle(
             max_epochs=config.train.epochs,
             factor=limits.factor,
-            hyperband_iterations=limits.iterations,
             **common,
         )
     else:
