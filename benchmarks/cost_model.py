@@ -48,7 +48,7 @@ def count(name: str) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         profile = tf.compat.v1.profiler.profile(graph, options=options)
     return {
-        "parameters": sum(v.shape.num_elements() for v in model.trainable_variables),
+        "parameters": model.num_parameters,
         "flops": profile.total_float_ops,
         "batch_norms": sum(isinstance(layer, BatchNorm) for layer in model.submodules),
         "batch": config.data.batch_size,

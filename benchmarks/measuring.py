@@ -54,11 +54,6 @@ def random_images(model, count: int):
     return tf.round(images) if model.image.binary else images
 
 
-def num_parameters(model) -> int:
-    """Trainable ones."""
-    return sum(v.shape.num_elements() for v in model.trainable_variables)
-
-
 def peak_memory_gib() -> float:
     """The device's peak on a GPU, else this process's resident peak, so far."""
     import tensorflow as tf

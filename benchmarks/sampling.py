@@ -10,7 +10,7 @@ JSON line last.
 import statistics
 import time
 
-from measuring import fresh_model, make_parser, num_parameters, peak_memory_gib, run
+from measuring import fresh_model, make_parser, peak_memory_gib, run
 
 from nvae_tf.cli.flags import at_least
 from nvae_tf.config import Config
@@ -37,7 +37,7 @@ def measure(config: Config, arguments) -> dict:
         )
         print(results[-1], flush=True)
     return {
-        "parameters": num_parameters(model),
+        "parameters": model.num_parameters,
         "batches": results,
         "peak_memory_gib": round(peak_memory_gib(), 3),
     }

@@ -12,7 +12,6 @@ import time
 from measuring import (
     fresh_model,
     make_parser,
-    num_parameters,
     peak_memory_gib,
     random_images,
     run,
@@ -69,7 +68,7 @@ def measure(config: Config, arguments) -> dict:
         first, *others = (timed() for _ in range(arguments.steps + 1))
     median = statistics.median(others) if others else first
     return {
-        "parameters": num_parameters(model),
+        "parameters": model.num_parameters,
         "latent_groups": len(model.groups),
         "graph_nodes": nodes,
         "build_seconds": round(built - begin, 2),

@@ -1,7 +1,10 @@
 """Writing files so that a crash or a full disk never leaves half of one."""
 
 import contextlib
+import errno
+import fcntl
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,6 +35,72 @@ def replacing(path: Path):
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path):
+    """As `replacing`, for a folder and all that the block puts into it."""
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            # Renamed first: an interrupted removal must not leave half of it.
+            shutil.rmtree(path.rename(temporary.with_suffix(".old.part")))
+        temporary.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, doing: str):
+    """Within the block no other process is in such a block for the same folder.
+
+    Args:
+        folder: made, if need be; removed again if nothing was put into it.
+        doing: what is done there, for the error.
+
+    Raises:
+        UserError: another process is there, or the folder cannot be written.
+    """
+    make_folder(folder)
+    path = folder / ".lock"
+    try:
+        lock = _locked(path)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: another process is {doing} here; wait for it or end it"
+        ) from None
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be gone
+            path.unlink()
+            folder.rmdir()
+        lock.close()
+
+
+def _locked(path: Path):
+    """A file that this process alone has locked; the system unlocks it when the process ends."""
+    while True:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                file.close()
+                raise
+            return file  # a file system without locks
+        # Whoever held it before may have removed it in between, for others to make anew.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
 
 
 @contextlib.contextmanager

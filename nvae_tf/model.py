@@ -281,6 +281,11 @@ class NVAE(tf_keras.Model):
         return self.image_distribution(parameters).log_prob(images)
 
     @property
+    def num_parameters(self) -> int:
+        """Trainable ones."""
+        return sum(variable.shape.num_elements() for variable in self.trainable_variables)
+
+    @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(height, width, latents) of each group's z, top of the hierarchy first."""
         return [group.latent_shape for group in self.groups]

@@ -49,6 +49,13 @@ def _parser() -> Parser:
         help="GPUs of this machine to train on (default: all); without GPUs, the CPU is divided. "
         "Several machines: the same command on each, with TF_CONFIG or under Slurm",
     )
+    run.add_argument(
+        "--join_timeout",
+        type=at_least(1),
+        default=600,
+        metavar="SECONDS",
+        help="how long several workers wait for each other at the start (default: 600)",
+    )
     add_config_flags(parser)
     return parser
 
@@ -61,7 +68,7 @@ def _train(arguments) -> None:
     from nvae_tf.training.run import train
 
     folder = RunFolder(path)
-    cluster = connect(arguments.world_size)
+    cluster = connect(arguments.world_size, arguments.join_timeout)
     results = train(config, folder, resume=arguments.cont_training, cluster=cluster)
     if not cluster.is_chief or results is None:
         return

@@ -48,7 +48,6 @@ def text(loaded: Loaded, picture: str | None = None, usage: str = "") -> str:
 def facts(loaded: Loaded) -> list[tuple[str, str]]:
     """Names and values of what is known of a model, measurements in its folder included."""
     config, model, image = loaded.config, loaded.model, loaded.model.image
-    parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
     groups = " + ".join(map(str, config.model.groups_per_scale))
     kind = "binary" if image.binary else f"{config.model.num_x_bits}-bit"
     return [
@@ -57,7 +56,7 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
         ("data set", config.data.dataset),
         ("images", f"{image.size}x{image.size}, {image.channels} channels, {kind}"),
         ("latent groups", f"{groups} (finest scale first)"),
-        ("parameters", f"{parameters:,}"),
+        ("parameters", f"{model.num_parameters:,}"),
         ("training steps", f"{loaded.step:,}"),
         *_measured(loaded.folder),
     ]

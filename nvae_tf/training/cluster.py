@@ -3,15 +3,18 @@
 import functools
 import json
 import os
+import zlib
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from nvae_tf.devices import local_strategy
 from nvae_tf.errors import UserError
+from nvae_tf.training.rendezvous import wait_for_all
 
 # After this long without a word from another worker its loss is an error.
 TIMEOUT_SECONDS = 60
+JOIN_SECONDS = 600  # that workers wait for each other at the start
 TASKS = ("chief", "worker")
 
 
@@ -46,6 +49,22 @@ class Cluster(NamedTuple):
         each = self.replicas // self.num_workers
         return [int(value) // each for value in found]
 
+    def disagreements(self, own: dict[str, str]) -> list[str]:
+        """Which of some named texts are not alike on all workers; all have to ask at the same time.
+
+        Args:
+            own: name -> text of this worker; the names are the same on all.
+        """
+        # Numbers are alike if the sum of their squares is the least that their sum allows.
+        digests = [zlib.crc32(text.encode()) >> 8 for text in own.values()]
+        found = self.sum_over_workers([*digests, *(digest**2 for digest in digests)])
+        totals, squares = found[: len(own)], found[len(own) :]
+        return [
+            name
+            for name, total, square in zip(own, totals, squares, strict=True)
+            if square * self.num_workers != total**2
+        ]
+
 
 @functools.lru_cache(maxsize=1)
 def _summing(strategy):
@@ -60,28 +79,30 @@ def _summing(strategy):
     return run
 
 
-def connect(num_devices: int | None = None) -> Cluster:
+def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) -> Cluster:
     """Finds out what this process is part of, and meets the other workers if there are any.
 
     Several machines: ``TF_CONFIG`` in the environment, as TensorFlow defines it, or Slurm's variables.
 
     Args:
         num_devices: of this machine, without other workers; default: all GPUs, or the CPU.
+        join_seconds: to wait for the other workers.
 
     Raises:
         UserError: ``TF_CONFIG`` is malformed, or the other workers do not answer.
     """
-    resolver, worker, num_workers = _resolver()
-    if num_workers == 1:
+    resolver, worker, hosts = _resolver()
+    if resolver is None:
         return Cluster(local_strategy(num_devices))
     if num_devices is not None:
         raise UserError("--world_size is for one machine; several use all of their GPUs")
+    wait_for_all(hosts, worker, join_seconds)
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=TIMEOUT_SECONDS)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         raise lost_worker(error) from None
-    return Cluster(strategy, worker, num_workers)
+    return Cluster(strategy, worker, len(hosts))
 
 
 def lost_worker(error: Exception) -> UserError:
@@ -93,15 +114,15 @@ def lost_worker(error: Exception) -> UserError:
 
 
 def _resolver():
-    """TensorFlow's resolver of the cluster, this worker's number, and how many there are."""
+    """TensorFlow's resolver of the cluster, or None; this worker's number; and all addresses."""
     if "TF_CONFIG" in os.environ:
         return _from_tf_config(os.environ["TF_CONFIG"])
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdigit() and int(tasks) > 1:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-        resolver.cluster_spec()  # which sets the task's number
-        return resolver, int(resolver.task_id), int(tasks)
-    return None, 0, 1
+        hosts = resolver.cluster_spec().job_tasks("worker")  # which sets the task's number
+        return resolver, int(resolver.task_id), hosts
+    return None, 0, []
 
 
 def _from_tf_config(text: str):
@@ -114,17 +135,19 @@ def _from_tf_config(text: str):
     try:
         content = json.loads(text)
         cluster = {kind: list(hosts) for kind, hosts in content.get("cluster", {}).items()}
+        if not all(isinstance(host, str) for hosts in cluster.values() for host in hosts):
+            raise ValueError("an address is no text")
         task = content.get("task", {})
         kind, index = task.get("type", "worker"), int(task.get("index", 0))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         refuse(f"not understood ({error})")
     unknown = [name for name in cluster if name not in TASKS]
     if unknown:
         refuse(f"task type {unknown[0]!r} is not used here")
     hosts = [host for name in TASKS for host in cluster.get(name, [])]
     if len(hosts) <= 1:
-        return None, 0, 1
+        return None, 0, hosts
     if kind not in cluster or not 0 <= index < len(cluster[kind]):
         refuse(f"there is no task {kind} {index}")
     before = len(cluster.get("chief", [])) if kind == "worker" else 0
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver(), before + index, len(hosts)
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver(), before + index, hosts

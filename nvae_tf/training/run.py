@@ -1,6 +1,8 @@
 """A training run, from its configuration to its last checkpoint."""
 
+import contextlib
 import functools
+import itertools
 import signal
 import threading
 from typing import NamedTuple
@@ -8,10 +10,12 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf.config import Config, check_image
+from nvae_tf import __version__
+from nvae_tf.config import KEYS, Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.errors import ConfigError, Diverged, UserError
+from nvae_tf.files import alone_in
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
@@ -43,10 +47,12 @@ def train(
         if SIGTERM ended training early, with a checkpoint.
 
     Raises:
-        UserError: the data, the configuration or the folder do not allow it, or a worker was lost.
+        UserError: the data, the configuration or the folder do not allow it, another process trains
+            in the folder, or a worker was lost or is of another kind.
         Diverged: too many steps in a row were not finite.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
+    _check_alike(config, resume, cluster)
     folder.check(config, resume)
     dataset = catalog.describe(config.data)
     check_image(config.model, dataset.image)
@@ -56,11 +62,13 @@ def train(
     tf_keras.utils.set_random_seed(config.data.seed)
     with (
         reading(*sources),
+        alone_in(folder.path, "training") if cluster.is_chief else contextlib.nullcontext(),
         cluster.strategy.scope(),
         graphs_as_written(),
         Termination() as termination,
     ):
         try:
+            folder.check(config, resume)  # again: another process may have trained here until now
             results = _train(config, folder, cluster, dataset, sources, termination, epochs)
             cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
             return results
@@ -176,20 +184,17 @@ def _train(
     # Model and optimiser.
     trainer = _build_trainer(config, dataset, counts)
     model = trainer.model
-    parameters = sum(variable.shape.num_elements() for variable in model.trainable_variables)
-    say(f"model: {parameters:,} parameters, {len(model.groups)} latent groups")
+    say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
     if cluster.replicas > 1:
-        per_step = counts.images_per_step
-        say(
-            f"replicas: {cluster.replicas}, of {cluster.num_workers} workers; {per_step} images a step"
-        )
+        of, images = f"of {cluster.num_workers} workers", counts.images_per_step
+        say(f"replicas: {cluster.replicas}, {of}; {images} images a step")
 
     # Start, or resume.
     checkpoints = Checkpoints(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
     start_step = checkpoints.restore()
-    _check_agreement(cluster, start_step)
+    _check_same_start(cluster, start_step)
     if cluster.is_chief:
         folder.create(config)
     if start_step == 0:
@@ -197,8 +202,7 @@ def _train(
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     # Train.
-    run_validation = compiled(trainer.validation_step, cluster.strategy, uses_xla(settings))
-    validate = functools.partial(trainer.validate, run_validation, data.validation())
+    validate = _validation(trainer, data, cluster, termination)
     if cluster.is_chief:
         report = reports.Reports(folder, config, counts.steps_per_epoch, model, test_images)
     run_step = compiled(trainer.train_step, cluster.strategy, uses_xla(settings))
@@ -210,24 +214,29 @@ def _train(
         last = step == end
         if left == 0 or step % settings.log_every == 0:
             _check_divergence(trainer, step, folder)
-        if left == 0:
-            results = validate() if last or epoch % settings.eval_every == 0 else None
         if cluster.is_chief:
             report.step(step, logs)
-            if left == 0:
-                report.epoch(epoch, step, logs, results)
             if left == 0 or checkpoints.due(step):
-                checkpoints.save()
-            if last or (left == 0 and epoch % settings.images_every == 0):
-                report.pictures(step)  # of the model as it was just saved
-        if not last and termination.agreed(cluster, step):
+                checkpoints.save()  # before validation, which may take long
+        if left == 0:
+            results = validate() if last or epoch % settings.eval_every == 0 else None
+        if not (last and results) and termination.agreed(cluster, step):
             if cluster.is_chief:
                 report.close()
                 say(f"stopped by SIGTERM after step {step}: {checkpoints.save()}")
             return None
+        if cluster.is_chief and left == 0:
+            report.epoch(epoch, step, logs, results)
+            if last or epoch % settings.images_every == 0:
+                report.pictures(step)  # of the model as it was just saved
 
     # Report.
-    results = results or validate()  # the run was complete already
+    if start_step >= end:  # the run was complete already, but perhaps for its validation
+        results = validate()
+        if cluster.is_chief and results:
+            report.pictures(end)
+    if results is None:
+        return say("stopped by SIGTERM; training was complete")
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
@@ -240,20 +249,58 @@ def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) 
     return Trainer(model, settings, *steps, config.data.seed, optimizer)
 
 
+def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "Termination"):
+    """A function that validates, and answers None if SIGTERM ended that early."""
+    run_step = compiled(trainer.validation_step, cluster.strategy, uses_xla(trainer.config))
+
+    def validate():
+        number = itertools.count(1)
+        return trainer.validate(
+            run_step, data.validation(), stop=lambda: termination.agreed(cluster, next(number))
+        )
+
+    return validate
+
+
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
     if int(trainer.bad_in_row.numpy()) >= trainer.config.max_bad_steps:
         latest = next(iter(folder.list_checkpoints()), None)
         raise Diverged(reports.divergence(trainer, step, latest))
 
 
-def _check_agreement(cluster: Cluster, start_step: int) -> None:
+def _check_alike(config: Config, resume: bool, cluster: Cluster) -> None:
+    """Makes sure that all workers were started alike.
+
+    Raises:
+        UserError: they were not.
+    """
+    versions = {
+        "nvae-tf": f"{__version__} {' '.join(KEYS)}",
+        "TensorFlow": tf.__version__,
+    }
+    different = cluster.disagreements(versions)
+    if different:
+        raise UserError(
+            f"another worker has another version of {' and '.join(different)} (here: nvae-tf "
+            f"{__version__}, TensorFlow {tf.__version__}); install the same on all"
+        )
+    # Where the data is may differ from machine to machine.
+    flags = {name: str(value) for name, value in config.to_dict().items() if name != "data"}
+    different = cluster.disagreements({**flags, "cont_training": str(resume)})
+    if different:
+        here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
+        raise UserError(
+            f"another worker has another configuration: {here}; start all workers alike"
+        )
+
+
+def _check_same_start(cluster: Cluster, start_step: int) -> None:
     """Makes sure that all workers found the same checkpoint.
 
     Raises:
         UserError: they did not.
     """
-    total, squares = cluster.sum_over_workers([start_step, start_step**2])
-    if squares * cluster.num_workers != total**2:
+    if cluster.disagreements({"step": str(start_step)}):
         raise UserError(
             f"this worker continues from step {start_step} and another one does not: all workers need "
             "the same --root, on a file system that they share"
@@ -263,10 +310,10 @@ def _check_agreement(cluster: Cluster, start_step: int) -> None:
 class Termination:
     """Notes SIGTERM, which announces that the machine is about to be taken away."""
 
-    AGREEING_EVERY = 10  # steps; several workers have to wait for each other to agree
+    AGREEING_EVERY = 10  # batches; several workers have to wait for each other to agree
 
     def __init__(self):
-        self._requested = False
+        self._requested = self._agreed = False
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -280,8 +327,13 @@ class Termination:
     def _note(self, *_):
         self._requested = True
 
-    def agreed(self, cluster: Cluster, step: int) -> bool:
-        """Whether any worker was told to stop; all of them stop after the same step."""
-        if cluster.num_workers > 1 and step % self.AGREEING_EVERY:
-            return False
-        return cluster.sum_over_workers([int(self._requested)])[0] > 0
+    def agreed(self, cluster: Cluster, number: int) -> bool:
+        """Whether any worker was told to stop; all of them stop after the same batch.
+
+        Args:
+            cluster: the workers.
+            number: of the batch that all of them have just done.
+        """
+        if not self._agreed and (cluster.num_workers == 1 or number % self.AGREEING_EVERY == 0):
+            self._agreed = cluster.sum_over_workers([int(self._requested)])[0] > 0
+        return self._agreed

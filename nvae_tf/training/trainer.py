@@ -365,14 +365,22 @@ class Trainer(tf.Module):
             return sums
         return tf.distribute.get_replica_context().all_reduce("SUM", sums)
 
-    def validate(self, run_step, batches) -> dict[str, tf.Tensor]:
+    def validate(self, run_step, batches, stop=lambda: False) -> dict[str, tf.Tensor] | None:
         """Mean NELBO and its parts over a data set.
 
         Args:
             run_step: the compiled `validation_step`.
             batches: of (images, numbers, weights), all images once.
+            stop: asked after every batch, whether to leave it at that.
+
+        Returns:
+            As `train_step`, of the data set; None if it was stopped.
         """
-        of_batches = [run_step(*batch) for batch in batches]
+        of_batches = []
+        for batch in batches:
+            of_batches.append(run_step(*batch))
+            if stop():
+                return None
         count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*of_batches, strict=True))
         channel_kl = channel_kl / count
         return {
