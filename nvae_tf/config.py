@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from nvae_tf.errors import ConfigError
+from nvae_tf.errors import ConfigError, reason, shown
+from nvae_tf.paths import is_regular, user_path
 
 _INSTALLED = Path(__file__).resolve().parent / "configs"  # in a wheel; in a checkout beside nvae_tf
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
@@ -26,7 +27,13 @@ ARCH_INSTANCES = (
 )  # fmt: skip
 
 
+LARGEST_INT = 2**31 - 1  # of whole numbers everywhere: TensorFlow's int32
+LARGEST_FLOAT = 3e38  # of other numbers: float32
+LARGEST_FILE = 100_000  # bytes of YAML; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
+
+
+MOST_HALVINGS = 16  # of an image
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,9 @@ class ModelConfig:
     arch_instance: str = _key(
         "res_mbconv", "kinds of residual cells in encoder and decoder", choices=ARCH_INSTANCES
     )
-    num_latent_scales: int = _key(1, "spatial scales that hold latent groups", minimum=1)
+    num_latent_scales: int = _key(
+        1, "spatial scales that hold latent groups", minimum=1, maximum=MOST_HALVINGS
+    )
     num_groups_per_scale: int = _key(10, "latent groups per scale", minimum=1)
     ada_groups: bool = _key(False, "halve the number of groups at each coarser scale")
     min_groups_per_scale: int = _key(1, "with ada_groups: groups that every scale keeps", minimum=1)
@@ -84,11 +93,17 @@ class ModelConfig:
     num_channels_enc: int = _key(32, "encoder channels at full resolution", minimum=2, even=True)
     num_channels_dec: int = _key(32, "decoder channels at full resolution", minimum=2, even=True)
     num_preprocess_blocks: int = _key(
-        2, "blocks before the encoder tower; each halves the image", minimum=0
+        2,
+        "blocks before the encoder tower; each halves the image",
+        minimum=0,
+        maximum=MOST_HALVINGS,
     )
     num_preprocess_cells: int = _key(3, "cells per preprocess block", minimum=1)
     num_postprocess_blocks: int = _key(
-        2, "blocks after the decoder tower; each doubles the map", minimum=0
+        2,
+        "blocks after the decoder tower; each doubles the map",
+        minimum=0,
+        maximum=MOST_HALVINGS,
     )
     num_postprocess_cells: int = _key(3, "cells per postprocess block", minimum=1)
     num_cell_per_cond_enc: int = _key(1, "encoder cells per latent group", minimum=1)
@@ -263,9 +278,9 @@ def check_value(name: str, value: Any) -> Any:
         ConfigError: an unknown key, a wrong type, or a value out of range.
     """
     if name not in KEYS:
-        near = difflib.get_close_matches(str(name), KEYS, 1)
+        near = difflib.get_close_matches(shown(name).strip("'"), KEYS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
-        raise ConfigError(f"unknown configuration key {name!r}; {hint}")
+        raise ConfigError(f"unknown configuration key {shown(name)}; {hint}")
     return _checked(KEYS[name][1], value)
 
 
@@ -279,13 +294,12 @@ def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: no such recipe, not a YAML mapping, or an impossible value.
     """
-    path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    path = recipes.get(name_or_path) or user_path(name_or_path)
+    if not is_regular(path):
         raise ConfigError(
-            f"no configuration {name_or_path!r}: give the path of a YAML file or one of {known}"
+            f"no configuration {shown(name_or_path)}: give the path of a YAML file or one of "
+            f"{', '.join(recipes)}"
         )
     try:
         return from_dict({**read_yaml(path), **(overrides or {})})
@@ -300,10 +314,13 @@ def read_yaml(path: Path) -> dict:
         ConfigError: it is missing or holds no mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"not a readable YAML file ({reason})") from None
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"more than {LARGEST_FILE} bytes; no recipe is that large")
+        values = _PlainLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - PyYAML lets through what numbers and dates raise
+        raise ConfigError(f"not a readable YAML file ({reason(error)})") from None
     if not isinstance(values, dict):
         raise ConfigError("expected lines of the form 'key: value'")
     return values
@@ -325,8 +342,14 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
         )
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning."""
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning.
+
+    And mappings are not merged (``<<``): a few lines of those could fill the memory.
+    """
+
+    def flatten_mapping(self, node):
+        """Leaves ``<<`` in place, an unknown key."""
 
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep)
@@ -339,7 +362,9 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     """The value, converted to the field's type; or a ConfigError that names what is allowed."""
 
     def refuse(allowed: str):
-        raise ConfigError(f"{field.name}: {value!r} is not allowed; expected {allowed}") from None
+        raise ConfigError(
+            f"{field.name}: {shown(value)} is not allowed; expected {allowed}"
+        ) from None
 
     converted = value
     if field.type is bool:
@@ -356,8 +381,11 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             converted = field.type(value)
         except (ValueError, TypeError, OverflowError):
             refuse(kind + allowed_range(field))
-        if not math.isfinite(converted) or not _in_range(field, converted):
+        if not _in_range(field, converted):
             refuse(kind + allowed_range(field))
+        largest = LARGEST_INT if field.type is int else LARGEST_FLOAT
+        if not -largest <= converted <= largest:  # nor is NaN
+            refuse(f"{kind} of at most {largest}")
     elif field.name == "save_every" and isinstance(value, int):
         converted = str(value)  # YAML reads a count of steps as a number
     elif not isinstance(value, str):

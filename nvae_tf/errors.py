@@ -1,4 +1,9 @@
-"""The one exception that stands for a user's mistake or an outside failure."""
+"""Errors that stand for a user's mistake or an outside failure, and how others are told in one line."""
+
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 class UserError(Exception):
@@ -11,3 +16,17 @@ class ConfigError(UserError):
 
 class Diverged(UserError):
     """Training ended because its steps were no longer finite."""
+
+
+def reason(error: Exception, most: int = 200) -> str:
+    """What another library's error says, as a part of a line."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())[:most]
+    return text or type(error).__name__
+
+
+def shown(value) -> str:
+    """A value from outside as a part of a line: short, however large or deep it is."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # noqa: BLE001 - Python refuses to print integers of thousands of digits
+        return f"a {type(value).__name__}"

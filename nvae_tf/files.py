@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -11,7 +12,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvae_tf.errors import UserError
+from nvae_tf.errors import UserError, reason
+
+
+def read_json(path: Path, most: int = 2**27):
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is missing, damaged, or larger than `most` bytes.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise ValueError(f"larger than {most} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({reason(error)})") from None
 
 
 @contextlib.contextmanager
@@ -109,8 +124,7 @@ def downloading(title: str, advice: str):
     try:
         yield
     except Exception as error:  # noqa: BLE001 - Keras raises bare Exception here
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{title} could not be downloaded ({reason}); {advice}") from None
+        raise UserError(f"{title} could not be downloaded ({reason(error)}); {advice}") from None
 
 
 def make_folder(path: Path) -> None:
@@ -151,8 +165,7 @@ def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> N
 
 def cannot_write(path: Path, error: Exception) -> UserError:
     """The error to raise when writing failed."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return UserError(
-        f"{path}: cannot be written ({reason}); free space or permissions there, or choose another "
-        "folder"
+        f"{path}: cannot be written ({reason(error)}); free space or permissions there, or choose "
+        "another folder"
     )

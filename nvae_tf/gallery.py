@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least
+from nvae_tf.cli.flags import Parser, at_least, data_override
 from nvae_tf.errors import UserError
 from nvae_tf.files import make_folder, write_text
+from nvae_tf.paths import user_path
 
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 SAMPLES = 12  # at each temperature
@@ -58,8 +59,7 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
     from nvae_tf.evaluation import card, latents, sampling
     from nvae_tf.evaluation.loading import load
 
-    overrides = {"data": str(Path(data).expanduser().resolve())} if data else {}
-    loaded = load(run, overrides)
+    loaded = load(run, data_override(data))
     model, title = loaded.model, f"NVAE on {loaded.config.data.dataset}"
 
     facts = "".join(
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command():
         page = build(arguments.run, arguments.data, arguments.seed)
-        path = Path(arguments.output or Path(arguments.run) / "gallery.html").expanduser()
+        path = user_path(arguments.output or Path(arguments.run) / "gallery.html")
         make_folder(path.parent)
         write_text(path, page)
         print(f"written: {path}")

@@ -16,7 +16,7 @@ from nvae_tf.config import ImageSpec, ModelConfig, check_image
 from nvae_tf.distributions import DiscretizedLogisticMixture, NormalImage, bernoulli_image
 from nvae_tf.layers.base import read
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
-from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization
+from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization, uniform
 from nvae_tf.layers.latent_group import (
     FromPosterior,
     FromPrior,
@@ -351,8 +351,7 @@ class NVAE(tf_keras.Model):
     def _create_variables(self):
         self.top = None
         if len(self.groups) > 1:
-            uniform = tf_keras.initializers.RandomUniform(0.0, 1.0)
-            self.top = self.add_weight("top", self.top_shape, initializer=uniform)
+            self.top = self.add_weight("top", self.top_shape, initializer=uniform(0.0, 1.0))
         build_chain([self.stem, *self.preprocess], self.image.channels)
         width = self.config.num_channels_enc * 2**self.config.num_preprocess_blocks
         for cells in self.encoder_tower:

@@ -3,13 +3,16 @@
 Python's own unpickler calls whatever a file names. This one only parses (with `pickletools`, which
 executes nothing) and builds plain data; every class or function that a file names must be on the
 caller's list, which says what plain data to put in its place. Anything else is refused by name.
+
+What it builds takes memory and time in proportion to the pickle: copies of what is there already are
+counted, and keys are plain scalars (Python would hash a tuple of tuples for ever, or crash).
 """
 
 import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
-from nvae_tf.errors import UserError
+from nvae_tf.errors import UserError, reason, shown
 
 Factories = dict[str, Callable[..., Any]]
 
@@ -42,6 +45,11 @@ class Namespace(dict, Object):
 class OrderedDict(dict, Object):
     """Stands for a `collections.OrderedDict`, whose extra attributes (``_metadata``) are dropped."""
 
+    def __init__(self, items=()):
+        pairs = [(key, value) for key, value in items]
+        _check_keys(key for key, _ in pairs)
+        super().__init__(pairs)
+
     def set_state(self, state):
         """Drops the attributes."""
 
@@ -68,8 +76,7 @@ def load(
     except UnsafePickle:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any way
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise UnsafePickle(f"a damaged pickle ({reason})") from None
+        raise UnsafePickle(f"a damaged pickle ({reason(error, 100)})") from None
     raise UnsafePickle("a pickle without an end")
 
 
@@ -88,7 +95,14 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MARK = object()
+# Of collections and of texts that are handed on whole, in all; CIFAR-10's texts have 30 million.
+_MOST_COPIED = {"entries": 1_000_000, "characters": 2**27}
+_SCALARS = (str, bytes, int, float, bool, type(None))
+
+
+def _check_keys(keys) -> None:
+    if not all(isinstance(key, _SCALARS) for key in keys):
+        raise UnsafePickle("a key that is neither text nor a number")
 
 
 class _Machine:
@@ -97,7 +111,9 @@ class _Machine:
     def __init__(self, factories: Factories, persistent):
         self.factories, self.persistent = factories, persistent
         self.stack: list[Any] = []
+        self.marks: list[int] = []  # lengths of the stack where a mark was set
         self.memo: dict[int, Any] = {}
+        self.copied = dict.fromkeys(_MOST_COPIED, 0)
 
     def run(self, name: str, argument: Any) -> None:
         """Executes one operation."""
@@ -112,9 +128,11 @@ class _Machine:
             stack.append(_EMPTY[name]())
         elif name in _FIXED_TUPLES:
             count = _FIXED_TUPLES[name]
+            if len(stack) < count:
+                raise UnsafePickle("a tuple of nothing")
             stack[-count:] = [tuple(stack[-count:])]
         elif name == "MARK":
-            stack.append(_MARK)
+            self.marks.append(len(stack))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -128,10 +146,22 @@ class _Machine:
             operation(argument)
 
     def _since_mark(self) -> list:
-        start = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
-        items = self.stack[start + 1 :]
+        start = self.marks.pop()
+        items = self.stack[start:]
         del self.stack[start:]
         return items
+
+    def _pairs(self) -> list[tuple]:
+        items = self._since_mark()
+        _check_keys(items[::2])
+        return list(zip(items[::2], items[1::2], strict=True))
+
+    def _count(self, value) -> None:
+        """Counts what will be copied."""
+        for kind, types in (("entries", (list, tuple, dict, set)), ("characters", (str, bytes))):
+            self.copied[kind] += len(value) if isinstance(value, types) else 0
+            if self.copied[kind] > _MOST_COPIED[kind]:
+                raise UnsafePickle("a pickle that would unfold to much more than it is")
 
     def _tuple(self, _):
         self.stack.append(tuple(self._since_mark()))
@@ -140,8 +170,7 @@ class _Machine:
         self.stack.append(self._since_mark())
 
     def _dict(self, _):
-        items = self._since_mark()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(dict(self._pairs()))
 
     def _append(self, _):
         item = self.stack.pop()
@@ -153,14 +182,16 @@ class _Machine:
 
     def _setitem(self, _):
         value, key = self.stack.pop(), self.stack.pop()
+        _check_keys([key])
         self.stack[-1][key] = value
 
     def _setitems(self, _):
-        items = self._since_mark()
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        pairs = self._pairs()
+        self.stack[-1].update(pairs)
 
     def _additems(self, _):
         items = self._since_mark()
+        _check_keys(items)
         self.stack[-1].update(items)
 
     def _pop(self, _):
@@ -171,17 +202,22 @@ class _Machine:
 
     def _stack_global(self, _):
         name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise UnsafePickle("a class or function without a name")
         self._find(f"{module} {name}")
 
     def _find(self, name: str):
         if name not in self.factories:
-            raise UnsafePickle(f"the file asks for {name.replace(' ', '.')}, which is not data")
+            asked = shown(name.replace(" ", ".")).strip("'")
+            raise UnsafePickle(f"the file asks for {asked}, which is not data")
         self.stack.append(Global(name, self.factories[name]))
 
     def _call(self):
         arguments, target = self.stack.pop(), self.stack.pop()
         if not isinstance(target, Global):
             raise UnsafePickle("a call of something that is not a class or function")
+        for argument in arguments:
+            self._count(argument)
         self.stack.append(target.factory(*arguments))
 
     def _reduce(self, _):
@@ -194,6 +230,7 @@ class _Machine:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], Object):
             raise UnsafePickle("a state for something that has none")
+        self._count(state)
         self.stack[-1].set_state(state)
 
     def _persid(self, argument):

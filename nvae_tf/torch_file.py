@@ -6,17 +6,19 @@ In both, tensors refer to storages that lie outside the pickle; they are read on
 
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from nvae_tf import plain_pickle
-from nvae_tf.errors import UserError
+from nvae_tf.errors import UserError, reason, shown
+from nvae_tf.paths import is_regular
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+UNFOLDING = 4  # times a file's size that its tensors may have in memory: bfloat16 doubles
 
 _BFLOAT16 = "bfloat16"  # NumPy has none: two bytes, the upper half of a float32
 STORAGES = {
@@ -95,7 +97,7 @@ FACTORIES: plain_pickle.Factories = {
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
     "torch Size": lambda sizes=(): tuple(sizes),
     "torch device": lambda *arguments: arguments,
-    "collections OrderedDict": lambda items=(): plain_pickle.OrderedDict(items),
+    "collections OrderedDict": plain_pickle.OrderedDict,
     "argparse Namespace": plain_pickle.Namespace,
     **{f"torch {name}": _not_called for name in STORAGES},
 }
@@ -113,29 +115,62 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not a PyTorch file, damaged, or one that asks for code.
     """
+    if not is_regular(path):
+        raise UserError(f"{path}: no such file")
     try:
         content = _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path)
     except plain_pickle.UnsafePickle as error:
         raise UserError(f"{path}: refused, nothing of it was run: it holds {error}") from None
-    except (OSError, zipfile.BadZipFile, struct.error, KeyError, EOFError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: not a readable PyTorch checkpoint ({reason})") from None
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
+        raise UserError(
+            f"{path}: not a readable PyTorch checkpoint ({reason(error, 100)})"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint: holds a {type(content).__name__}, not a dict")
     return content
 
 
+def arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of a dictionary that `load` found in a file.
+
+    Args:
+        tensors: by name.
+        path: of the file.
+
+    Raises:
+        UserError: something else is among them, one is damaged, or they are larger than their file,
+            which means that many share one storage.
+    """
+    found: dict[str, np.ndarray] = {}
+    room = UNFOLDING * path.stat().st_size
+    for key, tensor in tensors.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: {shown(key)} is no tensor")
+        try:
+            found[key] = tensor.numpy()
+        except UserError as error:
+            raise UserError(f"{path}: {shown(key)}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
+            raise UserError(f"{path}: {shown(key)}: damaged ({reason(error, 100)})") from None
+        room -= found[key].nbytes
+        if room < 0:
+            raise UserError(f"{path}: refused: its tensors would unfold to much more than the file")
+    return found
+
+
 def _load_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
-        (pickle_name,) = [n for n in archive.namelist() if n.split("/")[1:] == ["data.pkl"]] or [""]
-        root = pickle_name.partition("/")[0]
-        if not root:
-            raise UserError(f"{path}: not a PyTorch checkpoint: a zip archive without data.pkl")
-        byteorder = f"{root}/byteorder"
-        little = byteorder not in archive.namelist() or archive.read(byteorder) != b"big"
+        names = [n for n in archive.namelist() if n.split("/")[1:] == ["data.pkl"]]
+        if len(names) != 1:
+            raise UserError(f"{path}: not a PyTorch checkpoint: a zip archive without one data.pkl")
+        root = names[0].partition("/")[0]
         # PyTorch stores without compression; an archive that unpacks to more than it is, is a bomb.
         if any(info.file_size > info.compress_size for info in archive.infolist()):
             raise UserError(f"{path}: not a PyTorch checkpoint: a compressed archive")
+        byteorder = f"{root}/byteorder"
+        little = byteorder not in archive.namelist() or archive.read(byteorder) != b"big"
 
         def persistent(reference):
             storage_type, key, count = _storage_reference(reference)
@@ -149,7 +184,7 @@ def _load_zip(path: Path) -> Any:
 
             return read
 
-        with archive.open(pickle_name) as file:
+        with archive.open(names[0]) as file:
             return plain_pickle.load(file, FACTORIES, persistent)
 
 

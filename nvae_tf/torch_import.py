@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import torch_file
-from nvae_tf.config import KEYS, Config, ModelConfig, from_dict
+from nvae_tf.config import KEYS, LARGEST_INT, Config, ModelConfig, from_dict
 from nvae_tf.errors import UserError
 from nvae_tf.layers.cells import ActivatedConvolution, InvertedResidual, ResidualCell, SkipDown
 from nvae_tf.layers.convolution import Convolution
 from nvae_tf.layers.normalization import BatchNorm
 from nvae_tf.model import NVAE, LatentGroup
+from nvae_tf.paths import user_path
 
 
 class Official(NamedTuple):
@@ -62,18 +63,15 @@ def read(path: Path) -> Official:
     state, flags = content.get("state_dict"), content.get("args")
     if not isinstance(state, dict) or not isinstance(flags, dict):
         raise UserError(f"{path}: not a checkpoint of NVAE: holds no state_dict and args")
+    arrays = torch_file.arrays(state, path)
     try:
-        arrays = {}
-        for key, tensor in state.items():
-            if not isinstance(tensor, torch_file.Tensor):
-                raise UserError(f"{key} is no tensor")
-            arrays[key] = tensor.numpy()
         known = {key: value for key, value in flags.items() if key in KEYS and key != "data"}
         config = from_dict({key: value for key, value in known.items() if value is not None})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     step = content.get("global_step")
-    return Official(arrays, config, step if isinstance(step, int) else 0)
+    steps = step if isinstance(step, int) and 0 <= step <= LARGEST_INT else 0
+    return Official(arrays, config, steps)
 
 
 def model_config(flags: dict) -> ModelConfig:
@@ -303,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="a .pt file of the official implementation")
     parser.add_argument("output", help="the folder to make")
     arguments = parser.parse_args(argv)
-    paths = [Path(p).expanduser() for p in (arguments.checkpoint, arguments.output)]
+    paths = [user_path(p) for p in (arguments.checkpoint, arguments.output)]
     return run_command(lambda: convert(*paths), if_interrupted="nothing is complete")
 
 

@@ -1,17 +1,19 @@
 """Errors of commands: one line on standard error, and an exit status."""
 
+import os
 import sys
 from collections.abc import Callable
 
-from nvae_tf.errors import Diverged, UserError
+from nvae_tf.errors import Diverged, UserError, reason
 
 USER_ERROR = 2
 DIVERGED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+LONGEST = 2000  # characters of a line
 
 
 def run_command(command: Callable[[], None], if_interrupted: str) -> int:
-    """Runs a command; a user's mistake becomes one line instead of a traceback.
+    """Runs a command; a user's mistake or a failure around it becomes one line, not a traceback.
 
     Args:
         command: what to run.
@@ -20,17 +22,60 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
     Returns:
         The exit status.
     """
+    _print_any_name()
     try:
         command()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return DIVERGED if isinstance(error, Diverged) else USER_ERROR
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        text = _explanation(error)
+        if text is None:
+            raise  # a mistake of this software's
+        print(f"error: {one_line(text)}", file=sys.stderr)
+        return DIVERGED if isinstance(error, Diverged) else USER_ERROR
     return 0
 
 
-def one_line(error: Exception) -> str:
-    """An error's text, with line breaks and control characters (of file names, say) escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+def one_line(text: str) -> str:
+    """A text with line breaks and control characters (of file names, say) escaped, cut if too long."""
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST + 1])
+    return escaped if len(escaped) <= LONGEST else escaped[:LONGEST] + "..."
+
+
+def _print_any_name() -> None:
+    """File names may hold bytes that are no text; printing them must not fail."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="backslashreplace")
+
+
+def _explanation(error: Exception) -> str | None:
+    """What an error means for the user, if it comes from outside of this software."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        # What Python still has to write at its end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "nobody reads the output any more"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {reason(error)}"
+    if isinstance(error, MemoryError):
+        return "not enough memory; choose a smaller --batch_size"
+    return _of_tensorflow(error) if "tensorflow" in sys.modules else None
+
+
+def _of_tensorflow(error: Exception) -> str | None:
+    from tensorflow import errors
+
+    if isinstance(error, errors.ResourceExhaustedError) and "No space" not in str(error):
+        return (
+            f"not enough memory on the device ({reason(error)}); choose a smaller --batch_size, with "
+            "--accumulate_steps for training, or --gradient_checkpointing cells"
+        )
+    outside = (
+        errors.ResourceExhaustedError, errors.NotFoundError, errors.PermissionDeniedError,
+        errors.FailedPreconditionError, errors.DataLossError, errors.UnavailableError,
+    )  # fmt: skip
+    return reason(error) if isinstance(error, outside) else None

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         with local_strategy(arguments.world_size).scope():
             MODES[arguments.eval_mode](arguments)
 
-    return run_command(run, if_interrupted="nothing was written")
+    return run_command(run, if_interrupted="no half-written file is left")
 
 
 def _parser() -> Parser:

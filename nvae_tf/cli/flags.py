@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nvae_tf.config import KEYS, SECTIONS, allowed_range
+from nvae_tf.cli.errors import one_line
+from nvae_tf.config import KEYS, LARGEST_INT, SECTIONS, allowed_range
+from nvae_tf.errors import UserError
+from nvae_tf.paths import user_path
 
 TITLES = {"model": "model", "data": "data", "train": "training"}
 
@@ -15,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Prints the line and exits with status 2."""
-        print(f"error: {message} (see --help)", file=sys.stderr)
+        print(f"error: {one_line(message)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -55,17 +58,34 @@ def add_key_flags(group, names) -> None:
 def overrides(arguments: argparse.Namespace) -> dict:
     """The configuration keys that were given as flags, values still as text."""
     given = {name: value for name, value in vars(arguments).items() if name in KEYS}
-    if given.get("data"):  # later commands may run in another folder
-        given["data"] = str(Path(given["data"]).expanduser().resolve())
-    return given
+    return {**given, **data_override(given.get("data"))}
+
+
+def data_override(folder: str | None) -> dict:
+    """The key ``data`` for a folder that a flag names, absolute: later commands may run elsewhere."""
+    return {"data": str(user_path(folder).resolve())} if folder else {}
+
+
+def named_folder(arguments: argparse.Namespace) -> Path:
+    """The folder ROOT/SAVE that the flags of those names mean; SAVE is the configuration's by default.
+
+    Raises:
+        UserError: it would not lie in ROOT.
+    """
+    name = arguments.save or Path(arguments.config).stem
+    if Path(name).is_absolute() or ".." in Path(name).parts or name in ("", "."):
+        raise UserError(f"--save: {name!r} is not allowed; expected the name of a folder in --root")
+    return user_path(arguments.root) / user_path(name)
 
 
 def at_least(minimum: int):
-    """A flag's type: a whole number from `minimum` on."""
+    """A flag's type: a whole number from `minimum` on, that fits into 32 bits."""
 
     def whole_number(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is not allowed; expected at least {minimum}")
+        if not minimum <= int(text) <= LARGEST_INT:
+            raise argparse.ArgumentTypeError(
+                f"{text[:20]} is not allowed; expected {minimum} to {LARGEST_INT}"
+            )
         return int(text)
 
     return whole_number
@@ -74,5 +94,14 @@ def at_least(minimum: int):
 def positive(text: str) -> float:
     """A flag's type: a finite number above 0."""
     if not 0.0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; expected a number above 0")
+        raise argparse.ArgumentTypeError(f"{text[:20]} is not allowed; expected a number above 0")
+    return float(text)
+
+
+def portion(text: str) -> float:
+    """A flag's type: a number between 0 and 1."""
+    if not 0.0 < float(text) < 1.0:
+        raise argparse.ArgumentTypeError(
+            f"{text[:20]} is not allowed; expected a number between 0 and 1"
+        )
     return float(text)

@@ -4,10 +4,11 @@ TensorFlow takes seconds to import: only after the flags are known to be right, 
 """
 
 import json
-from pathlib import Path
 
+from nvae_tf.cli.flags import data_override
 from nvae_tf.errors import UserError
 from nvae_tf.files import make_folder
+from nvae_tf.paths import user_path
 
 READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
 GRID_COLUMNS, GRID_IMAGES = 10, 100
@@ -18,9 +19,8 @@ def load(arguments):
     """The model, and the folder for results."""
     from nvae_tf.evaluation import loading
 
-    overrides = {"data": str(Path(arguments.data).expanduser().resolve())} if arguments.data else {}
-    loaded = loading.load(arguments.checkpoint, overrides)
-    output = Path(arguments.output).expanduser() if arguments.output else loaded.folder
+    loaded = loading.load(arguments.checkpoint, data_override(arguments.data))
+    output = user_path(arguments.output) if arguments.output else loaded.folder
     make_folder(output)
     name, groups = loaded.config.data.dataset, len(loaded.model.groups)
     print(f"model: {name}, {groups} latent groups, step {loaded.step}")
@@ -106,7 +106,7 @@ def sample(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import sampling
-    from nvae_tf.files import replacing, write_png
+    from nvae_tf.files import replacing, replacing_folder, write_png
     from nvae_tf.pictures import grid
 
     _readjust(arguments, loaded.model)
@@ -127,9 +127,9 @@ def sample(arguments) -> None:
             np.savez_compressed(file, images=images)
     elif arguments.format == "png":
         written.append(output / name)
-        make_folder(written[-1])
-        for number, image in enumerate(images):
-            write_png(written[-1] / f"{number:06d}.png", image)
+        with replacing_folder(written[-1]) as temporary:
+            for number, image in enumerate(images):
+                write_png(temporary / f"{number:06d}.png", image)
     print(f"speed: {rate:.1f} samples/s")
     print("written: " + ", ".join(map(str, written)))
 
@@ -176,7 +176,7 @@ def evaluate_fid(arguments) -> None:
     from nvae_tf.files import write_text
 
     features = inception.load(arguments.inception)
-    reference = fid.Statistics.load(Path(arguments.fid_stats).expanduser())
+    reference = fid.Statistics.load(user_path(arguments.fid_stats))
     loaded, output = load(arguments)
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or FID_SAMPLES

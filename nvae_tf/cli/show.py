@@ -10,6 +10,7 @@ from typing import Any
 from nvae_tf.cli.measure import load, statistics_at
 from nvae_tf.errors import UserError
 from nvae_tf.files import replacing, write_animation, write_png, write_text
+from nvae_tf.paths import user_path
 
 RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
@@ -197,7 +198,7 @@ def _source(arguments, loaded):
 
     dataset = catalog.describe(loaded.config.data)
     if arguments.images:
-        given = [Path(path).expanduser() for path in arguments.images]
+        given = [user_path(path) for path in arguments.images]
         paths = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
         source = FolderSource(paths, dataset.image)
         return source, dataset, [str(path) for path in paths]

@@ -1,10 +1,8 @@
 """The command ``train_keras.py``."""
 
-from pathlib import Path
-
 from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_config_flags, at_least, overrides
+from nvae_tf.cli.flags import Parser, add_config_flags, at_least, named_folder, overrides
 from nvae_tf.run_folder import RunFolder
 
 
@@ -62,16 +60,15 @@ def _parser() -> Parser:
 
 def _train(arguments) -> None:
     config = configuration.load(arguments.config, overrides(arguments))
-    path = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
+    folder = RunFolder(named_folder(arguments))
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.run import train
 
-    folder = RunFolder(path)
     cluster = connect(arguments.world_size, arguments.join_timeout)
     results = train(config, folder, resume=arguments.cont_training, cluster=cluster)
     if not cluster.is_chief or results is None:
         return
     print(f"test: nelbo {results['nelbo']:.2f} nats, {results['bpd']:.4f} bits per dim")
-    print(f"written: {path} (samples.png, reconstructions.png, checkpoints/)")
+    print(f"written: {folder.path} (samples.png, reconstructions.png, checkpoints/)")
     print(f"curves: tensorboard --logdir {folder.logs}")

@@ -1,13 +1,20 @@
 """The command ``tune_keras.py``."""
 
 import os
-from pathlib import Path
 
 from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_config_flags, at_least, overrides, positive
+from nvae_tf.cli.flags import (
+    Parser,
+    add_config_flags,
+    at_least,
+    named_folder,
+    overrides,
+    positive,
+)
 from nvae_tf.errors import UserError
 from nvae_tf.files import make_folder
+from nvae_tf.paths import user_path
 from nvae_tf.tuning.space import load_space
 
 ALGORITHMS = ("hyperband", "bayesian", "random")
@@ -82,8 +89,8 @@ def _parser() -> Parser:
 
 def _tune(arguments) -> None:
     config = configuration.load(arguments.config, overrides(arguments))
-    space = load_space(Path(arguments.space).expanduser())
-    folder = Path(arguments.root).expanduser() / (arguments.save or Path(arguments.config).stem)
+    space = load_space(user_path(arguments.space))
+    folder = named_folder(arguments)
     worker = "KERASTUNER_ORACLE_IP" in os.environ  # of several, which share the folder
     if (folder / "oracle.json").exists() and not arguments.resume and not worker:
         raise UserError(

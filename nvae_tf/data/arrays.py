@@ -1,17 +1,16 @@
 """Readers of the data sets that fit in memory; each returns the training and the test images."""
 
-import codecs
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import tf_keras
 from PIL import Image
 
-from nvae_tf import plain_pickle
+from nvae_tf import array_file, plain_pickle
 from nvae_tf.data.source import ArraySource, Source, StackedSource
-from nvae_tf.errors import UserError
+from nvae_tf.errors import UserError, reason, shown
 from nvae_tf.files import downloading
+from nvae_tf.paths import is_regular, user_path
 
 Splits = tuple[Source, Source]  # training and test images
 
@@ -60,20 +59,17 @@ def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
             _pad_to_32(test[0]), test[1]
         )
     path = _existing(folder) / "mnist.npz"
-    if not path.is_file():
+    if not is_regular(path):
         raise UserError(f"{path}: no such file; put Keras's mnist.npz there")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: not readable as MNIST ({_reason(error)}); fetch Keras's mnist.npz again"
-        ) from None
+        arrays = array_file.read(path, ("x_train", "y_train", "x_test", "y_test"))
+    except UserError as error:
+        raise UserError(f"{error}; fetch Keras's mnist.npz again") from None
     sources = []
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        right = images.dtype == np.uint8 and images.shape[1:] == (28, 28) and len(images) > 0
-        if not right or labels.shape != (len(images),):
+        right = images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28)
+        if not right or len(images) == 0 or labels.shape != (len(images),):
             raise UserError(
                 f"{path}: x_{part} and y_{part} hold {images.dtype} of shapes {images.shape} and "
                 f"{labels.shape}; expected uint8, (n, 28, 28) and (n,); fetch Keras's mnist.npz again"
@@ -104,14 +100,14 @@ def read_omniglot(folder: str = "") -> Splits:
     from scipy.io import loadmat
 
     path = _existing(folder) / "chardata.mat"
-    if not path.is_file():
+    if not is_regular(path):
         raise UserError(f"{path}: no such file; put chardata.mat of the IWAE release there")
     try:
         content = loadmat(path, variable_names=["data", "testdata"])
         splits = [np.asarray(content[name], np.float64) for name in ("data", "testdata")]
     except Exception as error:  # noqa: BLE001 - SciPy raises many kinds for a damaged file
         raise UserError(
-            f"{path}: not readable as chardata.mat ({_reason(error)}); fetch it again"
+            f"{path}: not readable as chardata.mat ({reason(error)}); fetch it again"
         ) from None
     sources = []
     for name, columns in zip(("data", "testdata"), splits, strict=True):
@@ -159,7 +155,7 @@ def _batches(directory: Path, ending: str, read) -> Splits:
     for names in (CIFAR_TRAIN, CIFAR_TEST):
         paths = [directory / f"{name}{ending}" for name in names]
         for path in paths:
-            if not path.is_file():
+            if not is_regular(path):
                 raise UserError(f"{path}: no such file; extract CIFAR-10 again, it is incomplete")
         flat, labels = map(np.concatenate, zip(*map(read, paths), strict=True))
         images = flat.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
@@ -190,7 +186,7 @@ def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"it holds {data.dtype} of shape {data.shape}")
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise UserError(
-            f"{path}: not readable as a batch of CIFAR-10 ({_reason(error)}); extract it again"
+            f"{path}: not readable as a batch of CIFAR-10 ({reason(error)}); extract it again"
         ) from None
     return data, labels
 
@@ -214,12 +210,19 @@ class _PickledType(plain_pickle.Object):
     """Stands for a NumPy type of plain numbers."""
 
     def __init__(self, code, *_):
-        self.dtype = np.dtype(code)
-        if self.dtype.kind not in "iufb":
-            raise plain_pickle.UnsafePickle(f"an array of type {code}")
+        if code not in ("u1", "|u1", "uint8"):
+            raise plain_pickle.UnsafePickle(f"an array of type {shown(code)}")
+        self.dtype = np.dtype(np.uint8)
 
     def set_state(self, state):
         """Ignores byte order: CIFAR's numbers are single bytes."""
+
+
+def _bytes_of_text(text, encoding):
+    """How Python 3 writes bytes into pickles of old formats."""
+    if encoding not in ("latin1", "latin-1"):
+        raise plain_pickle.UnsafePickle(f"text in the encoding {shown(encoding)}")
+    return text.encode("latin-1")
 
 
 _ARRAY_FACTORIES: plain_pickle.Factories = {
@@ -227,7 +230,7 @@ _ARRAY_FACTORIES: plain_pickle.Factories = {
     "numpy._core.multiarray _reconstruct": _PickledArray,
     "numpy ndarray": _PickledArray,
     "numpy dtype": _PickledType,
-    "_codecs encode": codecs.encode,
+    "_codecs encode": _bytes_of_text,
 }
 
 
@@ -236,13 +239,9 @@ def _pad_to_32(images: np.ndarray) -> np.ndarray:
 
 
 def _existing(folder: str) -> Path:
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not folder or not path.is_dir():
         raise UserError(
             f"{folder or '--data'}: no such folder; --data names the folder that holds the data set"
         )
     return path
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,15 +1,23 @@
 """Image files: found, decoded and brought to size with Pillow."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from nvae_tf.config import ImageSpec
 from nvae_tf.data.source import PythonSource
-from nvae_tf.errors import UserError
+from nvae_tf.errors import UserError, reason
+from nvae_tf.paths import is_regular, user_path
+
+# Pillow knows more, some of which start other programs (EPS: Ghostscript).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory for each
+# Of large images, which are dealt with here, and of odd metadata, which do not matter.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 CENTRE, RANDOM, NONE = "centre", "random", "none"
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0
@@ -28,11 +36,12 @@ def find_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder that holds the images")
     Image.init()
+    endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
     found = [
         Path(parent) / name
         for parent, _, names in os.walk(folder)
         for name in names
-        if os.path.splitext(name)[1].lower() in Image.EXTENSION and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
     ]
     if not found:
         raise UserError(f"{folder}: no image files here or below; name the folder that holds them")
@@ -56,23 +65,44 @@ def load_image(opened, name, size: int, crop: str) -> np.ndarray:
         UnreadableImage: it cannot be decoded.
         UserError: it is smaller than the size asked for.
     """
-    try:
-        with Image.open(opened) as stored:
-            image = _to_rgb(ImageOps.exif_transpose(stored))
-    except (
-        OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError,
-        UnidentifiedImageError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(
-            f"{name}: not a readable image ({reason}); mend or remove it"
-        ) from None
+    image = decode(opened, name)
     if min(image.size) < size:
         raise UserError(
             f"{name}: the image is {image.height}x{image.width}, smaller than {size}x{size}; ask for a "
             "smaller size or remove it"
         )
     return np.asarray(resize(image, size, crop))
+
+
+def decode(opened, name) -> Image.Image:
+    """Decodes an image: turned upright as its EXIF data say, in RGB.
+
+    Args:
+        opened: a path or a binary file.
+        name: what to call it in errors.
+
+    Raises:
+        UnreadableImage: it is no image in one of `FORMATS`, damaged, or larger than `MOST_PIXELS`.
+    """
+    try:
+        if isinstance(opened, Path) and not is_regular(opened):
+            raise ValueError("not a file")
+        with Image.open(opened, formats=FORMATS) as stored:
+            if stored.width * stored.height > MOST_PIXELS:
+                raise ValueError(f"{stored.width}x{stored.height} pixels are too many")
+            return _to_rgb(_upright(stored))
+    except Exception as error:  # noqa: BLE001 - for damaged files decoders raise what they like
+        raise UnreadableImage(
+            f"{name}: not a readable image ({reason(error)}); mend or remove it"
+        ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - of damaged EXIF data
+        return image
 
 
 def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
@@ -93,9 +123,9 @@ def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # Pillow would clip these to 255 instead of scaling them.
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255.0 else 255.0
-        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, np.float32), copy=False)
+        values *= 255.0 / (65535.0 if values.max(initial=0.0) > 255.0 else 255.0)
+        image = Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -159,7 +189,7 @@ def open_folder(
         crop: as for `load_image`.
         wrap: applied to both sources.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     if not folder or not root.is_dir():
         raise UserError(
             f"{folder or '--data'}: no such folder; --data names the folder that holds the images"

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_key_flags, overrides
+from nvae_tf.cli.flags import Parser, add_key_flags, overrides, positive
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.files import write_png
+from nvae_tf.paths import user_path
 from nvae_tf.pictures import grid
 
 COLUMNS, ROWS = 10, 6
@@ -91,13 +92,13 @@ def main(argv: Iterable[str] | None = None) -> int:
         "--output", default="inspect.png", metavar="FILE", help="picture (default: inspect.png)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="to measure the throughput for (default: 3)"
+        "--seconds", type=positive, default=3.0, help="to measure the throughput for (default: 3)"
     )
     arguments = parser.parse_args(argv)
 
     def command():
         config = configuration.from_dict(overrides(arguments))
-        inspect(config, Path(arguments.output).expanduser(), arguments.seconds)
+        inspect(config, user_path(arguments.output), arguments.seconds)
 
     return run_command(command, if_interrupted="nothing was written")
 

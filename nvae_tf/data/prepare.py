@@ -25,16 +25,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser
+from nvae_tf.cli.flags import Parser, at_least, portion
 from nvae_tf.data import images, tfrecords
-from nvae_tf.errors import UserError
-from nvae_tf.files import cannot_write, make_folder, replacing, write_text
+from nvae_tf.errors import UserError, reason
+from nvae_tf.files import alone_in, cannot_write, make_folder, read_json, replacing, write_text
+from nvae_tf.paths import is_regular, user_path
 
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
 MANIFEST = "prepare.json"
 IMAGES_PER_SHARD = 1000
 MAX_UNREADABLE = 0.01  # of all images
+LARGEST_LIST = 2**26  # bytes; CelebA's has 3 million
+LARGEST_SIZE = 4096  # of images, in pixels
 
 
 class Item(NamedTuple):
@@ -67,6 +70,11 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
         UserError: too many unreadable images, one too small, or an output that cannot be written or
             was prepared otherwise.
     """
+    with alone_in(output, "preparing data"):
+        return _prepare_alone(splits, size, output, settings)
+
+
+def _prepare_alone(splits, size: int, output: Path, settings: dict) -> dict:
     _check_output(output, settings)
     jobs = []
     for split, items in splits.items():
@@ -95,11 +103,12 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
 
 def _check_output(output: Path, settings: dict) -> None:
     manifest = output / MANIFEST
-    make_folder(output)
     if manifest.exists():
         try:
-            before = json.loads(manifest.read_text())["settings"]
-        except (OSError, ValueError, KeyError):
+            before = read_json(manifest)["settings"]
+            if not isinstance(before, dict):
+                raise TypeError
+        except (UserError, KeyError, TypeError):
             raise UserError(
                 f"{manifest}: unreadable; remove the folder and prepare it again"
             ) from None
@@ -142,11 +151,13 @@ def _run(jobs: list[Job], total: int) -> set[str]:
 def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event) -> set[str]:
     """Writes one shard, unless it is complete; returns the names of its unreadable images."""
     skipped_file = job.path.with_suffix(".unreadable")
-    if job.path.exists():
-        skipped = set(json.loads(skipped_file.read_text())) if skipped_file.exists() else set()
+    try:
+        skipped = set(read_json(skipped_file)) if skipped_file.exists() else set()
         if len(tfrecords.Shard(job.path).offsets) + len(skipped) == len(job.items):
             progress(len(job.items))
             return skipped
+    except (UserError, TypeError):  # missing or damaged: it is written again
+        pass
     skipped = set()
     with replacing(job.path) as temporary:
         try:
@@ -191,7 +202,7 @@ def celeba_items(folder: Path, size: int) -> dict:
         )
     paths = {path.name: path for path in images.find_images(folder)}
     splits = {name: [] for name in CELEBA_SPLITS.values()}
-    for line in lists[0].read_text().splitlines():
+    for line in _lines(lists[0]):
         name, _, part = line.partition(" ")
         if part.strip() not in CELEBA_SPLITS:
             raise UserError(f"{lists[0]}: cannot read the line {line[:40]!r}; fetch the file again")
@@ -199,21 +210,29 @@ def celeba_items(folder: Path, size: int) -> dict:
             raise UserError(f"{folder}: {name} is missing; extract CelebA's aligned images again")
         load = functools.partial(_load_celeba, paths[name], size)
         splits[CELEBA_SPLITS[part.strip()]].append(Item(name, load))
+    empty = [split for split in ("train", "validation") if not splits[split]]
+    if empty:
+        raise UserError(f"{lists[0]}: names no image for {empty[0]}; fetch the file again")
     return {split: items for split, items in splits.items() if items}
 
 
-def _load_celeba(path: Path, size: int) -> np.ndarray:
+def _lines(path: Path) -> list[str]:
+    """Lines of a small text file."""
     try:
-        with Image.open(path) as image:
-            if image.size != (178, 218):
-                raise UserError(
-                    f"{path}: the image is {image.height}x{image.width}; CelebA's aligned images are "
-                    "218x178"
-                )
-            face = image.convert("RGB").crop(CELEBA_BOX)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise images.UnreadableImage(f"{path}: not a readable image ({error})") from None
-    return np.asarray(face.resize((size, size), Image.Resampling.BILINEAR))
+        if not is_regular(path) or path.stat().st_size > LARGEST_LIST:
+            raise ValueError("no list of CelebA's splits")
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({reason(error)}); fetch the file again") from None
+
+
+def _load_celeba(path: Path, size: int) -> np.ndarray:
+    image = images.decode(path, path)
+    if image.size != (178, 218):
+        raise UserError(
+            f"{path}: the image is {image.height}x{image.width}; CelebA's aligned images are 218x178"
+        )
+    return np.asarray(image.crop(CELEBA_BOX).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def lsun_items(folder: Path, size: int) -> dict:
@@ -275,8 +294,9 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
                 bar.n = member.offset_data + member.size
                 bar.refresh()
     except (tarfile.TarError, OSError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{archive}: cannot be unpacked ({reason}); fetch it again") from None
+        raise UserError(
+            f"{archive}: cannot be unpacked ({reason(error)}); fetch it again"
+        ) from None
     if not found:
         raise UserError(f"{archive}: holds no tfrecords; expected celeba-tfr.tar or its like")
     counts = {}
@@ -315,7 +335,7 @@ def _parser() -> Parser:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tfrecords")
     parser.add_argument(
         "--size",
-        type=int,
+        type=at_least(8),
         metavar="N",
         help="side of the images in pixels, a power of two (celeba: 64, ffhq: 256)",
     )
@@ -328,13 +348,17 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--validation",
-        type=float,
+        type=portion,
         default=images.VALIDATION_PORTION,
         metavar="X",
         help="images and ffhq: portion held out at random (default: 0.1)",
     )
     parser.add_argument(
-        "--seed", type=int, default=images.SPLIT_SEED, metavar="N", help="of that draw (default: 0)"
+        "--seed",
+        type=at_least(0),
+        default=images.SPLIT_SEED,
+        metavar="N",
+        help="of that draw (default: 0)",
     )
     return parser
 
@@ -348,17 +372,19 @@ def _items(arguments, folder: Path, size: int) -> dict[str, list[Item]]:
 
 
 def _prepare(arguments) -> None:
-    source, output = Path(arguments.input).expanduser(), Path(arguments.output).expanduser()
+    source, output = user_path(arguments.input), user_path(arguments.output)
     if arguments.source == "tar":
-        if not source.is_file():
+        if not is_regular(source):
             raise UserError(f"{source}: no such file; --input names the tar")
         _report(unpack(source, output), output)
         return
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; --input names the folder of the images")
     size = arguments.size or {"celeba": 64, "ffhq": 256}.get(arguments.source)
-    if not size or size < 8 or size & (size - 1):
-        raise UserError(f"--size: {size} is not allowed; expected a power of two, at least 8")
+    if not size or size & (size - 1) or size > LARGEST_SIZE:
+        raise UserError(
+            f"--size: {size} is not allowed; expected a power of two, 8 to {LARGEST_SIZE}"
+        )
     settings = {"source": arguments.source, "size": size}
     if arguments.source in ("images", "ffhq"):
         chosen = ("crop", "validation", "seed")

@@ -19,12 +19,14 @@ import tensorflow as tf
 
 from nvae_tf.data.source import PythonSource
 from nvae_tf.errors import UserError
+from nvae_tf.paths import is_regular, user_path
 
 SHARD = re.compile(
     r"(?P<split>\w+)-r(?P<bits>\d\d)-s-(?P<index>\d{4})-of-(?P<count>\d{4})\.tfrecords"
 )
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
+LARGEST_RECORD = 2**28  # bytes
 FETCH_AGAIN = "fetch or prepare this file again"
 
 
@@ -39,7 +41,7 @@ def find_root(folder: str, splits=("train",)) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    start = Path(folder).expanduser()
+    start = user_path(folder)
     if not folder or not start.is_dir():
         raise UserError(
             f"{folder or '--data'}: no such folder; --data names the folder that holds the tfrecords"
@@ -111,6 +113,8 @@ class Shard:
 
     def __init__(self, path: Path):
         self.path = path
+        if not is_regular(path):
+            raise UserError(f"{path}: not a file; {FETCH_AGAIN}")
         try:
             size = path.stat().st_size
             # The file is closed again: ImageNet has more shards than a process may hold open files.
@@ -134,6 +138,8 @@ class Shard:
             following = offset + HEADER.size + length + FOOTER.size
             if following > size:
                 raise self._damaged(offset, "the file ends within this record")
+            if length > LARGEST_RECORD:
+                raise self._damaged(offset, f"a record of {length} bytes is no image")
             offsets.append(offset)
             offset = following
         return np.array(offsets, np.int64)
@@ -149,7 +155,7 @@ class Shard:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(offset)
                 length, _ = HEADER.unpack(file.read(HEADER.size))
-                data = file.read(length)
+                data = file.read(min(length, LARGEST_RECORD))
                 (checksum,) = FOOTER.unpack(file.read(FOOTER.size))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
@@ -168,9 +174,9 @@ class Shard:
         data = self.record(number)
         try:
             features = tf.train.Example.FromString(data).features.feature
-            shape = tuple(features["shape"].int64_list.value)
-            (pixels,) = features["data"].bytes_list.value
-            label = (*features["label"].int64_list.value, 0)[0]
+            shape = tuple(features["shape"].int64_list.value[:4])
+            (pixels,) = features["data"].bytes_list.value[:2]
+            label = (*features["label"].int64_list.value[:1], 0)[0]
         except Exception:  # noqa: BLE001 - protobuf's own classes differ by its implementation
             raise self._damaged(
                 int(self.offsets[number]), "the record is no example with shape and data"

@@ -1,11 +1,11 @@
 """Distances between two sets of images by their features: FID, KID, precision and recall."""
 
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nvae_tf import array_file
 from nvae_tf.errors import UserError
 from nvae_tf.files import replacing
 
@@ -45,21 +45,19 @@ class Statistics(NamedTuple):
             UserError: it is missing, unreadable, or holds no finite ``mu`` and ``sigma`` that match.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                mean, covariance = (
-                    np.asarray(archive[name], np.float64) for name in ("mu", "sigma")
-                )
-                features = archive["features"] if "features" in archive.files else None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            arrays = array_file.read(path, ("mu", "sigma"), optional=["features"])
+        except UserError as error:
+            raise UserError(f"{error}; make statistics with --eval_mode fid_stats") from None
+        mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
+        features = arrays.get("features")
+        shapes = mean.ndim == 1 and mean.size > 0 and covariance.shape == mean.shape * 2
+        if features is not None:
+            shapes = shapes and features.ndim == 2 and features.shape[1:] == mean.shape
+        if not shapes or not all(np.all(np.isfinite(array)) for array in arrays.values()):
+            found = ", ".join(f"{name} of shape {array.shape}" for name, array in arrays.items())
             raise UserError(
-                f"{path}: not readable as statistics ({reason}); make them with --eval_mode fid_stats"
-            ) from None
-        finite = np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance))
-        if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not finite:
-            raise UserError(
-                f"{path}: mu of shape {mean.shape} and sigma of shape {covariance.shape} are no FID "
-                "statistics; make them with --eval_mode fid_stats"
+                f"{path}: {found} are no FID statistics, or not finite; make them with --eval_mode "
+                "fid_stats"
             )
         return cls(mean, covariance, features)
 

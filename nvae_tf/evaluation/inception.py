@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.framework import op_def_registry
 
 from nvae_tf import torch_file
 from nvae_tf.devices import join, on_devices, share
-from nvae_tf.errors import UserError
+from nvae_tf.errors import UserError, reason, shown
 from nvae_tf.files import downloading
+from nvae_tf.paths import is_regular, user_path
 
 PORT = "pt_inception-2015-12-05-6726825d.pth"
 PORT_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -24,6 +26,7 @@ PORT_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weigh
 GRAPH = "classify_image_graph_def.pb"
 INPUT, OUTPUT = "Mul:0", "pool_3:0"  # after the graph's own resize and scaling; 2048 features
 SIZE = 299
+LARGEST_GRAPH = 2**29  # bytes; the real one has 95 million
 EPSILON = 1e-3  # of the network's batch norms
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -43,20 +46,20 @@ def load(path: str | None) -> Features:
     Raises:
         UserError: no such file, not that network, or the download failed.
     """
-    given = Path(path).expanduser() if path else _fetch()
+    given = user_path(path) if path else _fetch()
+    if not is_regular(given):
+        raise UserError(f"{given}: cannot be read (no such file)")
     try:
         if given.suffix == ".pth":
-            state = torch_file.load(given)
-            return from_port({key: _array(key, tensor) for key, tensor in state.items()})
+            return from_port(torch_file.arrays(torch_file.load(given), given))
         return _from_graph(
             _from_archive(given) if tarfile.is_tarfile(given) else given.read_bytes()
         )
     except OSError as error:
         raise UserError(f"{given}: cannot be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 - protobuf and TensorFlow raise many kinds
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{given}: not the Inception network of 2015 ({reason}); fetch {PORT_URL}"
+            f"{given}: not the Inception network of 2015 ({reason(error)}); fetch {PORT_URL}"
         ) from None
 
 
@@ -101,7 +104,8 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
 
 
 def _from_graph(content: bytes) -> Features:
-    graph = tf.compat.v1.GraphDef.FromString(content)
+    graph = _between(tf.compat.v1.GraphDef.FromString(content))
+    _check_computes_alone(graph)
 
     def network(images):
         (found,) = tf.graph_util.import_graph_def(
@@ -112,6 +116,36 @@ def _from_graph(content: bytes) -> Features:
     features = _features(network)
     features(np.zeros((1, SIZE, SIZE, 3), np.uint8))  # a graph without these tensors fails here
     return features
+
+
+def _between(graph):
+    """The part of a graph from `INPUT` to `OUTPUT`, without the decoding of JPEG before it."""
+    first, last = (name.partition(":")[0] for name in (INPUT, OUTPUT))
+    for node in graph.node:
+        if node.name == first:
+            node.Clear()
+            node.name, node.op = first, "Placeholder"
+            node.attr["dtype"].type = tf.float32.as_datatype_enum
+    return tf.compat.v1.graph_util.extract_sub_graph(graph, [last])
+
+
+def _check_computes_alone(graph) -> None:
+    """Refuses a graph that does more than compute with numbers.
+
+    A graph is a program: it may hold operations that read and write files, whose names are strings.
+    """
+    numbers = (tf.float16, tf.float32, tf.float64, tf.uint8, tf.int32, tf.int64, tf.bool)
+    if graph.library.function:
+        raise UserError("a graph with functions of its own")
+    for node in graph.node:
+        operation = op_def_registry.get(node.op)
+        if operation is None or (operation.is_stateful and node.op != "CheckNumerics"):
+            raise UserError(f"a graph with the operation {shown(node.op)}")
+        fixed = [argument.type for argument in (*operation.input_arg, *operation.output_arg)]
+        given = [value.type for value in node.attr.values() if value.type]
+        listed = [kind for value in node.attr.values() for kind in value.list.type]
+        if any(kind and tf.dtypes.as_dtype(kind) not in numbers for kind in fixed + given + listed):
+            raise UserError(f"a graph with the operation {shown(node.op)} on other than numbers")
 
 
 def _features(network) -> Features:
@@ -173,17 +207,13 @@ def _fetch() -> Path:
         )
 
 
-def _array(key, tensor) -> np.ndarray:
-    if not isinstance(tensor, torch_file.Tensor):
-        raise UserError(f"{key} is no tensor")
-    return tensor.numpy()
-
-
 def _from_archive(path: Path) -> bytes:
     with tarfile.open(path) as archive:
         for member in archive:
             if Path(member.name).name == GRAPH and member.isfile():
                 content = archive.extractfile(member)
                 assert content is not None  # of a regular file
+                if member.size > LARGEST_GRAPH:
+                    raise UserError(f"{GRAPH} of {member.size} bytes")
                 return content.read()
     raise UserError(f"holds no {GRAPH}")

@@ -11,6 +11,7 @@ from nvae_tf.config import Config
 from nvae_tf.data import catalog
 from nvae_tf.errors import UserError
 from nvae_tf.model import NVAE
+from nvae_tf.paths import user_path
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.checkpoints import NAME, newest_whole
 from nvae_tf.training.optimizer import MovingAverage
@@ -44,7 +45,7 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     Raises:
         UserError: nothing of the kind is there, or it is damaged.
     """
-    given = Path(path).expanduser()
+    given = user_path(path)
     if (given / f"{NAME}.index").is_file():
         folder, checkpoints = RunFolder(given.parent.parent), [given]
     elif given.is_dir():

@@ -3,10 +3,12 @@
 import contextlib
 import contextvars
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
 _standing_in = contextvars.ContextVar("standing_in", default=None)
+_takes_gradients = contextvars.ContextVar("takes_gradients", default=False)
 
 
 class Layer(tf_keras.layers.Layer):
@@ -17,6 +19,33 @@ class Layer(tf_keras.layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
+
+
+def fresh_seed() -> np.ndarray:
+    """A seed for one draw of initial values, from NumPy's generator, which `set_random_seed` seeds.
+
+    For stateless draws: of stateful ones TensorFlow keeps a kernel in memory for each, for ever.
+    """
+    return np.random.randint(2**31, size=2, dtype=np.int64)
+
+
+@contextlib.contextmanager
+def gradients_taken():
+    """Within the block, operations may have gradients of their own, where those are better.
+
+    Not elsewhere: a graph with such operations is never freed (TensorFlow registers their gradients,
+    with all that they refer to, for the rest of the process).
+    """
+    token = _takes_gradients.set(True)
+    try:
+        yield
+    finally:
+        _takes_gradients.reset(token)
+
+
+def takes_gradients() -> bool:
+    """Whether the code around is in `gradients_taken`."""
+    return _takes_gradients.get()
 
 
 def read(variable):

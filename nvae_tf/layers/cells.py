@@ -5,7 +5,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.activations import ACTIVATIONS
+from nvae_tf.layers.activations import ACTIVATIONS, swish
 from nvae_tf.layers.base import Layer, read
 from nvae_tf.layers.convolution import Convolution, build_chain, uniform_fan_in
 from nvae_tf.layers.normalization import BatchNorm
@@ -299,7 +299,7 @@ class SkipDown(_Widening):
         ]
         kernel = tf.cast(tf.concat(kernels, -1), inputs.dtype)
         bias = tf.cast(tf.concat([read(conv.bias) for conv in self.convolutions], 0), inputs.dtype)
-        return tf.nn.conv2d(tf.nn.silu(inputs), kernel, 2, "VALID") + bias
+        return tf.nn.conv2d(swish(inputs), kernel, 2, "VALID") + bias
 
 
 class SkipUp(_Widening):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.base import Layer, read, read_stacked
+from nvae_tf.layers.base import Layer, fresh_seed, read, read_stacked, takes_gradients
 
 _shared_kernels = contextvars.ContextVar("shared_kernels", default=None)
 _data_initialization = contextvars.ContextVar("data_initialization", default=False)
@@ -21,23 +21,30 @@ _data_initialization = contextvars.ContextVar("data_initialization", default=Fal
 DATA_INIT_DEVIATION = 0.2  # of every output channel, after data-dependent initialisation
 
 
+def uniform(low: float, high: float):
+    """Initialiser U(low, high)."""
+    return lambda shape, dtype, **_: tf.random.stateless_uniform(
+        shape, fresh_seed(), low, high, dtype
+    )
+
+
 def uniform_fan_in(fan_in: int):
     """Initialiser U(-b, b), b = 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
-    return lambda shape, dtype, **_: tf.random.uniform(shape, -bound, bound, dtype)
+    return uniform(-bound, bound)
 
 
 def build_chain(layers, channels: int) -> None:
     """Builds layers that follow each other, the first on maps of so many channels.
 
     Building layers by their shapes alone, instead of running them once, is what lets a model of
-    several thousand variables start quickly.
+    several thousand variables start quickly. So does leaving variables without names of their own: for
+    each name TensorFlow would make a kernel, and keep it.
     """
     shape = tf.TensorShape((None, None, None, channels))
     for layer in layers:
         if not layer.built:
-            with tf.name_scope(layer.name):
-                layer.build(shape)
+            layer.build(shape)
         shape = layer.compute_output_shape(shape)
 
 
@@ -159,7 +166,8 @@ class Convolution(Layer):
         if self.depthwise:
             # (k, k, 1, C) and TensorFlow's (k, k, C, 1) are the same numbers in the same order.
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, -1, 1])
-            if strides == 1 and not tf.config.list_physical_devices("GPU"):
+            on_gpu = bool(tf.config.list_physical_devices("GPU"))
+            if strides == 1 and not on_gpu and takes_gradients():
                 return _depthwise_on_cpus(inputs, kernel)
             return tf.nn.depthwise_conv2d(inputs, kernel, [1, strides, strides, 1], padding)
         if self.groups == 1:

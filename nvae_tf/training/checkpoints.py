@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.errors import ConfigError, UserError
-from nvae_tf.files import cannot_write
+from nvae_tf.errors import ConfigError, UserError, reason
+from nvae_tf.files import cannot_write, replacing_folder
 from nvae_tf.run_folder import RunFolder
 
 NAME = "state"  # of TensorFlow's files in a checkpoint's folder
@@ -66,23 +66,18 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         parent = self.folder.checkpoints
         path = parent / f"step-{int(self._iterations.numpy())}"
-        temporary = parent / f".{path.name}.part"
         try:
             for left_behind in parent.glob(PARTIAL):  # by a process that was killed
                 shutil.rmtree(left_behind)
             if path == self._newest:  # a run that was complete
                 return path
-            temporary.mkdir()
-            self._checkpoint.write(str(temporary / NAME))
-            if path.exists():  # damaged, and passed over by `restore`
-                shutil.rmtree(path.rename(parent / f".{path.name}.damaged.part"))
-            temporary.rename(path)
+            with replacing_folder(path) as temporary:  # if it exists, `restore` found it damaged
+                self._checkpoint.write(str(temporary / NAME))
             self._newest = path
             for old in self.folder.list_checkpoints()[self.keep :]:
                 # Renamed first: an interrupted removal must not leave half a checkpoint.
                 shutil.rmtree(old.rename(parent / f".{old.name}.part"))
         except (tf.errors.OpError, OSError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise cannot_write(parent, error) from None
         return path
 
@@ -130,10 +125,9 @@ def newest_whole(paths: list[Path], restore: Callable[[str], None]) -> Path:
             restore(str(path / NAME))
             return path
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
-            reason = " ".join(str(error).split())[:200]
             if path is paths[-1]:
                 raise UserError(
-                    f"{path}: this checkpoint cannot be restored, nor can a newer one ({reason})"
+                    f"{path}: this checkpoint cannot be restored, nor can a newer one ({reason(error)})"
                 ) from None
-            print(f"warning: {path}: damaged, the one before it is used ({reason})")
+            print(f"warning: {path}: damaged, the one before it is used ({reason(error)})")
     raise UserError("no checkpoint")

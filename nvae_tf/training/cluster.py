@@ -56,7 +56,7 @@ class Cluster(NamedTuple):
             own: name -> text of this worker; the names are the same on all.
         """
         # Numbers are alike if the sum of their squares is the least that their sum allows.
-        digests = [zlib.crc32(text.encode()) >> 8 for text in own.values()]
+        digests = [zlib.crc32(text.encode(errors="replace")) >> 8 for text in own.values()]
         found = self.sum_over_workers([*digests, *(digest**2 for digest in digests)])
         totals, squares = found[: len(own)], found[len(own) :]
         return [

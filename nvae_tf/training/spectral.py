@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from nvae_tf.devices import own_copy
+from nvae_tf.layers.base import fresh_seed
 from nvae_tf.layers.compiled import compiled_part
 from nvae_tf.layers.convolution import Convolution, KernelStack, group_alike
 
@@ -32,7 +33,7 @@ class SpectralNorms(tf.Module):
                 (self.left, outputs),
                 (self.right, inputs[0] * inputs[1] * inputs[2]),
             ):
-                drawn = tf.random.normal((len(group), size))
+                drawn = tf.random.stateless_normal((len(group), size), fresh_seed())
                 vectors.append(
                     tf.Variable(
                         drawn / tf.norm(drawn, axis=1, keepdims=True),

@@ -13,6 +13,7 @@ import tensorflow as tf
 from nvae_tf import objective
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
+from nvae_tf.layers.base import gradients_taken
 from nvae_tf.layers.compiled import compiled_parts
 from nvae_tf.layers.convolution import shared_kernels
 from nvae_tf.layers.normalization import BatchNorm, Observed, moved, observed_statistics
@@ -157,6 +158,7 @@ class Trainer(tf.Module):
         weights = [stack.read_value() for stack in self.weights.stacks]
         with (
             tf.GradientTape() as tape,
+            gradients_taken(),
             self._watched(tape, weights),
             shared_kernels(self.spectral.groups) as stacks,
             observed_statistics() as observed,

@@ -3,10 +3,10 @@
 
     python tests/faults/soak.py --minutes 60 --output soak
 
-Training runs in processes of its own, which are killed (`kill -9`) after one to four minutes and started
-again; every other command runs in this one process, time after time. Resident memory, open files and
-threads of both are read from /proc. Prints a table last, and exits with status 1 if a command failed or
-something grew.
+Training runs in processes of its own, which are killed (`kill -9`) within two and a half minutes and
+started again; every other command runs in this one process, time after time. Resident memory, open
+files and threads of both are read from /proc. Prints a table last, and exits with status 1 if a command
+failed or something grew.
 """
 
 import argparse
@@ -22,7 +22,9 @@ import time
 from pathlib import Path
 
 TRAIN = Path(__file__).parents[2] / "train_keras.py"
-WARM_UP = 45.0  # seconds of a training process that are not judged: building, tracing, first pictures
+WARM_UP = (
+    45.0  # seconds of a training process that are not judged: building, tracing, first pictures
+)
 EVERY = 2.0  # seconds between readings
 COMMANDS = {
     "evaluate": ["--num_iw_samples", "2", "--iw_chunk", "2"],
@@ -97,7 +99,7 @@ def main() -> int:
     with (root / "soak.jsonl").open("a") as log:
         while time.monotonic() < until:
             name = f"run-{run}"
-            readings, status = train(root, name, arguments.config, moments.uniform(60.0, 240.0))
+            readings, status = train(root, name, arguments.config, moments.uniform(30.0, 150.0))
             counts["killed" if status < 0 else "failed" if status else "finished"] += 1
             if len(readings) >= 6:
                 trained.append(thirds(readings))

@@ -1,0 +1,28 @@
+"""Paths that users name."""
+
+import stat
+from pathlib import Path
+
+from nvae_tf.errors import UserError, reason, shown
+
+
+def user_path(text: str) -> Path:
+    """The path that a user wrote, ``~`` expanded.
+
+    Raises:
+        UserError: there is no such user, or it can be no path.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{shown(text)}: not usable as a path ({reason(error)})") from None
+    return path
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path is a file or a link to one; from a pipe or a device reading might never end."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,301 @@
+"""Data sets that are damaged, or made to do harm."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from harness import damaged
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from nvae_tf.data import arrays, images, prepare, tfrecords
+from nvae_tf.errors import UserError
+
+SIZE = 8
+PHOTOGRAPH = Image.fromarray(load_sample_images().images[0]).resize((20, 16))
+
+
+def framed(record: bytes) -> bytes:
+    length = struct.pack("<Q", len(record))
+    crcs = [struct.pack("<I", tfrecords.masked_crc(part)) for part in (length, record)]
+    return length + crcs[0] + record + crcs[1]
+
+
+def read_all(folder, content):
+    """Every image of a split that is one shard of these bytes."""
+    path = folder / "train" / tfrecords.shard_name("train", SIZE, 0, 1)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    source = tfrecords.TFRecordSource(folder, "train", SIZE)
+    found = [source.fetch(index) for index in range(len(source))]
+    assert all(image.shape == (SIZE, SIZE, 3) for image, _ in found)
+    return found
+
+
+CROPS = [np.asarray(PHOTOGRAPH.crop((i, i, i + SIZE, i + SIZE))) for i in range(4)]
+SHARD = b"".join(framed(tfrecords.serialize(crop, label=7)) for crop in CROPS)
+
+
+@given(content=st.one_of(damaged(SHARD), st.binary(max_size=100)))
+def test_damaged_tfrecords(counts, tmp_path, content):
+    counts.check(lambda: read_all(tmp_path, content))
+
+
+@st.composite
+def examples(draw):
+    """Records with right checksums around what is no image."""
+    shape = draw(st.lists(st.sampled_from([-1, 0, 1, 3, SIZE, 2**31, 2**62]), max_size=5))
+    example = tf.train.Example()
+    feature = example.features.feature
+    if draw(st.booleans()):
+        feature["shape"].int64_list.value.extend(draw(st.sampled_from([shape, [SIZE, SIZE, 3]])))
+    else:
+        feature["shape"].float_list.value.extend(map(float, shape))
+    pixels = draw(st.sampled_from([b"", bytes(3 * SIZE * SIZE), bytes(100), CROPS[0].tobytes()]))
+    feature["data"].bytes_list.value.extend([pixels] * draw(st.integers(0, 2)))
+    kind = draw(st.sampled_from(["int", "bytes", "none"]))
+    if kind == "int":
+        feature["label"].int64_list.value.extend([draw(st.integers(-(2**63), 2**63 - 1))] * 2)
+    elif kind == "bytes":
+        feature["label"].bytes_list.value.append(b"cat")
+    return example.SerializeToString()
+
+
+@given(records=st.lists(st.one_of(examples(), st.binary(max_size=200)), max_size=3))
+def test_records_that_are_no_images(counts, tmp_path, records):
+    counts.check(lambda: read_all(tmp_path, b"".join(map(framed, records))))
+
+
+def test_records_of_millions_of_numbers(counts, tmp_path):
+    example = tf.train.Example()
+    for name in ("shape", "label"):
+        example.features.feature[name].int64_list.value.extend([1] * 5_000_000)
+    example.features.feature["data"].bytes_list.value.extend([b""] * 1_000_000)
+    record = framed(example.SerializeToString())
+    assert isinstance(counts.check(lambda: read_all(tmp_path, record)), UserError)
+
+
+def encoded(kind, image=PHOTOGRAPH, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+SIXTEEN = Image.fromarray(np.asarray(PHOTOGRAPH.convert("L")).astype(np.uint16) * 257)
+FILES = {
+    "jpeg": encoded("JPEG"),
+    "progressive.jpg": encoded("JPEG", progressive=True),
+    "cmyk.jpg": encoded("JPEG", PHOTOGRAPH.convert("CMYK")),
+    "grey.jpg": encoded("JPEG", PHOTOGRAPH.convert("L")),
+    "exif.jpg": encoded(
+        "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    ),
+    "png": encoded("PNG"),
+    "sixteen.png": encoded("PNG", SIXTEEN),
+    "palette.png": encoded("PNG", PHOTOGRAPH.quantize(16), transparency=b"\0" * 16),
+    "alpha.png": encoded("PNG", PHOTOGRAPH.convert("RGBA")),
+    "bilevel.png": encoded("PNG", PHOTOGRAPH.convert("1")),
+    "animated.gif": encoded("GIF", save_all=True, append_images=[PHOTOGRAPH] * 3),
+    "animated.webp": encoded("WEBP", save_all=True, append_images=[PHOTOGRAPH] * 3),
+    "webp": encoded("WEBP"),
+    "bmp": encoded("BMP"),
+    "tiff": encoded("TIFF"),
+    "float.tiff": encoded("TIFF", PHOTOGRAPH.convert("F")),
+    "ppm": encoded("PPM"),
+}
+
+
+def decode(path, content):
+    path.write_bytes(content)
+    image = images.load_image(path, path, SIZE, images.CENTRE)
+    assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+    return image
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_image_looks_alike(counts, tmp_path, kind):
+    whole = FILES[kind]
+    found = counts.check(lambda: decode(tmp_path / f"x.{kind}", whole))
+    expected = np.asarray(images.resize(PHOTOGRAPH, SIZE, images.CENTRE)).astype(float)
+    if kind.partition(".")[0] in ("sixteen", "grey", "bilevel", "float"):
+        found, expected = found.mean(-1), expected.mean(-1)
+    if kind != "exif.jpg":  # which is turned
+        assert np.abs(found - expected).mean() < (60 if kind == "bilevel.png" else 20)
+    for end in range(0, len(whole), max(1, len(whole) // 20)):
+        counts.check(lambda end=end: decode(tmp_path / f"x.{kind}", whole[:end]))
+
+
+@pytest.mark.parametrize("kind", FILES)
+@given(data=st.data())
+def test_damaged_images(counts, tmp_path, kind, data):
+    content = data.draw(damaged(FILES[kind]))
+    counts.check(lambda: decode(tmp_path / f"x.{kind}", content))
+
+
+def png_of(width, height):
+    """A PNG that says it has so many pixels, all black, in a thousandth of the bytes."""
+    packer = zlib.compressobj()
+    rows = [packer.compress(bytes(1 + width)) for _ in range(min(height, 20_000))]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", b"".join(rows) + packer.flush()),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def test_bombs_and_impostors_as_images(counts, tmp_path):
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n(ran) (w) file closefile\n"
+    cases = {
+        "100 megapixels.png": png_of(10_000, 10_000),
+        "huge.png": png_of(2**31 - 1, 2**31 - 1),
+        "wide.png": png_of(2**30, 1),
+        "script.eps": text,
+        "script.png": text,
+        "empty.jpg": b"",
+        "text.webp": b"a text",
+    }
+    for name, content in cases.items():
+        found = counts.check(lambda name=name, content=content: decode(tmp_path / name, content))
+        assert isinstance(found, UserError), name
+    assert not (tmp_path / "ran").exists()
+
+
+def test_odd_entries_of_a_folder(counts, tmp_path):
+    folder = tmp_path / "images"
+    (folder / "deeper.png").mkdir(parents=True)
+    for number in range(20):
+        (folder / f"{number}\n\x1b[31m.png").write_bytes(FILES["png"])
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop").symlink_to(folder)
+    (folder / "endless.png").symlink_to("/dev/zero")
+    (folder / "nowhere.png").symlink_to("nosuch")
+    (folder / "self.png").symlink_to("self.png")
+    (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(FILES["png"])
+    for path in images.find_images(folder):
+        counts.check(lambda path=path: images.load_image(path, path, SIZE, images.CENTRE))
+    assert counts.accepted == 21 and counts.refused == 4
+    for entry in ("pipe.png", "endless.png", "nowhere.png", "self.png"):
+        (folder / entry).unlink()
+    arguments = ["images", "--input", str(folder), "--output", str(tmp_path / "out"), "--size", "8"]
+    assert not counts.check_command(prepare.main, arguments).startswith("error")
+
+
+LIST = b"".join(b"%06d.jpg %d\n" % (number, number % 3) for number in range(12))
+
+
+@given(content=st.one_of(damaged(LIST, [b"../../x 0\n", b"/etc/passwd 0\n", b"\xff"]), st.binary()))
+def test_damaged_lists_of_splits(counts, tmp_path, content):
+    for number in range(12):
+        (tmp_path / f"{number:06d}.jpg").write_bytes(FILES["jpeg"])
+    (tmp_path / "list_eval_partition.txt").write_bytes(content)
+    counts.check(lambda: prepare.celeba_items(tmp_path, 64))
+
+
+@given(
+    content=st.one_of(
+        damaged(b'{"settings": {"size": 8}}', [b"[" * 5000, b"9" * 5000]), st.binary()
+    )
+)
+def test_damaged_manifests(counts, tmp_path, content):
+    folder = tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(FILES["png"])
+    out = tmp_path / "out"
+    (out / "train").mkdir(parents=True, exist_ok=True)
+    (out / prepare.MANIFEST).write_bytes(content)
+    (out / "train" / "train-r03-s-0000-of-0001.unreadable").write_bytes(content)
+    items = prepare.image_items(folder, SIZE, images.CENTRE, 0.5, 0)
+    counts.check(lambda: prepare.prepare(items, SIZE, out, {"size": 8}))
+
+
+def archive(members):
+    """A tar of (name, content or a kind of link) pairs."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+            else:
+                info.type, info.linkname = content
+            tar.addfile(info, io.BytesIO(content if isinstance(content, bytes) else b""))
+    return file.getvalue()
+
+
+NAMES = [
+    tfrecords.shard_name(split, SIZE, index, 2)
+    for split in ("train", "validation")
+    for index in (0, 1)
+]
+GOOD = archive([(f"celeba-tfr/{name}", SHARD) for name in NAMES])
+ESCAPES = [
+    archive([(f"{before}{NAMES[0]}", SHARD), *[(name, SHARD) for name in NAMES]])
+    for before in ("../../", "/tmp/", "/", "a/../../")
+] + [
+    archive([(NAMES[0], (kind, target)), *[(name, SHARD) for name in NAMES]])
+    for kind in (
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.DIRTYPE,
+    )
+    for target in ("/etc/passwd", "../../x")
+]
+
+
+@given(content=st.one_of(damaged(GOOD), st.sampled_from(ESCAPES), st.binary(max_size=600)))
+def test_archives(counts, tmp_path, content):
+    (tmp_path / "x.tar").write_bytes(content)
+    counts.check(lambda: prepare.unpack(tmp_path / "x.tar", tmp_path / "out"))
+    there = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert all(tfrecords.SHARD.fullmatch(name) for name in there)
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.tar", "out"}
+
+
+BATCH = (
+    b"\x80\x02}q\0(U\x04dataq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\0"
+    b"\x85U\x01b\x87Rq\x04(K\x01K\x02M\0\x0c\x86cnumpy\ndtype\nq\x05U\x02u1K\0K\x01\x87Rq\x06(K\x03"
+    b"U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89T\0\x18\0\0"
+    + bytes(6144)
+    + b"tbU\x06labels]"
+    b"(K\x01K\x02eu."
+)
+
+
+@given(
+    content=st.one_of(
+        damaged(BATCH, [b"0" * 50, b"((((", b"cos\nsystem\n(S'touch ran'\ntR"]), st.binary()
+    )
+)
+def test_damaged_batches_of_cifar(counts, tmp_path, content):
+    (tmp_path / "data_batch_1").write_bytes(content)
+    for name in (*arrays.CIFAR_TRAIN[1:], *arrays.CIFAR_TEST):
+        (tmp_path / name).write_bytes(BATCH)
+    counts.check(lambda: arrays.read_cifar10(str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_undamaged_files_are_read(counts, tmp_path):
+    assert len(counts.check(lambda: read_all(tmp_path, SHARD))) == 4
+    (tmp_path / "x.tar").write_bytes(GOOD)
+    found = counts.check(lambda: prepare.unpack(tmp_path / "x.tar", tmp_path / "out"))
+    assert found == {"train 8x8": 8, "validation 8x8": 8}
+    for name in (*arrays.CIFAR_TRAIN, *arrays.CIFAR_TEST):
+        (tmp_path / name).write_bytes(BATCH)
+    train, _ = counts.check(lambda: arrays.read_cifar10(str(tmp_path)))
+    assert len(train) == 10
+    assert json.dumps(found)
