@@ -123,7 +123,7 @@ def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # Pillow would clip these to 255 instead of scaling them.
-        values = np.nan_to_num(np.asarray(image, np.float32), copy=False)
+        values = np.nan_to_num(np.array(image, np.float32), copy=False)
         values *= 255.0 / (65535.0 if values.max(initial=0.0) > 255.0 else 255.0)
         image = Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
     return image.convert("RGB")

@@ -96,9 +96,9 @@ COMMANDS = {
     "prepare": (prepare.main, prepare._parser, ["--input", "nosuch"]),
 }
 NASTY = [
-    "", "-1", "0", "1", "2", "1e400", "nan", "inf", "-inf", "1e-400", "9" * 5000, str(2**31), str(2**63),
-    "x", "../x", "/", "~nobody-of-this-name/x", "a\nb", "\udcff", "x" * 5000, "--", "-", "%s", "{}",
-    "digits", "'", '"', "true", "\x1b[2J", "0x10", "1_0", "\u0661",
+    "", "-1", "0", "1", "2", "1e400", "nan", "inf", "-inf", "1e-400", "9" * 5000, str(2**31),
+    str(2**63), "x", "../x", "/", "~nobody-of-this-name/x", "a\nb", "\udcff", "x" * 5000, "--", "-",
+    "%s", "{}", "digits", "'", '"', "true", "\x1b[2J", "0x10", "1_0", "\u0661",
 ]  # fmt: skip
 
 
