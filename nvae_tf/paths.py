@@ -14,7 +14,9 @@ def user_path(text: str) -> Path:
     """
     try:
         path = Path(text).expanduser()
-        path.exists()
+        path.exists()  # raises if the name is too long, say
+        if "\0" in str(path):
+            raise ValueError("it holds a zero byte")
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{shown(text)}: not usable as a path ({reason(error)})") from None
     return path
