@@ -1,6 +1,7 @@
 """The gallery: one page, complete in itself."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 from nvae_tf.gallery import bars, chart, main
@@ -53,3 +54,14 @@ def test_a_wrong_folder_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_names_from_outside_are_escaped(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = (run / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(recipe.replace("digits", "mnist"))
+    name = "<script>alert('x')</script>"
+    arguments = [str(tmp_path / "run"), "--data", str(tmp_path / name)]
+    assert main([*arguments, "--output", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "script" not in Page(text).tags and "&lt;script&gt;alert(&#x27;x" in text

@@ -1,24 +1,24 @@
 """Exact resume: killed and continued runs end with the weights of one that was never stopped."""
 
 import itertools
-import json
-import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import (
+    assert_all_finish,
+    newest_step,
+    start,
+    start_workers,
+    wait_for_training,
+)
 
 from nvae_tf.cli.train import main
 
-COMMAND = Path(__file__).parent.parent / "train_keras.py"
 KILLS = 10
 EPOCHS = 8  # of 14 steps
 
@@ -36,33 +36,6 @@ def assert_same_to_the_bit(one, other):
     assert one_step == other_step and one.keys() == other.keys() and len(one) > 100
     for name, value in one.items():
         np.testing.assert_array_equal(other[name], value, err_msg=name)
-
-
-def start(recipe, root, *more, cluster=None, log=subprocess.DEVNULL):
-    """The command in a process of its own, continuing what is there."""
-    environment = dict(os.environ)
-    if cluster:
-        environment["TF_CONFIG"] = json.dumps(cluster)
-    arguments = ["--config", recipe, "--root", root, "--cont_training", "--deterministic", *more]
-    return subprocess.Popen(
-        [sys.executable, "-u", COMMAND, *map(str, arguments)],
-        stdout=log if cluster else subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=environment,
-    )
-
-
-def wait_for_training(process):
-    """Returns once the process begins to train, or at its end."""
-    for line in process.stdout:
-        if line.startswith("run:"):
-            return
-
-
-def newest_step(folder):
-    steps = [int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*")]
-    return max(steps, default=0)
 
 
 def test_sigterm_saves_and_exits_with_0(recipe, tmp_path):
@@ -107,33 +80,6 @@ def test_killed_at_random_moments(recipe, tmp_path, capsys):
     assert any(partial for _, partial in log)
     assert_same_to_the_bit(tmp_path / "whole" / "tiny", folder)
     assert not list(folder.glob("checkpoints/.*"))
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def start_workers(recipe, root, *more, count=2):
-    """So many workers on this machine, each with a log beside the root."""
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    processes = []
-    for index in range(count):
-        cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        with open(f"{root}-worker-{index}.log", "a") as log:
-            processes.append(start(recipe, root, *more, cluster=cluster, log=log))
-    return processes
-
-
-def assert_all_finish(processes, root):
-    statuses = [process.wait() for process in processes]
-    logs = [path.read_text()[-2000:] for path in root.parent.glob(f"{root.name}-worker-*.log")]
-    assert not any(statuses), "\n".join(logs)
 
 
 @pytest.mark.slow

@@ -4,19 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from processes import COMMAND, own_lines
 
 from nvae_tf import config
 from nvae_tf.cli.train import main
 
 pytestmark = pytest.mark.core
-
-COMMAND = Path(__file__).parent.parent / "train_keras.py"
 
 
 def scalars(folder):
@@ -123,11 +121,6 @@ def run_command(*arguments, limit=None):
         preexec_fn=restrict if limit else None,
         cwd=os.sep,  # any folder
     )
-
-
-def own_lines(stderr):
-    """Standard error without TensorFlow's start-up messages."""
-    return [line for line in stderr.splitlines() if line.startswith("error") or "Traceback" in line]
 
 
 def test_an_unwritable_folder_is_one_line(recipe, tmp_path):

@@ -1,0 +1,93 @@
+"""Workers that do not join, join late, or are not alike: each says so, and stops."""
+
+import json
+import shutil
+import socket
+
+import pytest
+from processes import assert_all_finish, own_lines, start_workers
+
+import nvae_tf
+from nvae_tf.cli import train
+
+SMALL = ("--epochs", "2", "--batch_size", "50")
+
+
+def said(processes, root):
+    """Exit status and own line of every worker."""
+    statuses = [process.wait(timeout=120) for process in processes]
+    lines = []
+    for index in range(len(processes)):
+        text = (root.parent / f"{root.name}-worker-{index}.log").read_text()
+        assert "Traceback" not in text
+        (line,) = [line for line in own_lines(text) if line.startswith("error")]
+        lines.append(line)
+    assert set(statuses) == {2}
+    return lines
+
+
+@pytest.mark.slow
+def test_a_worker_that_joins_late(recipe, tmp_path):
+    workers = start_workers(recipe, tmp_path / "runs", *SMALL, delay=10.0)
+    assert_all_finish(workers, tmp_path / "runs")
+    assert "waiting for worker 1" in (tmp_path / "runs-worker-0.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_that_never_joins(recipe, tmp_path):
+    workers = start_workers(recipe, tmp_path / "runs", "--join_timeout", "4", count=3, delay=30.0)
+    first, second, third = workers
+    assert first.wait(timeout=25) == 2  # long before the second one starts
+    for worker in (second, third):
+        worker.kill()
+        worker.wait()
+    line = own_lines((tmp_path / "runs-worker-0.log").read_text())[-1]
+    assert "did not join within 4 seconds" in line and "worker 1 (127.0.0.1:" in line
+
+
+@pytest.mark.slow
+def test_workers_with_different_configurations(recipe, tmp_path):
+    own = (["--learning_rate", "0.01"], ["--learning_rate", "0.02"])
+    lines = said(start_workers(recipe, tmp_path / "runs", *SMALL, own=own), tmp_path / "runs")
+    for line, rate in zip(lines, ("0.01", "0.02"), strict=True):
+        assert "another worker has another configuration" in line
+        assert f"learning_rate is {rate} here" in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_workers_of_different_versions(recipe, tmp_path):
+    other = tmp_path / "other" / "nvae_tf"
+    shutil.copytree(nvae_tf.__path__[0], other)
+    shutil.copytree(train.configuration.RECIPES, tmp_path / "other" / "configs")
+    (other / "version.py").write_text('__version__ = "0.0.1"\n')
+    workers = start_workers(recipe, tmp_path / "runs", *SMALL, packages=tmp_path / "other")
+    lines = said(workers, tmp_path / "runs")
+    for line, version in zip(lines, (nvae_tf.__version__, "0.0.1"), strict=True):
+        assert "another worker has another version of nvae-tf" in line and version in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", '{"cluster": 7}', '{"cluster": {"worker": [1, 2]}}',
+     '{"cluster": {"worker": ["a:1", "b:2"]}, "task": []}',
+     '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"index": 7}}', '{"cluster": {"ps": ["a:1"]}}',
+     '{"cluster": {"worker": ["a:1", "b:2"]}, "task": 7}', "[" * 100_000,
+     '{"cluster": {"worker": ["a", "b:x"]}, "task": {"index": 0}}',
+     '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"index": 1e400}}'],
+)  # fmt: skip
+def test_a_malformed_cluster(recipe, tmp_path, monkeypatch, capsys, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert train.main(["--config", str(recipe), "--root", str(tmp_path)]) == 2
+    (line,) = own_lines(capsys.readouterr().err)
+    assert "TF_CONFIG" in line
+
+
+def test_a_port_that_is_taken(recipe, tmp_path, monkeypatch, capsys):
+    with socket.create_server(("", 0)) as taken:
+        hosts = [f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:1"]
+        cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+        assert train.main(["--config", str(recipe), "--root", str(tmp_path)]) == 2
+    (line,) = own_lines(capsys.readouterr().err)
+    assert "cannot listen there" in line
