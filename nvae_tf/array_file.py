@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nvae_tf.errors import UserError, reason
+from nvae_tf.paths import is_regular
 
 LARGEST = 2**30  # bytes of all arrays together
 _HEADERS = {
@@ -29,6 +30,8 @@ def read(path: Path, names: Iterable[str], optional: Iterable[str] = ()) -> dict
         UserError: the file or an array is missing, damaged, of another type than numbers, or all
             together are larger than `LARGEST`.
     """
+    if not is_regular(path):
+        raise UserError(f"{path}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
             there = set(archive.namelist())

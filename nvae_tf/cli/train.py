@@ -4,6 +4,7 @@ from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, add_config_flags, at_least, named_folder, overrides
 from nvae_tf.run_folder import RunFolder
+from nvae_tf.training.rendezvous import JOIN_SECONDS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,9 +51,9 @@ def _parser() -> Parser:
     run.add_argument(
         "--join_timeout",
         type=at_least(1),
-        default=600,
+        default=JOIN_SECONDS,
         metavar="SECONDS",
-        help="how long several workers wait for each other at the start (default: 600)",
+        help=f"how long several workers wait for each other at the start (default: {JOIN_SECONDS})",
     )
     add_config_flags(parser)
     return parser

@@ -10,11 +10,10 @@ import tensorflow as tf
 
 from nvae_tf.devices import local_strategy
 from nvae_tf.errors import UserError
-from nvae_tf.training.rendezvous import wait_for_all
+from nvae_tf.training.rendezvous import JOIN_SECONDS, wait_for_all
 
 # After this long without a word from another worker its loss is an error.
 TIMEOUT_SECONDS = 60
-JOIN_SECONDS = 600  # that workers wait for each other at the start
 TASKS = ("chief", "worker")
 
 

@@ -11,6 +11,7 @@ import time
 
 from nvae_tf.errors import UserError
 
+JOIN_SECONDS = 600  # that workers wait for each other
 RETRY_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
 
