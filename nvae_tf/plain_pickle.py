@@ -69,7 +69,9 @@ def load(
     """
     machine = _Machine(factories, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count > _MOST_OPERATIONS:
+                raise UnsafePickle(f"a pickle of more than {_MOST_OPERATIONS} operations")
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.run(opcode.name, argument)
@@ -95,6 +97,7 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_MOST_OPERATIONS = 2_000_000  # some seconds; the largest official checkpoints have 300,000
 # Of collections and of texts that are handed on whole, in all; CIFAR-10's texts have 30 million.
 _MOST_COPIED = {"entries": 1_000_000, "characters": 2**27}
 _SCALARS = (str, bytes, int, float, bool, type(None))

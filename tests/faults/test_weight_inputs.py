@@ -106,8 +106,9 @@ def named(pairs) -> bytes:
 
 LARGE = [(f"{ROOT}/data/0", bytes(400_000))]
 BOMBS = {
-    "nested key": b"\x80\x02}" + b")" + b"\x85" * 3_000_000 + b"Ns.",
-    "nested value": b"\x80\x02)" + b"\x85" * 3_000_000 + b".",
+    "nested key": b"\x80\x02}" + b")" + b"\x85" * 1_500_000 + b"Ns.",
+    "endless": b"\x80\x02" + b"N0" * 2_000_000 + b".",
+    "nested value": b"\x80\x02)" + b"\x85" * 1_500_000 + b".",
     "doubling key": b"\x80\x02})q\0" + b"h\0h\0\x86q\0" * 200 + b"Ns.",
     "doubling name": b"\x80\x02)q\0" + b"h\0h\0\x86q\0" * 60 + b"h\0\x93.",
     "doubling argument": state(
