@@ -3,7 +3,6 @@
 What became of those thousands is printed last.
 """
 
-import os
 from datetime import timedelta
 
 import pytest
@@ -35,9 +34,9 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture
-def counts(request, tmp_path):
+def counts(request, tmp_path, monkeypatch):
     """Counts what became of the cases, and looks for what they should not leave behind."""
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     before = set(tmp_path.parent.iterdir())
     found = Counts()
     yield found
