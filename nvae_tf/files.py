@@ -76,12 +76,13 @@ def alone_in(folder: Path, doing: str):
     """Within the block no other process is in such a block for the same folder.
 
     Args:
-        folder: made, if need be; removed again if nothing was put into it.
+        folder: made, if need be, and then removed again if nothing was put into it.
         doing: what is done there, for the error.
 
     Raises:
         UserError: another process is there, or the folder cannot be written.
     """
+    existed = folder.exists()
     make_folder(folder)
     path = folder / ".lock"
     try:
@@ -97,7 +98,8 @@ def alone_in(folder: Path, doing: str):
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone
             path.unlink()
-            folder.rmdir()
+            if not existed:
+                folder.rmdir()
         lock.close()
 
 
@@ -113,8 +115,9 @@ def _locked(path: Path):
                 raise
             return file  # a file system without locks
         # Whoever held it before may have removed it in between, for others to make anew.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
         file.close()
 
 
