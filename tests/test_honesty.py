@@ -61,7 +61,7 @@ FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 UNIT = st.floats(0.0, 1.0, width=32)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(st.lists(FINITE, min_size=20, max_size=20), st.lists(UNIT, min_size=3, max_size=3))
 def test_log_probabilities_are_finite_for_any_number(parameters, image):
     parameters = tf.constant(parameters)[None, None]
@@ -71,7 +71,7 @@ def test_log_probabilities_are_finite_for_any_number(parameters, image):
     assert np.isfinite(bernoulli_image(parameters[..., :1]).log_prob(bits))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     *[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 4,
     st.floats(-(2.0**50), 2.0**50, width=32),

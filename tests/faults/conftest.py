@@ -1,4 +1,4 @@
-"""How many cases are tried: 100 of a kind, or thousands with ``--hypothesis-profile thorough``.
+"""How many cases are tried: 25 of a kind, or thousands with ``--hypothesis-profile thorough``.
 
 What became of those thousands is printed last.
 """
@@ -15,7 +15,7 @@ COMMON = dict(
     deadline=timedelta(seconds=10),
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("default", max_examples=100, **COMMON)
+settings.register_profile("default", max_examples=25, **COMMON)
 settings.register_profile("thorough", max_examples=3000, **COMMON)
 settings.load_profile("default")
 

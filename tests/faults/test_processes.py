@@ -172,6 +172,7 @@ def test_tensorboard_reads_while_training_writes(recipe, tmp_path):
     assert [event.step for event in events.Tensors("nelbo")] == list(range(1, 6 * 14 + 1))
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards(recipe, tmp_path, monkeypatch, capsys):
     now = [2e9]
 
