@@ -1,7 +1,11 @@
 """Errors that stand for a user's mistake or an outside failure, and how others are told in one line."""
 
+import re
 import reprlib
 
+_OF_GRAPHS = re.compile(
+    r"\{\{\w+ \S*\}\}\s*|\s*\[Op:\w+\].*"
+)  # where TensorFlow was, for programmers
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
@@ -20,8 +24,10 @@ class Diverged(UserError):
 
 def reason(error: Exception, most: int = 200) -> str:
     """What another library's error says, as a part of a line."""
-    text = getattr(error, "strerror", None) or " ".join(str(error).split())[:most]
-    return text or type(error).__name__
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    text = _OF_GRAPHS.sub("", text) or type(error).__name__
+    # The cause stands last as often as first.
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def shown(value) -> str:

@@ -11,16 +11,14 @@ from pathlib import Path
 COMMAND = Path(__file__).parent.parent / "train_keras.py"
 
 
-def start(recipe, root, *more, cluster=None, log=subprocess.DEVNULL, packages=None):
-    """The command in a process of its own, continuing what is there; `packages`: another nvae_tf's."""
+def start(recipe, root, *more, cluster=None, log=subprocess.DEVNULL, program=COMMAND):
+    """The command in a process of its own, continuing what is there."""
     environment = dict(os.environ)
-    if packages:
-        environment["PYTHONPATH"] = str(packages)
     if cluster:
         environment["TF_CONFIG"] = json.dumps(cluster)
     arguments = ["--config", recipe, "--root", root, "--cont_training", "--deterministic", *more]
     return subprocess.Popen(
-        [sys.executable, "-u", COMMAND, *map(str, arguments)],
+        [sys.executable, "-u", program, *map(str, arguments)],
         stdout=log if cluster else subprocess.PIPE,
         stderr=log,
         text=True,

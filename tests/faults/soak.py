@@ -10,6 +10,7 @@ failed or something grew.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -56,13 +57,11 @@ def train(root: Path, name: str, config: str, seconds: float) -> tuple[list[dict
         while process.poll() is None and time.monotonic() - begin < seconds:
             time.sleep(EVERY)
             if time.monotonic() - begin >= WARM_UP:
-                try:
+                with contextlib.suppress(OSError):  # it may have just ended
                     found.append(reading(process.pid))
-                except OSError:
-                    break  # it has just ended
         if process.poll() is None:
             process.kill()
-        return found, process.wait()
+        return [entry for entry in found if entry["memory_mib"]], process.wait()
 
 
 def growth(values: list[float]) -> float:

@@ -5,7 +5,7 @@ import shutil
 import socket
 
 import pytest
-from processes import assert_all_finish, own_lines, start_workers
+from processes import COMMAND, assert_all_finish, own_lines, start_workers
 
 import nvae_tf
 from nvae_tf.cli import train
@@ -61,7 +61,8 @@ def test_workers_of_different_versions(recipe, tmp_path):
     shutil.copytree(nvae_tf.__path__[0], other)
     shutil.copytree(train.configuration.RECIPES, tmp_path / "other" / "configs")
     (other / "version.py").write_text('__version__ = "0.0.1"\n')
-    workers = start_workers(recipe, tmp_path / "runs", *SMALL, packages=tmp_path / "other")
+    program = shutil.copy(COMMAND, tmp_path / "other")  # which imports what lies beside it
+    workers = start_workers(recipe, tmp_path / "runs", *SMALL, program=program)
     lines = said(workers, tmp_path / "runs")
     for line, version in zip(lines, (nvae_tf.__version__, "0.0.1"), strict=True):
         assert "another worker has another version of nvae-tf" in line and version in line
