@@ -99,9 +99,9 @@ def positive(text: str) -> float:
 
 
 def portion(text: str) -> float:
-    """A flag's type: a number between 0 and 1."""
-    if not 0.0 < float(text) < 1.0:
+    """A flag's type: a number from 0 to 1."""
+    if not 0.0 <= float(text) <= 1.0:
         raise argparse.ArgumentTypeError(
-            f"{text[:20]} is not allowed; expected a number between 0 and 1"
+            f"{text[:20]} is not allowed; expected a number from 0 to 1"
         )
     return float(text)

@@ -24,7 +24,7 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.errors import one_line, run_command
 from nvae_tf.cli.flags import Parser, at_least, portion
 from nvae_tf.data import images, tfrecords
 from nvae_tf.errors import UserError, reason
@@ -156,8 +156,9 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
         if len(tfrecords.Shard(job.path).offsets) + len(skipped) == len(job.items):
             progress(len(job.items))
             return skipped
-    except (UserError, TypeError):  # missing or damaged: it is written again
-        pass
+    except (UserError, TypeError):
+        if job.path.exists():
+            tqdm.write(f"warning: {one_line(str(job.path))}: damaged, and written again")
     skipped = set()
     with replacing(job.path) as temporary:
         try:

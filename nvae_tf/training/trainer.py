@@ -145,6 +145,7 @@ class Trainer(tf.Module):
             _, vectors = self.spectral.sum(stacks, WARM_UP_ITERATIONS)
         self.spectral.keep(vectors)
 
+    @gradients_taken()
     def losses_and_gradients(self, images, noise, beta, regularization, loss_scale=None) -> Pass:
         """One training-mode pass, which changes nothing.
 
@@ -158,7 +159,6 @@ class Trainer(tf.Module):
         weights = [stack.read_value() for stack in self.weights.stacks]
         with (
             tf.GradientTape() as tape,
-            gradients_taken(),
             self._watched(tape, weights),
             shared_kernels(self.spectral.groups) as stacks,
             observed_statistics() as observed,
