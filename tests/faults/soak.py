@@ -23,9 +23,8 @@ import time
 from pathlib import Path
 
 TRAIN = Path(__file__).parents[2] / "train_keras.py"
-WARM_UP = (
-    45.0  # seconds of a training process that are not judged: building, tracing, first pictures
-)
+# Seconds of a training process that are not judged: building, tracing, first pictures.
+WARM_UP = 75.0
 EVERY = 2.0  # seconds between readings
 COMMANDS = {
     "evaluate": ["--num_iw_samples", "2", "--iw_chunk", "2"],
@@ -64,21 +63,14 @@ def train(root: Path, name: str, config: str, seconds: float) -> tuple[list[dict
         return [entry for entry in found if entry["memory_mib"]], process.wait()
 
 
-def growth(values: list[float]) -> float:
-    """From the median of the first third to that of the last, relative."""
-    third = max(1, len(values) // 3)
-    first, last = statistics.median(values[:third]), statistics.median(values[-third:])
-    return last / first - 1.0
-
-
 def thirds(readings: list[dict]) -> dict[str, tuple[float, float, float]]:
     """Of every quantity: medians of the first and the last third, and growth."""
     table = {}
     for key in MOST_GROWTH:
         values = [entry[key] for entry in readings]
         third = max(1, len(values) // 3)
-        ends = statistics.median(values[:third]), statistics.median(values[-third:])
-        table[key] = (*ends, growth(values))
+        first, last = statistics.median(values[:third]), statistics.median(values[-third:])
+        table[key] = (first, last, last / first - 1.0)
     return table
 
 
@@ -122,18 +114,14 @@ def main() -> int:
     print("\ncounts:", json.dumps(counts))
     print("| | first third | last third | growth |\n| --- | --- | --- | --- |")
     grew = []
-    half = own[len(own) // 3 :]  # this process warms up too: first every command, every shape
-    for key, (first, last, more) in thirds(half).items():
-        print(f"| this process, {key} | {first:.0f} | {last:.0f} | {100 * more:+.1f} % |")
-        grew += [key] if more > MOST_GROWTH[key] else []
+    warm = thirds(own[len(own) // 3 :])  # this process warms up too: every command, every shape
     for key, limit in MOST_GROWTH.items():
-        most = max(trained, key=lambda table, key=key: table[key][2])[key]
-        first, last, more = most
-        print(
-            f"| training, {key} (the worst of {len(trained)} processes) | {first:.0f} | {last:.0f} | "
-            f"{100 * more:+.1f} % |"
-        )
-        grew += [key] if more > limit else []
+        worst = max(trained, key=lambda table, key=key: table[key][2])
+        rows = {"this process": warm, f"training, the worst of {len(trained)} processes": worst}
+        for name, table in rows.items():
+            first, last, more = table[key]
+            print(f"| {name}: {key} | {first:.0f} | {last:.0f} | {100 * more:+.1f} % |")
+            grew += [f"{key} of {name}"] if more > limit else []
     print(f"log: {root / 'soak.jsonl'}")
     if grew or counts["failed"]:
         print(f"error: {counts['failed']} failures; grew: {', '.join(grew) or 'nothing'}")
