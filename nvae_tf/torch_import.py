@@ -301,8 +301,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="a .pt file of the official implementation")
     parser.add_argument("output", help="the folder to make")
     arguments = parser.parse_args(argv)
-    paths = [user_path(p) for p in (arguments.checkpoint, arguments.output)]
-    return run_command(lambda: convert(*paths), if_interrupted="nothing is complete")
+    return run_command(
+        lambda: convert(user_path(arguments.checkpoint), user_path(arguments.output)),
+        if_interrupted="nothing is complete",
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def named_folder(arguments: argparse.Namespace) -> Path:
         UserError: it would not lie in ROOT.
     """
     name = arguments.save or Path(arguments.config).stem
-    if Path(name).is_absolute() or ".." in Path(name).parts or name in ("", "."):
+    outside = Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("~")
+    if outside or name in ("", "."):
         raise UserError(f"--save: {name!r} is not allowed; expected the name of a folder in --root")
     return user_path(arguments.root) / user_path(name)
 

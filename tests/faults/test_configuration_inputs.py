@@ -9,7 +9,7 @@ from harness import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvae_tf import config
+from nvae_tf import config, torch_import
 from nvae_tf.cli import evaluate, train, tune
 from nvae_tf.cli.flags import Parser
 from nvae_tf.config import KEYS
@@ -136,6 +136,18 @@ def test_every_key_with_every_nasty_value(counts):
             for words in ([f"--{flag}", value], [f"--{flag}={value}"]):
                 arguments = ["--config", "digits", *words, "--dataset", "nosuch"]
                 assert counts.check_command(train.main, arguments)
+
+
+def test_names_of_runs_stay_in_the_root(counts):
+    for name in ("~", "~root", "/tmp/x", "../x", "a/../../x", ".", "~nobody-of-this-name"):
+        arguments = ["--config", "digits", "--save", name, "--dataset", "nosuch"]
+        text = counts.check_command(train.main, arguments)
+        assert "--save" in text and "expected the name of a folder in --root" in text
+
+
+def test_impossible_paths_of_an_import(counts):
+    for name in ("x" * 5000, "~nobody-of-this-name/x"):
+        assert "not usable as a path" in counts.check_command(torch_import.main, [name, "out"])
 
 
 def test_inspect(counts):
