@@ -29,11 +29,9 @@ ARCH_INSTANCES = (
 
 LARGEST_INT = 2**31 - 1  # of whole numbers everywhere: TensorFlow's int32
 LARGEST_FLOAT = 3e38  # of other numbers: float32
+MOST_HALVINGS = 16  # of an image
 LARGEST_FILE = 100_000  # bytes of YAML; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
-
-
-MOST_HALVINGS = 16  # of an image
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 import re
 import reprlib
 
-_OF_GRAPHS = re.compile(
-    r"\{\{\w+ \S*\}\}\s*|\s*\[Op:\w+\].*"
-)  # where TensorFlow was, for programmers
+# Where in a graph TensorFlow was, which is for programmers.
+_OF_GRAPHS = re.compile(r"\{\{\w+ \S*\}\}\s*|\s*\[Op:\w+\].*")
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 

@@ -1,6 +1,5 @@
 """Paths that users name."""
 
-import stat
 from pathlib import Path
 
 from nvae_tf.errors import UserError, reason, shown
@@ -23,8 +22,8 @@ def user_path(text: str) -> Path:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a path is a file or a link to one; from a pipe or a device reading might never end."""
+    """`Path.is_file`, but false where that raises; from a pipe or a device reading might never end."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return path.is_file()
     except (OSError, ValueError):
         return False

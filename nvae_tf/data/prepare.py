@@ -28,7 +28,8 @@ from nvae_tf.cli.errors import one_line, run_command
 from nvae_tf.cli.flags import Parser, at_least, portion
 from nvae_tf.data import images, tfrecords
 from nvae_tf.errors import UserError, reason
-from nvae_tf.files import alone_in, cannot_write, make_folder, read_json, replacing, write_text
+from nvae_tf.files import cannot_write, make_folder, read_json, replacing, write_text
+from nvae_tf.lock import alone_in
 from nvae_tf.paths import is_regular, user_path
 
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom

@@ -1,9 +1,10 @@
 """The model card: what a model is, what it was trained on, and what was measured of it."""
 
-import json
 from pathlib import Path
 
+from nvae_tf.errors import UserError
 from nvae_tf.evaluation.loading import Loaded
+from nvae_tf.files import read_json
 from nvae_tf.version import __version__
 
 REPORTS = ("evaluate.json", "fid.json")
@@ -83,6 +84,6 @@ def _measured(folder: Path):
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return None  # nothing was measured

@@ -30,17 +30,22 @@ def fresh_seed() -> np.ndarray:
 
 
 @contextlib.contextmanager
+def during(variable: contextvars.ContextVar, value):
+    """Within the block, a context variable has another value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
 def gradients_taken():
     """Within the block, operations may have gradients of their own, where those are better.
 
     Not elsewhere: a graph with such operations is never freed (TensorFlow registers their gradients,
     with all that they refer to, for the rest of the process).
     """
-    token = _takes_gradients.set(True)
-    try:
-        yield
-    finally:
-        _takes_gradients.reset(token)
+    return during(_takes_gradients, True)
 
 
 def takes_gradients() -> bool:
@@ -77,8 +82,5 @@ def standing_in(tensors, stacks=None):
     """
     before = _standing_in.get() or {}
     stacks = {**before.get(STACKS, {}), **(stacks or {})}
-    token = _standing_in.set({**before, **tensors, STACKS: stacks})
-    try:
+    with during(_standing_in, {**before, **tensors, STACKS: stacks}):
         yield
-    finally:
-        _standing_in.reset(token)

@@ -5,23 +5,19 @@ depthwise convolutions are some twenty times slower. So convolutions stay Tensor
 stands between them is compiled.
 """
 
-import contextlib
 import contextvars
 import functools
 
 import tensorflow as tf
 
+from nvae_tf.layers.base import during
+
 _active = contextvars.ContextVar("compiled_parts", default=False)
 
 
-@contextlib.contextmanager
 def compiled_parts(active=True):
     """Within the block, parts are compiled. Not where several replicas share the work."""
-    token = _active.set(active)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return during(_active, active)
 
 
 def compiles_parts() -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.base import Layer, fresh_seed, read, read_stacked, takes_gradients
+from nvae_tf.layers.base import Layer, during, fresh_seed, read, read_stacked, takes_gradients
 
 _shared_kernels = contextvars.ContextVar("shared_kernels", default=None)
 _data_initialization = contextvars.ContextVar("data_initialization", default=False)
@@ -302,18 +302,13 @@ def shared_kernels(groups):
         yield stacks
 
 
-@contextlib.contextmanager
 def given_kernels(kernels):
     """Within the block convolutions use these effective kernels.
 
     Args:
         kernels: `Convolution` -> its kernel; None: every layer computes its own.
     """
-    token = _shared_kernels.set(kernels)
-    try:
-        yield
-    finally:
-        _shared_kernels.reset(token)
+    return during(_shared_kernels, kernels)
 
 
 def current_kernels():
@@ -330,11 +325,6 @@ def _effective_kernels(layers):
     return kernels
 
 
-@contextlib.contextmanager
 def data_initialization():
     """Within the block, convolutions with ``data_init`` set log-norm and bias from their input."""
-    token = _data_initialization.set(True)
-    try:
-        yield
-    finally:
-        _data_initialization.reset(token)
+    return during(_data_initialization, True)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.activations import ACTIVATIONS
-from nvae_tf.layers.base import Layer, read
+from nvae_tf.layers.base import Layer, during, read
 from nvae_tf.layers.compiled import compiled_part, compiled_parts, compiles_parts
 
 EPSILON = 1e-5
@@ -41,14 +41,10 @@ def observed_statistics():
         A dictionary that fills in the order of the calls: `BatchNorm` -> `Observed`.
     """
     statistics = {}
-    token = _observed.set(statistics)
-    try:
+    with during(_observed, statistics):
         yield statistics
-    finally:
-        _observed.reset(token)
 
 
-@contextlib.contextmanager
 def given_statistics(statistics):
     """Within the block, layers in evaluation mode use these statistics instead of their running ones.
 
@@ -56,11 +52,7 @@ def given_statistics(statistics):
         statistics: `BatchNorm` -> (mean, biased variance), each (channels,); layers that are not in it
             use their own.
     """
-    token = _given.set(statistics)
-    try:
-        yield
-    finally:
-        _given.reset(token)
+    return during(_given, statistics)
 
 
 class BatchNorm(Layer):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.layers.base import read, standing_in
+from nvae_tf.layers.base import during, read, standing_in
 from nvae_tf.layers.convolution import Convolution, current_kernels, given_kernels
 from nvae_tf.layers.normalization import (
     BatchNorm,
@@ -33,7 +33,6 @@ _default = _Settings()
 _settings = contextvars.ContextVar("pieces", default=_default)
 
 
-@contextlib.contextmanager
 def pieces(recomputed: str = NONE, shared: bool = False):
     """Within the block, how `run_piece` runs.
 
@@ -44,11 +43,7 @@ def pieces(recomputed: str = NONE, shared: bool = False):
         shared: trace one function for all pieces of a kind. Not inside a `tf.distribute` strategy of
             several replicas, which cannot communicate from within.
     """
-    token = _settings.set(_Settings(recomputed, {} if shared else None))
-    try:
-        yield
-    finally:
-        _settings.reset(token)
+    return during(_settings, _Settings(recomputed, {} if shared else None))
 
 
 def run_piece(function, layers, inputs, *, kind=None, recomputed_in=CELLS):

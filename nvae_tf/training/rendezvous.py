@@ -31,10 +31,7 @@ def wait_for_all(hosts: list[str], worker: int, seconds: float) -> None:
     with _listening(hosts[worker]):
         missing = {number: host for number, host in enumerate(hosts) if number != worker}
         told = False
-        while missing:
-            missing = {number: host for number, host in missing.items() if not _answers(host)}
-            if not missing:
-                return
+        while missing := {n: host for n, host in missing.items() if not _answers(host)}:
             names = ", ".join(f"{number} ({host})" for number, host in missing.items())
             if time.monotonic() - begin >= seconds:
                 raise UserError(

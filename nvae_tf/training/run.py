@@ -15,7 +15,7 @@ from nvae_tf.config import KEYS, Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.errors import ConfigError, Diverged, UserError
-from nvae_tf.files import alone_in
+from nvae_tf.lock import alone_in
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
@@ -186,8 +186,10 @@ def _train(
     model = trainer.model
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
     if cluster.replicas > 1:
-        of, images = f"of {cluster.num_workers} workers", counts.images_per_step
-        say(f"replicas: {cluster.replicas}, {of}; {images} images a step")
+        say(
+            f"replicas: {cluster.replicas}, of {cluster.num_workers} workers; "
+            f"{counts.images_per_step} images a step"
+        )
 
     # Start, or resume.
     checkpoints = Checkpoints(
