@@ -9,7 +9,9 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.layers import cells, convolution, flows, latent_group, normalization
+from nvae_tf.layers.compiled import compiled_parts
 from nvae_tf.layers.convolution import Convolution
+from nvae_tf.training.spectral import SpectralNorms
 
 pytestmark = pytest.mark.core
 
@@ -83,7 +85,8 @@ def test_convolution_and_its_gradient(options, photographs):
     np.testing.assert_allclose(derivative, (ahead - behind) / (2 * step), rtol=1e-3)
 
 
-def test_shared_kernels_are_the_layers_own(photographs):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_shared_kernels_and_their_gradients_are_the_layers_own(photographs, compiled):
     x = photo_maps(photographs, 4)
     options = [
         {},
@@ -93,11 +96,34 @@ def test_shared_kernels_are_the_layers_own(photographs):
         dict(mask="causal", mirror=True),
     ]
     layers = [Convolution(4, 3, **o) for o in options]
-    alone = [layer(x).numpy() for layer in layers]
-    with convolution.shared_kernels(convolution.group_alike(layers)) as stacks:
-        together = [layer(x).numpy() for layer in layers]
-    assert [len(stack.convolutions) for stack in stacks] == [2, 1, 2]
-    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    for layer in layers:
+        layer.build(x.shape)
+    variables = [v for layer in layers for v in layer.trainable_variables]
+    spectral = SpectralNorms(layers)
+    assert [len(group) for group in spectral.groups] == [2, 1, 2]
+
+    def loss(total):
+        return tf.add_n([tf.reduce_sum(tf.sin(layer(x))) for layer in layers]) + 3.0 * total
+
+    with (
+        compiled_parts(compiled),
+        tf.GradientTape() as tape,
+        spectral.shared_kernels() as (total, vectors),
+    ):
+        shared = loss(total)
+    gradients = tape.gradient(shared, variables)
+
+    left, right = ([v for stack in half for v in stack] for half in (vectors[:3], vectors[3:]))
+    with tf.GradientTape() as tape:
+        norms = [
+            tf.einsum("i,io,o", v, tf.reshape(layer.effective_kernel(), [-1, 4]), u)
+            for layer, u, v in zip(sum(spectral.groups, []), left, right, strict=True)
+        ]
+        apart = loss(tf.add_n(norms))
+    np.testing.assert_allclose(shared, apart, rtol=1e-5)
+    expected = tape.gradient(apart, variables)
+    for found, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_data_initialization_leaves_mean_0_and_deviation_a_fifth(photographs):

@@ -1,23 +1,22 @@
-"""Convolutions: weight-normalised or plain, masked, dilated, grouped; and kernels shared in a step.
+"""Convolutions: weight-normalised or plain, masked, dilated, grouped.
 
 Every convolution of the model is a `Convolution`. Kernels are kept as (height, width, input channels
 per group, output channels), depthwise ones included, so that whatever works on kernels (weight
 normalisation, the spectral term, import) sees one layout.
 """
 
-import collections
-import contextlib
 import contextvars
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.base import Layer, during, fresh_seed, read, read_stacked, takes_gradients
+from nvae_tf.layers.base import Layer, during, fresh_seed, read, takes_gradients
 
 _shared_kernels = contextvars.ContextVar("shared_kernels", default=None)
 _data_initialization = contextvars.ContextVar("data_initialization", default=False)
 
+NORM_EPSILON = 1e-5
 DATA_INIT_DEVIATION = 0.2  # of every output channel, after data-dependent initialisation
 
 
@@ -120,7 +119,7 @@ class Convolution(Layer):
         )
         self.kernel = self.add_weight("kernel", shape, initializer=initializer)
         if self.weight_norm:
-            norm = _norm(_masked(self.kernel, self.kernel_mask))[0, 0, 0]
+            norm = _norm(_masked(self.kernel, self.kernel_mask))
             self.log_norm = self.add_weight(
                 "log_norm",
                 (filters,),
@@ -139,7 +138,7 @@ class Convolution(Layer):
         """The kernel that convolves: masked and normalised. From `shared_kernels` where active."""
         shared = _shared_kernels.get()
         if shared is not None:
-            return shared[self]
+            return shared[self].effective
         kernel = _masked(read(self.kernel), self.kernel_mask)
         return normalize(kernel, read(self.log_norm)) if self.weight_norm else kernel
 
@@ -218,17 +217,22 @@ def _depthwise_on_cpus(inputs, kernel):
 
 
 def normalize(kernel, log_norm):
-    """Weight normalisation of one kernel (k, k, in, out) or of a stack of kernels (n, k, k, in, out).
+    """Weight normalisation of a kernel.
 
     Args:
-        kernel: kernels, masked already.
-        log_norm: (out,) or (n, out), natural logarithms of the norms wanted.
+        kernel: (k, k, in, out), masked already.
+        log_norm: (out,), natural logarithms of the norms wanted.
     """
-    return kernel * (tf.exp(log_norm)[..., None, None, None, :] / (_norm(kernel) + 1e-5))
+    return kernel * scale_to(log_norm, _norm(kernel))
+
+
+def scale_to(log_norm, norm):
+    """What brings output channels of these norms to those wanted, given as logarithms."""
+    return tf.exp(log_norm) / (norm + NORM_EPSILON)
 
 
 def _norm(kernel):
-    return tf.sqrt(tf.reduce_sum(tf.square(kernel), [-4, -3, -2], keepdims=True))
+    return tf.sqrt(tf.reduce_sum(tf.square(kernel), [0, 1, 2]))
 
 
 def _masked(kernel, mask):
@@ -265,64 +269,45 @@ def causal_mask(shape, strict: bool, mirror: bool) -> np.ndarray:
     return mask[::-1, ::-1].copy() if mirror else mask
 
 
-class KernelStack(NamedTuple):
-    """Convolutions whose kernels are alike, and those effective kernels as one tensor."""
+class SharedKernel(NamedTuple):
+    """What a convolution's effective kernel is made from, where that is computed for many at once.
 
-    convolutions: list[Convolution]
-    kernels: tf.Tensor  # (n, k, k, input channels per group, output channels)
+    Of the effective kernels themselves only those exist that are in use: a kernel and its scales are
+    multiplied where they convolve.
 
-
-def group_alike(convolutions) -> list[list[Convolution]]:
-    """Groups built convolutions by kernel shape and kind of normalisation, keeping their order."""
-    groups = collections.defaultdict(list)
-    for layer in convolutions:
-        kind = (tuple(layer.kernel.shape), layer.weight_norm, layer.mask is not None)
-        groups[kind].append(layer)
-    return list(groups.values())
-
-
-@contextlib.contextmanager
-def shared_kernels(groups):
-    """Within the block every listed convolution uses an effective kernel computed here, once.
-
-    Kernels of one shape are normalised as one stack: that is what keeps the graph of a deep model
-    small, and it shares the normalisation between the forward pass and the spectral term.
-
-    Args:
-        groups: from `group_alike`.
-
-    Yields:
-        One `KernelStack` per group.
+    Attributes:
+        kernel: masked, (k, k, input channels per group, output channels). As its gradient it gets the
+            effective kernel's.
+        scale: what normalises each output channel, (output channels,); None without weight norm. It
+            gets no gradient.
     """
-    stacks = [KernelStack(layers, _effective_kernels(layers)) for layers in groups]
-    kernels = {}
-    for layers, stacked in stacks:
-        kernels.update(zip(layers, tf.unstack(stacked), strict=True))
-    with given_kernels(kernels):
-        yield stacks
+
+    kernel: tf.Tensor
+    scale: tf.Tensor | None = None
+
+    @property
+    def effective(self):
+        """The kernel that convolves."""
+        return self.kernel if self.scale is None else _scaled(self.kernel, self.scale)
 
 
-def given_kernels(kernels):
-    """Within the block convolutions use these effective kernels.
+@tf.custom_gradient
+def _scaled(kernel, scale):
+    return kernel * scale, lambda upstream: (upstream, None)
+
+
+def shared_kernels(kernels):
+    """Within the block convolutions use these kernels.
 
     Args:
-        kernels: `Convolution` -> its kernel; None: every layer computes its own.
+        kernels: `Convolution` -> its `SharedKernel`; None: every layer computes its own.
     """
     return during(_shared_kernels, kernels)
 
 
 def current_kernels():
-    """The kernels of the innermost `shared_kernels` or `given_kernels`, or None."""
+    """The kernels of the innermost `shared_kernels`, or None."""
     return _shared_kernels.get()
-
-
-def _effective_kernels(layers):
-    kernels = read_stacked([layer.kernel for layer in layers])
-    if layers[0].mask:
-        kernels = kernels * np.stack([layer.kernel_mask for layer in layers])
-    if layers[0].weight_norm:
-        kernels = normalize(kernels, read_stacked([layer.log_norm for layer in layers]))
-    return kernels
 
 
 def data_initialization():

@@ -13,7 +13,12 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nvae_tf.layers.base import during, read, standing_in
-from nvae_tf.layers.convolution import Convolution, current_kernels, given_kernels
+from nvae_tf.layers.convolution import (
+    Convolution,
+    SharedKernel,
+    current_kernels,
+    shared_kernels,
+)
 from nvae_tf.layers.normalization import (
     BatchNorm,
     Observed,
@@ -85,22 +90,23 @@ class _Weights:
         self.norms = [m for m in modules if isinstance(m, BatchNorm)]
         kernels = current_kernels()
         self.convolutions = [m for m in modules if isinstance(m, Convolution)] if kernels else []
-        normalized = {
-            id(v) for c in self.convolutions for v in (c.kernel, getattr(c, "log_norm", None))
-        }
+        self.scaled = [c for c in self.convolutions if kernels[c].scale is not None]
+        shared = {id(c.kernel) for c in self.convolutions} | {id(c.log_norm) for c in self.scaled}
         self.variables = [
-            v for layer in layers for v in layer.trainable_variables if id(v) not in normalized
+            v for layer in layers for v in layer.trainable_variables if id(v) not in shared
         ]
-        self.values = [kernels[c] for c in self.convolutions]
+        self.values = [kernels[c].kernel for c in self.convolutions]
+        self.values += [kernels[c].scale for c in self.scaled]
         self.values += [tf.convert_to_tensor(read(v)) for v in self.variables]
 
     @contextlib.contextmanager
     def replaced(self, values):
         """Within the block, the layers compute with other values."""
-        count = len(self.convolutions)
-        kernels = dict(zip(self.convolutions, values[:count], strict=True))
-        others = dict(zip(map(id, self.variables), values[count:], strict=True))
-        with given_kernels(kernels if count else None), standing_in(others):
+        values = iter(values)
+        kernels = {c: SharedKernel(next(values)) for c in self.convolutions}
+        kernels.update({c: kernels[c]._replace(scale=next(values)) for c in self.scaled})
+        others = {id(variable): next(values) for variable in self.variables}
+        with shared_kernels(kernels or None), standing_in(others):
             yield
 
 

@@ -103,49 +103,60 @@ class StackedOptimizer(Optimizer):
         )
         slots = [getattr(self, name) for name in self.SLOTS]
         for gradient, *own in zip(gradients, self._weights.stacks, *slots, strict=True):
-            before = [variable.read_value() for variable in own]
-            after = self.update(gradient, before, coefficients, condition)
-            for variable, value in zip(own, after, strict=True):
-                own_copy(variable).assign(value)
+            self.update(gradient, list(map(own_copy, own)), coefficients, condition)
         own_copy(self.iterations).assign_add(1)
 
     @staticmethod
     def update(gradient, own, coefficients, condition):
-        """New values of a stack and its slots; if the condition is false, the old."""
+        """Changes a stack and its slots, variables all; unless the condition is false."""
         raise NotImplementedError
 
 
 def _update_by(rule):
-    """An `update` from a rule: gradient, weight, both slots and coefficients to weight and slots."""
+    """An `update` from a rule.
+
+    Compiled, it changes the variables in place. For that a rule computes the weight from slots that
+    have been chosen between new and old: from others XLA would first copy what the slots overwrite.
+
+    Args:
+        rule: of the choice (new, old) -> value, the gradient, the weight, both slots and coefficients,
+            to weight and slots.
+    """
 
     def update(gradient, own, coefficients, condition):
-        updated = rule(gradient, *own, *tf.unstack(coefficients))
-        return [tf.where(condition, new, old) for new, old in zip(updated, own, strict=True)]
+        def choose(new, old):
+            return tf.where(condition, new, old)
+
+        before = [variable.read_value() for variable in own]
+        after = rule(choose, gradient, *before, *tf.unstack(coefficients))
+        for variable, value in zip(own, after, strict=True):
+            variable.assign(value)
 
     return staticmethod(compiled_part(update, worthwhile=LARGE))
 
 
-def _adamax(gradient, weight, mean, peak, rate, _, decay, beta_1, beta_2, epsilon):
+def _adamax(choose, gradient, weight, mean, peak, rate, _, decay, beta_1, beta_2, epsilon):
     gradient = gradient + decay * weight
-    mean = beta_1 * mean + (1.0 - beta_1) * gradient
-    peak = tf.maximum(beta_2 * peak, tf.abs(gradient) + epsilon)
-    return weight - rate * (mean / peak), mean, peak
+    mean = choose(beta_1 * mean + (1.0 - beta_1) * gradient, mean)
+    peak = choose(tf.maximum(beta_2 * peak, tf.abs(gradient) + epsilon), peak)
+    return choose(weight - rate * (mean / peak), weight), mean, peak
 
 
-def _adam_step(gradient, mean, square, rate, correction, beta_1, beta_2, epsilon):
-    mean = beta_1 * mean + (1.0 - beta_1) * gradient
-    square = beta_2 * square + (1.0 - beta_2) * gradient * gradient
+def _adam_step(choose, gradient, mean, square, rate, correction, beta_1, beta_2, epsilon):
+    mean = choose(beta_1 * mean + (1.0 - beta_1) * gradient, mean)
+    square = choose(beta_2 * square + (1.0 - beta_2) * gradient * gradient, square)
     return rate * mean / (tf.sqrt(square / correction) + epsilon), mean, square
 
 
-def _adam(gradient, weight, mean, square, rate, correction, decay, *others):
-    step, *slots = _adam_step(gradient + decay * weight, mean, square, rate, correction, *others)
-    return weight - step, *slots
+def _adam(choose, gradient, weight, mean, square, rate, correction, decay, *others):
+    gradient = gradient + decay * weight
+    step, *slots = _adam_step(choose, gradient, mean, square, rate, correction, *others)
+    return choose(weight - step, weight), *slots
 
 
-def _adamw(gradient, weight, mean, square, rate, correction, decay, *others):
-    step, *slots = _adam_step(gradient, mean, square, rate, correction, *others)
-    return weight - step - decay * weight, *slots
+def _adamw(choose, gradient, weight, mean, square, rate, correction, decay, *others):
+    step, *slots = _adam_step(choose, gradient, mean, square, rate, correction, *others)
+    return choose(weight - step - decay * weight, weight), *slots
 
 
 class Adamax(StackedOptimizer):
@@ -214,6 +225,14 @@ class MovingAverage(tf.Module):
         """
         done = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
-        for average, value in zip(self._averages, self._weights.stacks, strict=True):
-            moved = decay * average + (1.0 - decay) * value
-            own_copy(average).assign(tf.where(condition, moved, average))
+        for average, stack in zip(self._averages, self._weights.stacks, strict=True):
+            _average(stack.read_value(), own_copy(average), decay, condition)
+
+
+def _average_of(value, average, decay, condition):
+    before = average.read_value()
+    moved = decay * before + (1.0 - decay) * value
+    average.assign(tf.where(condition, moved, before))
+
+
+_average = compiled_part(_average_of, worthwhile=LARGE)

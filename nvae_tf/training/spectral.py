@@ -1,21 +1,35 @@
-"""Spectral regularisation: the largest singular value of every kernel, by power iteration."""
+"""Kernels of a step: normalised once, and their largest singular values, by power iteration."""
 
+import collections
+import contextlib
+import functools
+from typing import NamedTuple
+
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.devices import own_copy
-from nvae_tf.layers.base import fresh_seed
-from nvae_tf.layers.compiled import compiled_part
-from nvae_tf.layers.convolution import Convolution, KernelStack, group_alike
+from nvae_tf.layers.base import fresh_seed, read_stacked
+from nvae_tf.layers.compiled import compiled_part, compiled_parts, compiles_parts
+from nvae_tf.layers.convolution import (
+    NORM_EPSILON,
+    Convolution,
+    SharedKernel,
+    scale_to,
+    shared_kernels,
+)
 
 ITERATIONS = 4  # a step
 WARM_UP_ITERATIONS = 36  # more, before the first step
 MINIMUM_NORM = 1e-3
+LARGE = 2**20  # values in a stack from which on passes over it are compiled, on CPUs
 
 
 class SpectralNorms(tf.Module):
     """Singular vectors of every convolution's effective kernel, and the sum of spectral norms.
 
-    Kernels of one shape are iterated together, as one stack of matrices (output channels, inputs).
+    Kernels of one shape are computed with together, as one stack: that is what keeps the graph of a
+    deep model small.
 
     Args:
         convolutions: built convolutions.
@@ -42,24 +56,28 @@ class SpectralNorms(tf.Module):
                     )
                 )
 
-    def sum(self, stacks: list[KernelStack], iterations: int = ITERATIONS):
-        """Sums ``u' W v`` over all kernels, for vectors iterated from the stored ones.
+    @contextlib.contextmanager
+    def shared_kernels(self, iterations: int = ITERATIONS):
+        """Within the block, the convolutions use kernels whose scales are computed here, once.
 
         Args:
-            stacks: effective kernels of the groups, from `shared_kernels(self.groups)`.
-            iterations: power iterations.
+            iterations: power iterations, from the stored vectors.
 
-        Returns:
-            A scalar, whose gradient reaches the kernels alone, not the vectors; and the vectors, for
-            `keep`.
+        Yields:
+            The sum of ``u' W v`` over all kernels, a scalar whose gradient reaches the kernels alone,
+            not the vectors; and the iterated vectors, for `keep`.
         """
-        matrices = [  # (n, inputs, outputs): transposes of the matrices W
-            tf.reshape(stack.kernels, [*right.shape, -1])
-            for stack, right in zip(stacks, self.right, strict=True)
-        ]
-        left = [vectors.read_value() for vectors in self.left]
-        right = [vectors.read_value() for vectors in self.right]
-        return _iterated(matrices, left, right, iterations)
+        weights = list(map(_weights, self.groups))
+        stacks = [_scale(*map(tf.stop_gradient, tensors)) for tensors in weights]
+        left, right = ([v.read_value() for v in vectors] for vectors in (self.left, self.right))
+        left, right = _iterate(stacks, left, right, iterations)
+        totals, kernels = [], {}
+        for group, *found in zip(self.groups, weights, stacks, left, right, strict=True):
+            total, apart, scales = _differentiable(*found)
+            totals.append(total)
+            kernels.update(zip(group, map(SharedKernel, apart, scales), strict=True))
+        with shared_kernels(kernels):
+            yield tf.add_n(totals), left + right
 
     def keep(self, vectors, condition=True) -> None:
         """Stores iterated vectors, where the condition (a scalar) holds."""
@@ -67,43 +85,123 @@ class SpectralNorms(tf.Module):
             own_copy(variable).assign(tf.where(condition, value, variable))
 
 
-def _iterated(matrices, left, right, iterations):
-    """Sum of ``u' W v`` over stacks of matrices, with a gradient for them alone, and new vectors."""
-
-    @tf.custom_gradient
-    def run(*matrices):
-        norm, us, vs = _power_iterations(matrices, left, right, tf.constant(iterations))
-
-        def gradient(upstream, *_):
-            return [v[:, :, None] * (upstream * u)[:, None, :] for u, v in zip(us, vs, strict=True)]
-
-        return (norm, *us, *vs), gradient
-
-    norm, *vectors = run(*matrices)
-    return norm, vectors
+def group_alike(convolutions) -> list[list[Convolution]]:
+    """Groups built convolutions by kernel shape and kind of normalisation, keeping their order."""
+    groups = collections.defaultdict(list)
+    for layer in convolutions:
+        kind = (tuple(layer.kernel.shape), layer.weight_norm, layer.mask is not None)
+        groups[kind].append(layer)
+    return list(groups.values())
 
 
-# All stacks are one part, which compiles faster than one for each.
-@compiled_part
-def _power_iterations(matrices, left, right, iterations):
-    found = [
-        _iterate_stack(*stack, iterations) for stack in zip(matrices, left, right, strict=True)
-    ]
-    norms, left, right = zip(*found, strict=True)
-    return tf.add_n(norms), list(left), list(right)
+def _weights(group):
+    """Masked kernels of a group (n, k, k, inputs, outputs); and log-norms (n, outputs), if any."""
+    kernels = read_stacked([layer.kernel for layer in group])
+    if group[0].mask:
+        kernels = kernels * np.stack([layer.kernel_mask for layer in group])
+    if not group[0].weight_norm:
+        return [kernels]
+    return [kernels, read_stacked([layer.log_norm for layer in group])]
 
 
-def _iterate_stack(matrices, left, right, iterations):
+class _Stack(NamedTuple):
+    """Kernels of a group, and what normalises them, without gradients.
+
+    Attributes:
+        kernels: masked, (n, k, k, inputs, outputs).
+        norm: of each output channel, (n, outputs); None without weight norm.
+        scale: what brings it to the norm wanted, (n, outputs); None without weight norm.
+    """
+
+    kernels: tf.Tensor
+    norm: tf.Tensor | None = None
+    scale: tf.Tensor | None = None
+
+    def times(self, left):
+        """Products W' u, (n, k * k * inputs), of vectors (n, outputs)."""
+        return tf.linalg.matvec(self._matrices, left if self.scale is None else self.scale * left)
+
+    def transposed_times(self, right):
+        """Products W v, (n, outputs), of vectors (n, k * k * inputs)."""
+        products = tf.linalg.matvec(self._matrices, right, transpose_a=True)
+        return products if self.scale is None else self.scale * products
+
+    @property
+    def _matrices(self):
+        count, *_, outputs = self.kernels.shape
+        return tf.reshape(self.kernels, [count, -1, outputs])
+
+
+def _scale(kernels, log_norm=None) -> _Stack:
+    if log_norm is None:
+        return _Stack(kernels)
+    norm = _norms(kernels)
+    return _Stack(kernels, norm, scale_to(log_norm, norm))
+
+
+@functools.partial(compiled_part, worthwhile=LARGE)
+def _norms(kernels):
+    return tf.sqrt(tf.reduce_sum(tf.square(kernels), [1, 2, 3]))
+
+
+# Not compiled: XLA's iterations are no faster, and compile for seconds.
+def _iterate(stacks, left, right, iterations):
+    """Vectors of every stack after so many power iterations."""
+
     def iterate(left, _):
-        right = _unit(tf.linalg.matvec(matrices, left))
-        return _unit(tf.linalg.matvec(matrices, right, transpose_a=True)), right
+        right = [_unit(stack.times(u)) for stack, u in zip(stacks, left, strict=True)]
+        left = [_unit(stack.transposed_times(v)) for stack, v in zip(stacks, right, strict=True)]
+        return left, right
 
-    left, right = tf.while_loop(
-        lambda *_: True, iterate, (left, right), maximum_iterations=iterations
-    )
-    return tf.reduce_sum(tf.linalg.matvec(matrices, left) * right), left, right
+    return tf.while_loop(lambda *_: True, iterate, (left, right), maximum_iterations=iterations)
 
 
 def _unit(vectors):
-    norm = tf.norm(vectors, axis=-1, keepdims=True)
-    return vectors / tf.maximum(norm, MINIMUM_NORM)
+    return tf.math.l2_normalize(vectors, axis=-1, epsilon=MINIMUM_NORM**2)
+
+
+def _differentiable(weights, stack: _Stack, left, right):
+    """What of a stack depends on its weights.
+
+    Returns:
+        The sum of spectral norms, a scalar; its kernels, and their scales or Nones. The kernels get
+        the gradients of effective kernels (see `SharedKernel`). Those are carried back through scales
+        and spectral norms here, a stack in one go.
+    """
+    compiled = compiles_parts()
+
+    @tf.custom_gradient
+    def run(*_):
+        def gradient(of_total, *of_effective):
+            with compiled_parts(compiled):
+                return _gradients(tf.stack(of_effective), of_total * left, right, stack)
+
+        total = tf.reduce_sum(stack.times(left) * right)
+        return (total, *tf.unstack(stack.kernels)), gradient
+
+    total, *kernels = run(*weights)
+    return total, kernels, [None] * len(kernels) if stack.scale is None else tf.unstack(stack.scale)
+
+
+@functools.partial(compiled_part, worthwhile=LARGE)
+def _gradients(of_effective, left, right, stack: _Stack):
+    """Gradients of a stack's kernels, and of its norms' logarithms where it has them.
+
+    Args:
+        of_effective: of the effective kernels, but for the spectral norms' ``left' W right``.
+        left: u, times the gradient of the spectral norms, (n, outputs).
+        right: v, (n, k * k * inputs).
+        stack: whose weights they are.
+    """
+
+    def wide(per_output):
+        return per_output[:, None, None, None, :]
+
+    kernels, norm, scale = stack
+    of_effective += tf.reshape(right, [*kernels.shape[:-1], 1]) * wide(left)
+    if scale is None:
+        return [of_effective]
+    of_scale = tf.reduce_sum(of_effective * kernels, [1, 2, 3])
+    of_norm = -of_scale * scale / (norm + NORM_EPSILON)
+    through_norm = kernels * wide(tf.math.divide_no_nan(of_norm, norm))
+    return [of_effective * wide(scale) + through_norm, of_scale * scale]

@@ -15,7 +15,6 @@ from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.layers.base import gradients_taken
 from nvae_tf.layers.compiled import compiled_parts
-from nvae_tf.layers.convolution import shared_kernels
 from nvae_tf.layers.normalization import BatchNorm, Observed, moved, observed_statistics
 from nvae_tf.layers.pieces import pieces
 from nvae_tf.model import NVAE, NVAEOutput
@@ -141,9 +140,8 @@ class Trainer(tf.Module):
 
     def warm_up_spectral_norms(self):
         """Brings fresh singular vectors near those of the kernels."""
-        with shared_kernels(self.spectral.groups) as stacks:
-            _, vectors = self.spectral.sum(stacks, WARM_UP_ITERATIONS)
-        self.spectral.keep(vectors)
+        with self.spectral.shared_kernels(WARM_UP_ITERATIONS) as (_, vectors):
+            self.spectral.keep(vectors)
 
     @gradients_taken()
     def losses_and_gradients(self, images, noise, beta, regularization, loss_scale=None) -> Pass:
@@ -160,13 +158,12 @@ class Trainer(tf.Module):
         with (
             tf.GradientTape() as tape,
             self._watched(tape, weights),
-            shared_kernels(self.spectral.groups) as stacks,
+            compiled_parts(self._compiles_parts),
+            self.spectral.shared_kernels() as (spectral, vectors),
             observed_statistics() as observed,
             pieces(self.config.gradient_checkpointing, shared=num_replicas() == 1),
-            compiled_parts(self._compiles_parts),
         ):
             output = self.model(images, noise, training=True)
-            spectral, vectors = self.spectral.sum(stacks)
             losses = self._losses(output, images, beta, regularization, spectral)
             scaled = losses.loss * (1.0 if loss_scale is None else loss_scale)
         gradients = tape.gradient(scaled, weights)
@@ -249,9 +246,9 @@ class Trainer(tf.Module):
             gradients = [gradient * factor for gradient in gradients]
         with compiled_parts(self._compiles_parts):
             self.optimizer.apply_gradients(gradients, apply)
+            if self.averages:
+                self.averages.update(step + 1, apply)
         self.keep_state(found, apply)
-        if self.averages:
-            self.averages.update(step + 1, apply)
 
         return {
             **self._epoch_means(step, tf.stack([recon, tf.reduce_sum(kl_per_group)])),
