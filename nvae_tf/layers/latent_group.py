@@ -119,8 +119,11 @@ class LatentGroup(Layer):
         for cell in self.cells:
             s = cell(s, training=training)
         latent = source(self, s)
-        joined = latent.z if s is None else tf.concat([s, tf.cast(latent.z, s.dtype)], -1)
-        return self.combiner(joined), latent
+        inputs = [latent.z] if s is None else [s, tf.cast(latent.z, s.dtype)]
+        return run_piece(self._combine, [self.combiner], inputs, kind="combiner"), latent
+
+    def _combine(self, *maps):
+        return self.combiner(tf.concat(maps, -1) if len(maps) > 1 else maps[0])
 
     @property
     def samplers(self) -> list[Layer]:

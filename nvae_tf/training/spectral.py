@@ -127,6 +127,11 @@ class _Stack(NamedTuple):
         return products if self.scale is None else self.scale * products
 
     @property
+    def size(self) -> int:
+        """Values of all kernels."""
+        return self.kernels.shape.num_elements()
+
+    @property
     def _matrices(self):
         count, *_, outputs = self.kernels.shape
         return tf.reshape(self.kernels, [count, -1, outputs])
@@ -144,16 +149,31 @@ def _norms(kernels):
     return tf.sqrt(tf.reduce_sum(tf.square(kernels), [1, 2, 3]))
 
 
-# Not compiled: XLA's iterations are no faster, and compile for seconds.
 def _iterate(stacks, left, right, iterations):
-    """Vectors of every stack after so many power iterations."""
+    """Lists of u and of v of every stack, after so many power iterations."""
+    vectors = list(zip(left, right, strict=True))
+    for run, large in ((_iterate_large, True), (_iterate_alike, False)):
+        places = [i for i, stack in enumerate(stacks) if large == (stack.size >= LARGE)]
+        if places:
+            own = ([values[i] for i in places] for values in (stacks, left, right))
+            found = zip(*run(*own, tf.constant(iterations)), strict=True)
+            for place, pair in zip(places, found, strict=True):
+                vectors[place] = pair
+    left, right = zip(*vectors, strict=True)
+    return list(left), list(right)
 
+
+def _iterate_alike(stacks, left, right, iterations):
     def iterate(left, _):
         right = [_unit(stack.times(u)) for stack, u in zip(stacks, left, strict=True)]
         left = [_unit(stack.transposed_times(v)) for stack, v in zip(stacks, right, strict=True)]
         return left, right
 
     return tf.while_loop(lambda *_: True, iterate, (left, right), maximum_iterations=iterations)
+
+
+# One part for all large stacks compiles faster than one for each; all others are not worth it.
+_iterate_large = compiled_part(_iterate_alike)
 
 
 def _unit(vectors):
@@ -172,15 +192,16 @@ def _differentiable(weights, stack: _Stack, left, right):
 
     @tf.custom_gradient
     def run(*_):
-        def gradient(of_total, *of_effective):
+        def gradient(of_total, of_effective):
             with compiled_parts(compiled):
-                return _gradients(tf.stack(of_effective), of_total * left, right, stack)
+                return _gradients(of_effective, of_total * left, right, stack)
 
         total = tf.reduce_sum(stack.times(left) * right)
-        return (total, *tf.unstack(stack.kernels)), gradient
+        return (total, stack.kernels), gradient
 
-    total, *kernels = run(*weights)
-    return total, kernels, [None] * len(kernels) if stack.scale is None else tf.unstack(stack.scale)
+    total, kernels = run(*weights)
+    scales = [None] * kernels.shape[0] if stack.scale is None else tf.unstack(stack.scale)
+    return total, tf.unstack(kernels), scales
 
 
 @functools.partial(compiled_part, worthwhile=LARGE)
