@@ -220,7 +220,7 @@ def _gradients(of_effective, left, right, stack: _Stack):
 
     kernels, norm, scale = stack
     of_effective += tf.reshape(right, [*kernels.shape[:-1], 1]) * wide(left)
-    if scale is None:
+    if norm is None:
         return [of_effective]
     of_scale = tf.reduce_sum(of_effective * kernels, [1, 2, 3])
     of_norm = -of_scale * scale / (norm + NORM_EPSILON)
