@@ -44,7 +44,7 @@ def pieces(recomputed: str = NONE, shared: bool = False):
     Args:
         recomputed: what is computed again in the backward pass: ``"none"``; ``"bn_swish"``: batch norm,
             its activation and the convolution that follows; ``"cells"``: whole residual cells, and a
-            group's draw of its latents.
+            group's draw of its latents and its combiner.
         shared: trace one function for all pieces of a kind. Not inside a `tf.distribute` strategy of
             several replicas, which cannot communicate from within.
     """
