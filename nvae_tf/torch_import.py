@@ -85,7 +85,7 @@ def model_config(flags: dict) -> ModelConfig:
 
 
 def official_entries(model: NVAE) -> dict[str, Entry]:
-    """Every variable of the model by its key in the official ``state_dict``."""
+    """Every variable of the model by its key in the official ``state_dict``, see `canonical_key`."""
     entries = {}
     for name, layer in official_modules(model).items():
         if isinstance(layer, Convolution):
@@ -124,31 +124,40 @@ def load_state(model: NVAE, state: dict) -> None:
         UserError: an array is missing, left over or of the wrong shape; nothing is assigned then.
     """
     entries = official_entries(model)
-    found = {
-        canonical_key(key): np.asarray(array) for key, array in state.items() if not is_ignored(key)
-    }
+    names = {}  # canonical key -> the file's
+    for key in state:
+        if not is_ignored(key):
+            other = names.setdefault(canonical_key(key), key)
+            if other != key:
+                raise UserError(f"the official weights do not fit: {other} and {key} are one array")
     if len(model.groups) == 1:
-        found.pop("prior_ftr0", None)  # kept in official files, used by nothing
+        names.pop("prior_ftr0", None)  # kept in official files, used by nothing
     for problem, keys in (
-        ("missing", entries.keys() - found.keys()),
-        ("left over", found.keys() - entries.keys()),
+        ("missing", entries.keys() - names.keys()),
+        ("left over", [names[key] for key in names.keys() - entries.keys()]),
     ):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"the official weights do not fit: {min(keys)}{more} {problem}")
+    found = {key: np.asarray(state[name]) for key, name in names.items()}
     for key, array in found.items():
         expected = entries[key].to_official(np.empty(entries[key].variable.shape)).shape
         if array.shape != expected:
             raise UserError(
-                f"the official weights do not fit: {key} has shape {array.shape}, not {expected}"
+                f"the official weights do not fit: {names[key]} has shape {array.shape}, not "
+                f"{expected}"
             )
     for key, array in found.items():
         entries[key].variable.assign(entries[key].to_ours(array))
 
 
 def canonical_key(key: str) -> str:
-    """The key of `official_entries`: the batch norms of res_* operations go by two names."""
-    return re.sub(r"(_ops\.\d+)\.bn\.", r"\1.bn_act.", key)
+    """The key of `official_entries` for a key of a ``state_dict``.
+
+    Files have several names for the batch norm of a ``res_*`` operation: ``bn_act`` with swish,
+    ``bn.bn`` with ELU, where a wrapper holds it, or ``bn`` alone. Here it is ``bn_act``.
+    """
+    return re.sub(r"(_ops\.\d+)\.bn(\.bn)?\.", r"\1.bn_act.", key)
 
 
 def is_ignored(key: str) -> bool:
