@@ -1,16 +1,21 @@
 """Files written so that a crash or a full disk never leaves half of one, and small ones read."""
 
 import contextlib
+import ctypes
+import errno
+import glob
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from nvae_tf.errors import UserError, reason
+
+OLD = ".old.part"  # ending of a folder that another one takes the place of
 
 
 def read_json(path: Path, most: int = 2**27):
@@ -29,44 +34,86 @@ def read_json(path: Path, most: int = 2**27):
 
 @contextlib.contextmanager
 def replacing(path: Path):
-    """Yields a temporary path beside `path`, which takes its name if the block succeeds.
+    """Yields a temporary file beside `path`, which takes its name if the block succeeds.
+
+    It has the permissions that the user's umask leaves. A process that is killed leaves it behind, as
+    ``.NAME.*.part``, and what was at `path` before.
 
     Raises:
         UserError: the folder or the disk does not take the file; what was there is unchanged.
     """
-    temporary = None
+    temporary = _beside(path)
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-        )
-        os.close(handle)
-        os.chmod(temporary, 0o644)
-        yield Path(temporary)
+        temporary.touch(exist_ok=False)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path):
+    """Yields an empty folder beside `path`, which is removed in the end, unless it was renamed.
+
+    As for the rest, it is like `replacing`.
+    """
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path):
-    """As `replacing`, for a folder and all that the block puts into it."""
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-        temporary.chmod(0o755)
+    """As `replacing`, for a folder and all that the block puts into it.
+
+    The old and the new folder change names in one step, so that at every moment one of them is there.
+    Only where the system has no such step (NFS, macOS) there is a moment between two renames: a
+    process killed in it leaves both, whole, as ``.NAME.*.old.part`` and ``.NAME.*.part``, and the next
+    one to replace this folder puts the old one back first.
+    """
+    with temporary_folder(path) as temporary:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*{OLD}"):
+            if path.exists():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.rename(path)
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         yield temporary
-        if path.exists():
-            # Renamed first: an interrupted removal must not leave half of it.
-            shutil.rmtree(path.rename(temporary.with_suffix(".old.part")))
-        temporary.rename(path)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if not path.exists():
+            temporary.rename(path)
+        elif not _exchanged(temporary, path):
+            old = temporary.with_suffix(OLD)
+            path.rename(old)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name for what is not complete yet: hidden, and of this process alone."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Lets two folders change names in one step; whether the system could."""
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 @contextlib.contextmanager

@@ -1,0 +1,154 @@
+"""Files and folders: whole at every moment, and with the permissions that the user asked for."""
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nvae_tf.data import prepare
+from nvae_tf.errors import UserError
+from nvae_tf.files import make_folder, replacing, replacing_folder, temporary_folder, write_png
+
+# Replaces a folder and kills itself just before the system call of that number.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from nvae_tf.files import replacing_folder
+path, moment, exchanges = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchanges"
+calls, counting = 0, False
+def watch(event, arguments):
+    global calls
+    if event == "ctypes.dlsym" and arguments[1] == "renameat2" and not exchanges:
+        raise AttributeError  # as on a system that has no such call
+    if counting and event in ("os.rename", "os.rmdir", "os.remove", "shutil.rmtree", "ctypes.dlsym"):
+        calls += 1
+        if calls == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+with replacing_folder(path) as temporary:
+    for number in range(2):
+        (temporary / str(number)).write_text("new")
+    sys.addaudithook(watch)
+    counting = True
+"""
+
+
+@contextlib.contextmanager
+def umask(mask):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def permissions(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def content(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+OLD, NEW = {"0": "old", "1": "old"}, {"0": "new", "1": "new"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "results"
+    path.mkdir()
+    for name, text in OLD.items():
+        (path / name).write_text(text)
+    return path
+
+
+def killed_at_every_moment(folder, exchanges):
+    """Yields after each kill; what the killed process left is the next one's start."""
+    for moment in range(1, 100):
+        arguments = [folder, moment, exchanges]
+        process = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False)
+        if process.returncode == 0:
+            assert moment > 3  # or nothing was tried
+            return
+        assert process.returncode == -9
+        yield
+        for name, text in OLD.items():
+            (folder / name).write_text(text)
+    raise AssertionError("it never came to its end")
+
+
+def test_a_folder_that_is_replaced_is_there_at_every_moment(folder):
+    seen = []
+    for _ in killed_at_every_moment(folder, "exchanges"):
+        seen.append(content(folder))
+    assert OLD in seen and NEW in seen and all(found in (OLD, NEW) for found in seen)
+
+
+def test_where_folders_cannot_be_exchanged_nothing_is_lost_and_the_next_start_mends(folder):
+    gaps = 0
+    for _ in killed_at_every_moment(folder, "one by one"):
+        if not folder.exists():
+            gaps += 1
+            left = [content(path) for path in folder.parent.iterdir()]
+            assert OLD in left and NEW in left
+            with pytest.raises(RuntimeError), replacing_folder(folder):
+                raise RuntimeError("the next command fails, too")
+        assert content(folder) in (OLD, NEW)
+    assert gaps == 1
+    assert content(folder) == NEW
+
+
+def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(folder):
+    with pytest.raises(RuntimeError), replacing_folder(folder) as temporary:
+        (temporary / "0").write_text("half of it")
+        raise RuntimeError
+    assert content(folder) == OLD and list(folder.parent.iterdir()) == [folder]
+    file = folder / "0"
+    with pytest.raises(UserError, match="0: cannot be written") as caught, replacing_folder(file):
+        pass
+    assert "\n" not in str(caught.value) and file.read_text() == "old"
+    with replacing_folder(folder) as temporary:
+        (temporary / "0").write_text("new")
+    assert content(folder) == {"0": "new"} and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o002, 0o027])
+def test_everything_written_has_the_permissions_of_the_users_umask(mask, tmp_path, photographs):
+    with umask(mask):
+        make_folder(tmp_path / "made" / "deeper")
+        with replacing(tmp_path / "made" / "file") as temporary:
+            assert permissions(temporary) == 0o666 & ~mask  # while it is written, too
+            temporary.write_text("text")
+        with replacing_folder(tmp_path / "made" / "folder") as temporary:
+            assert permissions(temporary) == 0o777 & ~mask
+            write_png(temporary / "image.png", photographs[0])
+        with temporary_folder(tmp_path / "made" / "next") as temporary:
+            temporary.rename(tmp_path / "made" / "kept")
+        images = tmp_path / "images"
+        make_folder(images)
+        for number, image in enumerate(photographs[:8]):
+            write_png(images / f"{number}.png", image)
+        out = tmp_path / "made" / "tfrecords"
+        arguments = ["images", "--input", images, "--output", out, "--size", 32]
+        arguments += ["--validation", 0.5]
+        assert prepare.main([str(word) for word in arguments]) == 0
+    found = list((tmp_path / "made").rglob("*"))
+    assert len(found) > 9
+    for path in found:
+        assert permissions(path) == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+def test_a_file_that_is_replaced_takes_new_permissions_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o600)
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and permissions(path) == 0o600
+    with umask(0o022), replacing(path) as temporary:
+        np.save(temporary.open("wb"), np.zeros(3))
+    assert permissions(path) == 0o644 and list(tmp_path.iterdir()) == [path]
