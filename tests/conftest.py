@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the reference numbers are a CPU's
 
-import nvae_tf  # noqa: F401, E402 - chooses the Keras that TensorFlow shows
+import nvae_tf  # noqa: F401, E402 - sets what TensorFlow reads when it is imported
 
 import numpy as np  # noqa: E402 isort: skip
 import pytest  # noqa: E402 isort: skip
