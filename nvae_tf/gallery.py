@@ -82,13 +82,16 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
         few = images[:RECONSTRUCTED]
         found = latents.reconstruct(model, few, seed)
         parts.append(_figure(few, RECONSTRUCTED, "test images"))
-        parts.append(_figure(found.images, RECONSTRUCTED, f"NELBO {found.nelbo.mean():.1f} nats"))
-        (encoded,) = latents.encode_batches(model, [images], [])
+        nelbo = f"mean NELBO of these {len(few)} images {found.nelbo.mean():.1f} nats"
+        parts.append(_figure(found.images, RECONSTRUCTED, nelbo))
+        (encoded,) = latents.encode_batches(model, [images], [], seed)
+        kl = encoded.kl.mean(0)
         parts.append("<h2>KL of each group</h2>")
         parts.append(
-            f"<p>Mean of {len(images)} test images, coarsest group first, one colour a scale.</p>"
+            f"<p>Mean of {len(images)} test images with one draw of z each, {kl.sum():.2f} nats over "
+            "all groups; coarsest group first, one colour a scale.</p>"
         )
-        parts.append(bars(encoded.kl.mean(0), [f"{h}x{w}x{c}" for h, w, c in model.latent_shapes]))
+        parts.append(bars(kl, [f"{h}x{w}x{c}" for h, w, c in model.latent_shapes]))
 
     parts.append("<h2>What each group does</h2>")
     parts.append(
@@ -98,7 +101,9 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
     groups = list(range(len(model.groups)))
     noise = model.draw_noise(1, (seed, 0))
     rows = latents.traverse(model, noise, groups, STEPS, TRAVERSAL_TEMPERATURE, seed)
-    parts.append(_figure(np.concatenate(rows), STEPS, f"temperature {TRAVERSAL_TEMPERATURE:g}"))
+    parts.append(
+        _figure(rows.reshape(-1, *rows.shape[3:]), STEPS, f"temperature {TRAVERSAL_TEMPERATURE:g}")
+    )
 
     curves = read_curves(loaded.folder / "logs")
     if curves:

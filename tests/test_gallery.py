@@ -4,6 +4,8 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import pytest
+
 from nvae_tf.gallery import bars, chart, main
 
 
@@ -38,6 +40,11 @@ def test_the_page_holds_everything_that_it_shows(run, tmp_path):
         "Training",
     ):
         assert f"<h2>{heading}</h2>" in text
+    assert re.search(r"mean NELBO of these 12 images \d+\.\d nats", text)
+    total = float(re.search(r"with one draw of z each, ([\d.]+) nats over all groups", text)[1])
+    assert total == pytest.approx(
+        sum(map(float, re.findall(r">([\d.]+) nats</text>", text))), abs=0.02
+    )
 
 
 def test_names_are_escaped():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nvae_tf.cli.evaluate import main
 from nvae_tf.config import ImageSpec, ModelConfig
-from nvae_tf.evaluation import latents
+from nvae_tf.evaluation import latents, likelihood
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 
@@ -95,17 +95,43 @@ def test_interpolations_begin_and_end_at_their_images(model, images):
 
 
 def test_traversals_change_one_group(model):
-    noise = model.draw_noise(1, (3, 0))
+    noise = model.draw_noise(2, (3, 0))
     rows = latents.traverse(model, noise, [0, 2], steps=4, temperature=1.0, seed=3)
-    assert rows.shape == (2, 4, 16, 16, 3)
-    base = model.render(model.top_down(FromPrior(noise)).parameters)[0]
-    for row in rows:
-        np.testing.assert_allclose(row[0], base, atol=1e-5)
-        assert np.abs(row[1:] - row[0]).max() > 1e-4
-    opposite = [noise[0], noise[1], -noise[2]]
-    end = model.render(model.top_down(FromPrior(opposite)).parameters)[0]
-    np.testing.assert_allclose(rows[1, -1], end, atol=1e-4)
+    assert rows.shape == (2, 2, 4, 16, 16, 3)
+    starts = model.render(model.top_down(FromPrior(noise)).parameters)
+    opposite = [noise[0], noise[1], -noise[2], *noise[3:]]
+    ends = model.render(model.top_down(FromPrior(opposite)).parameters)
+    for of_image, start, end in zip(rows, starts, ends, strict=True):
+        for row in of_image:
+            np.testing.assert_allclose(row[0], start, atol=1e-5)
+            assert np.abs(row[1:] - row[0]).max() > 1e-4
+        np.testing.assert_allclose(of_image[1, -1], end, atol=1e-4)
     assert latents.influence(model, 4, 1.0, seed=1).shape == (len(model.groups),)
+
+
+@pytest.mark.parametrize("num_flows", [0, 1])
+def test_the_kl_of_the_groups_adds_up_to_that_of_the_nelbo(images, num_flows):
+    model = NVAE(dataclasses.replace(CONFIG, num_nf=num_flows), ImageSpec(16, 3))
+    for layer in model.submodules:  # far from the start, where the posteriors are nearly the priors
+        if hasattr(layer, "posterior_sampler"):
+            layer.posterior_sampler.bias.assign(tf.fill(layer.posterior_sampler.bias.shape, 0.7))
+    batches = list(latents.encode_batches(model, [images[:2], images[2:]], [0], seed=5))
+    kl = np.concatenate([batch.kl for batch in batches])
+    assert kl.shape == (3, len(model.groups))
+    # The same noise as that of the images' first draw in an evaluation.
+    noise = model.draw_noise(3, (5, 0))
+    nelbo, _ = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
+    recon = -model.log_likelihood(model(images, noise).parameters, images)
+    np.testing.assert_allclose(kl.sum(1), nelbo - recon, rtol=1e-4)
+    shown = latents.reconstruct(model, images, seed=5)  # as in the gallery, beside the bars
+    np.testing.assert_allclose(shown.nelbo, kl.sum(1) + recon, rtol=1e-4)
+    at_means = model.encode(images)
+    assert np.abs(kl.sum(1) / sum(latent.kl_per_image for latent in at_means) - 1.0).max() > 1e-3
+    for batch, part in zip(batches, (slice(0, 2), slice(2, 3)), strict=True):
+        for name in ("z", "mean", "deviation"):  # but these are where the means lead to
+            np.testing.assert_allclose(
+                getattr(batch, name)[0], getattr(at_means[0], name)[part], atol=1e-5
+            )
 
 
 @pytest.fixture
@@ -139,6 +165,8 @@ def test_interpolations_and_traversals_are_written(command):
     output = command("traverse", "--groups", 1, "--steps", 3)
     assert Image.open(output / "traverse.png").size == (3 * 34 + 2, 34 + 2)
     assert len(json.loads((output / "traverse.json").read_text())) == 2
+    output = command("traverse", "--indices", 3, 8, "--steps", 2)  # as many as steps
+    assert Image.open(output / "traverse.png").size == (2 * 34 + 2, 2 * 2 * 34 + 2)
 
 
 def test_a_data_set_and_a_folder_are_encoded(command, tmp_path):

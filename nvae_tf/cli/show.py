@@ -72,23 +72,21 @@ def interpolate(arguments) -> None:
 
 
 def traverse(arguments) -> None:
-    """A row for each group: what its noise alone changes."""
+    """A row for each image and group: what that group's noise alone changes."""
     loaded, output = load(arguments)
-    import numpy as np
-
     from nvae_tf.evaluation import latents
     from nvae_tf.pictures import grid
 
     model, groups = loaded.model, _groups(arguments, loaded.model)
     if arguments.images or arguments.indices:
-        images, _ = _chosen(arguments, loaded, most=1)
+        images, _ = _chosen(arguments, loaded)
         noise, temperature = latents.prior_noise(model, images), 1.0
     else:
         noise, temperature = model.draw_noise(1, (arguments.seed, 0)), arguments.temp
     rows = latents.traverse(model, noise, groups, arguments.steps, temperature, arguments.seed)
     influence = latents.influence(model, INFLUENCE_SAMPLES, arguments.temp, arguments.seed)
     picture, report = output / "traverse.png", output / "traverse.json"
-    write_png(picture, grid(np.concatenate(rows), arguments.steps))
+    write_png(picture, grid(rows.reshape(-1, *rows.shape[3:]), arguments.steps))
     entries = [
         {"group": group, "shape": list(shape), "influence": float(change)}
         for group, (shape, change) in enumerate(zip(model.latent_shapes, influence, strict=True))
@@ -97,7 +95,8 @@ def traverse(arguments) -> None:
     print(f"change of a pixel (root mean square, of 1) by a fresh draw at {arguments.temp:g}:")
     for entry in entries:
         print(f"  group {entry['group']:2d} {str(entry['shape']):>16}  {entry['influence']:.4f}")
-    print(f"written: {picture} (rows: groups {groups}), {report}")
+    of_each = f" of each of {len(rows)} images" if len(rows) > 1 else ""
+    print(f"written: {picture} (rows: groups {groups}{of_each}), {report}")
 
 
 def encode(arguments) -> None:
@@ -122,7 +121,7 @@ def encode(arguments) -> None:
                 yield batch
 
     with reading(source):
-        encoded = list(latents.encode_batches(loaded.model, images(), groups))
+        encoded = list(latents.encode_batches(loaded.model, images(), groups, arguments.seed))
     arrays: dict[str, Any] = {"kl": np.concatenate([batch.kl for batch in encoded])}
     for field in ("z", "mean", "deviation"):
         parts = zip(*(getattr(batch, field) for batch in encoded), strict=True)
@@ -137,6 +136,7 @@ def encode(arguments) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     print(f"latents: {len(source)} images, groups {groups}")
+    print(f"mean KL with z drawn: {arrays['kl'].sum(1).mean():.2f} nats over all groups")
     print(f"written: {path} ({', '.join(arrays)})")
 
 
@@ -153,8 +153,9 @@ def export(arguments) -> None:
     }
     version = exporting.export(loaded.model, readjusted, output)
     usage = (
-        "`1/` and so on are SavedModels that need TensorFlow alone, with the signatures `sample`, "
-        "`decode`, `encode` and `reconstruct`."
+        "`1/` and so on are SavedModels that need TensorFlow alone, with the signatures "
+        + ", ".join(f"`{name}`" for name in exporting.SIGNATURES)
+        + "."
     )
     if readjusted:
         temperatures = ", ".join(f"{t:g}" for t in readjusted)

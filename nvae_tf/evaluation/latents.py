@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nvae_tf.devices import join, on_devices, share
 from nvae_tf.evaluation.likelihood import draw_terms
-from nvae_tf.layers.latent_group import FromPrior, Latent
+from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
 from nvae_tf.model import NVAE
 
 
@@ -116,25 +116,27 @@ def traverse(
     the noise given.
 
     Args:
-        model: the model.
-        noise: of one image, one tensor (1, height, width, latents) a group.
-        groups: to be changed, one at a time.
-        steps: images in each row; the first is that of the noise given.
-        temperature: of the latents.
-        seed: of the fresh draws.
+        model: The model.
+        noise: The noise that the walks start from, one tensor (n, height, width, latents) a group.
+        groups: The groups to be changed, one at a time.
+        steps: Images in each row; the first is that of the noise given.
+        temperature: Factor on the priors' deviations.
+        seed: Seed of the fresh draws, which are the same for all n.
 
     Returns:
-        Means of p(x | z), (groups, steps, height, width, channels).
+        Means of p(x | z), (n, groups, steps, height, width, channels).
     """
     draw = _image_of_noise(model, temperature)
     fresh = model.draw_noise([1], (seed, 0))
     angles = tf.reshape(tf.linspace(0.0, math.pi, steps), [-1, 1, 1, 1])
-    rows = []
-    for group in groups:
-        turned = [tf.repeat(tensor, steps, 0) for tensor in noise]
-        turned[group] = tf.cos(angles) * noise[group] + tf.sin(angles) * fresh[group]
-        rows.append(draw(turned))
-    return np.stack(rows)
+
+    def row(start, group):
+        turned = [tf.repeat(tensor, steps, 0) for tensor in start]
+        turned[group] = tf.cos(angles) * start[group] + tf.sin(angles) * fresh[group]
+        return draw(turned)
+
+    starts = [[tensor[n : n + 1] for tensor in noise] for n in range(len(noise[0]))]
+    return np.stack([[row(start, group) for group in groups] for start in starts])
 
 
 def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
@@ -157,10 +159,13 @@ class Encoded(NamedTuple):
     """Latents of a batch of images.
 
     Attributes:
-        z: of the groups asked for: posterior means behind the flows, (batch, height, width, latents).
-        mean: of the groups' posteriors, shaped as z.
-        deviation: of the groups' posteriors, shaped as z.
-        kl: of every group and image in nats, (batch, groups).
+        z: z of the groups asked for, where the posteriors' means lead to (behind the flows),
+            (batch, height, width, latents).
+        mean: Means of those groups' posteriors on that way, shaped as z.
+        deviation: Deviations of those groups' posteriors on that way, shaped as z.
+        kl: KL of every group and image in nats, (batch, groups), with one draw of z from the posterior:
+            summed over the groups it is the KL of that draw's NELBO. On the way of the means it would
+            be smaller.
     """
 
     z: list[np.ndarray]
@@ -169,27 +174,32 @@ class Encoded(NamedTuple):
     kl: np.ndarray
 
 
-def encode_batches(model: NVAE, batches, groups: list[int]) -> Iterator[Encoded]:
+def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterator[Encoded]:
     """Encodes batches of images.
 
     Args:
-        model: the model.
-        batches: of images, (batch, height, width, channels) in [0, 1].
-        groups: whose latents are wanted.
+        model: The model.
+        batches: Batches of images, (batch, height, width, channels) in [0, 1].
+        groups: The groups whose latents are wanted; the KL is that of all.
+        seed: Seed of the z that the KL is computed with. An image's noise depends on the seed and on
+            the image's number over all batches alone, as in `likelihood.evaluate` with one draw.
     """
 
-    def encode(images):
-        latents = model.encode(images)
-        kl = tf.stack([latent.kl_per_image for latent in latents], 1)
+    def encode(images, numbers):
+        encoded, noise = model.bottom_up(images), model.draw_noise(numbers, (seed, 0))
+        kl = model.top_down(FromPosterior(encoded, noise)).kl_per_group
+        no_noise = [tf.zeros_like(tensor) for tensor in noise]
+        latents = model.top_down(FromPosterior(encoded, no_noise)).latents
         chosen = [latents[group] for group in groups]
         fields = ("z", "mean", "deviation")
         return [[getattr(latent, name) for latent in chosen] for name in fields], kl
 
-    run = on_devices(encode)
+    run, start = on_devices(encode), 0
     for images in batches:
-        (z, mean, deviation), kl = tf.nest.map_structure(
-            lambda tensor: tensor.numpy(), join(run(share(images)), len(images))
-        )
+        numbers = tf.range(start, start + len(images), dtype=tf.int64)
+        found = join(run(share(images), share(numbers)), len(images))
+        (z, mean, deviation), kl = tf.nest.map_structure(lambda tensor: tensor.numpy(), found)
+        start += len(images)
         yield Encoded(z, mean, deviation, kl)
 
 
