@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.cli.evaluate import main
-from nvae_tf.evaluation import loading, sampling
+from nvae_tf.evaluation import likelihood, loading, sampling
 from nvae_tf.evaluation.export import export
+from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "sample_savedmodel.py"
@@ -20,16 +21,22 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "sample_savedmodel.py"
 CLIENT = """
 import sys
 import numpy as np, tensorflow as tf
-folder, images, output = sys.argv[1:]
+folder, sent, output = sys.argv[1:]
 call = tf.saved_model.load(folder).signatures
+sent = {name: tf.constant(value) for name, value in np.load(sent).items()}
+images, noise = sent["images"], {n: v for n, v in sent.items() if n.startswith("noise_")}
 def sample(count, temperature):
     return call["sample"](batch_size=tf.constant(count), temperature=tf.constant(temperature),
                           seed=tf.constant(3))["images"]
-encoded = call["encode"](images=tf.constant(np.load(images)))
-latents = {name: value for name, value in encoded.items() if name.startswith("z_")}
+def generate(temperature):
+    return call["generate"](temperature=tf.constant(temperature), **noise)["images"]
+drawn = call["encode"](images=images, **{name: value[:3] for name, value in noise.items()})
+means = call["encode"](images=images, **{n: tf.zeros_like(v[:1]) for n, v in noise.items()})
+latents = {name: value for name, value in means.items() if name.startswith("z_")}
 np.savez(output, sample=sample(5, 0.8), more=sample(7, 0.8), readjusted=sample(5, 0.7),
-         decode=call["decode"](**latents)["images"], kl=encoded["kl"],
-         reconstruct=call["reconstruct"](images=tf.constant(np.load(images)))["images"])
+         generate=generate(0.8), generate_readjusted=generate(0.7),
+         decode=call["decode"](**latents)["images"], kl=drawn["kl"], kl_at_means=means["kl"],
+         reconstruct=call["reconstruct"](images=images)["reconstructions"])
 others = {"nvae_tf", "tensorflow_probability", "tf_keras"} & set(sys.modules)
 assert not others, others
 """
@@ -45,11 +52,14 @@ def exported(run, tmp_path_factory):
     return folder
 
 
-def ask(python, version, tmp_path):
+def ask(python, run, version, tmp_path):
     """What a process without our software gets from an export, and the images it sent."""
     images = np.random.default_rng(0).integers(0, 2, (3, 32, 32, 1)).astype(np.float32)
-    np.save(tmp_path / "images.npy", images)
-    files = [str(tmp_path / "images.npy"), str(tmp_path / "out.npz")]
+    # The noise that `sample` draws for itself.
+    noise = loading.load(str(run)).model.draw_noise(5, (3, sampling.SAMPLING_STREAM))
+    named = {f"noise_{group:02d}": tensor for group, tensor in enumerate(noise)}
+    np.savez(tmp_path / "sent.npz", images=images, **named)
+    files = [str(tmp_path / "sent.npz"), str(tmp_path / "out.npz")]
     # Only what every process has: the variable that chooses Keras 2 is not among it.
     environment = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "-1"}
     subprocess.run([python, "-c", CLIENT, str(version), *files], check=True, env=environment)
@@ -64,21 +74,29 @@ def check(run, images, found):
     np.testing.assert_allclose(found["sample"], model.sample(5, 0.8, seed=seed), **close)
     np.testing.assert_array_equal(found["more"].shape, (7, 32, 32, 1))
     np.testing.assert_allclose(found["more"][:5], found["sample"], **close)
+    np.testing.assert_allclose(found["generate"], found["sample"], **close)
     reconstruction = model.reconstruct(images)
     np.testing.assert_allclose(found["reconstruct"], reconstruction, **close)
     np.testing.assert_allclose(found["decode"], found["reconstruct"], **close)
-    kl = [latent.kl_per_image for latent in model.encode(images)]
-    np.testing.assert_allclose(found["kl"], np.stack(kl, 1), rtol=1e-4)
+    noise = model.draw_noise(3, seed)
+    for name, drawn in (("kl", noise), ("kl_at_means", None)):
+        kl = [latent.kl_per_image for latent in model.encode(images, drawn)]
+        np.testing.assert_allclose(found[name], np.stack(kl, 1), rtol=1e-4)
+    # Drawn with noise, the KL is the objective's.
+    nelbo, _ = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
+    recon = -model.log_likelihood(model(images, noise).parameters, images)
+    np.testing.assert_allclose(found["kl"].sum(1), nelbo - recon, rtol=1e-3)
     plain = model.sample(5, 0.7, seed=seed)
     statistics, _ = sampling.batch_norm_statistics(model, 0.7, batches=3, batch_size=16, seed=1)
     sampling.readjust_batch_norm(model, statistics)
     readjusted = model.sample(5, 0.7, seed=seed)
-    np.testing.assert_allclose(found["readjusted"], readjusted, **close)
+    for name in ("readjusted", "generate_readjusted"):
+        np.testing.assert_allclose(found[name], readjusted, **close)
     assert np.abs(plain - readjusted).max() > 1e-2
 
 
 def test_the_export_is_the_run_with_tensorflow_alone(run, exported, tmp_path):
-    check(run, *ask(sys.executable, exported / "1", tmp_path))
+    check(run, *ask(sys.executable, run, exported / "1", tmp_path))
     subprocess.run([sys.executable, EXAMPLE, exported / "1", tmp_path / "grid.png"], check=True)
     assert tf.io.decode_png((tmp_path / "grid.png").read_bytes()).shape == (128, 128, 1)
 
@@ -92,7 +110,26 @@ def test_the_export_runs_where_only_tensorflow_is_installed(run, exported, tmp_p
     )
     others = ["-c", "import importlib.util as u; assert not u.find_spec('nvae_tf')"]
     subprocess.run([python, *others], check=True, cwd=tmp_path)
-    check(run, *ask(str(python), exported / "1", tmp_path))
+    check(run, *ask(str(python), run, exported / "1", tmp_path))
+
+
+def operations(signature):
+    """Kinds of operations in a signature, the functions that it calls included."""
+    graph = signature.graph.as_graph_def()
+    nodes = [*graph.node, *(n for function in graph.library.function for n in function.node_def)]
+    return {node.op for node in nodes}
+
+
+def test_other_formats_find_nothing_that_they_lack(exported):
+    signatures = tf.saved_model.load(str(exported / "1")).signatures
+    assert set(signatures) == {"sample", "generate", "decode", "encode", "reconstruct"}
+    for name, signature in signatures.items():
+        found = operations(signature)
+        assert any("Random" in operation for operation in found) == (name == "sample")
+        assert "Einsum" not in found
+        # ONNX knows inputs and outputs by their names alone.
+        inputs = signature.structured_input_signature[1]
+        assert inputs and not inputs.keys() & signature.structured_outputs.keys()
 
 
 def test_the_card_lies_beside_the_versions(run, exported):
@@ -101,6 +138,8 @@ def test_the_card_lies_beside_the_versions(run, exported):
         "| data set | digits |",
         "| parameters | 29,510 |",
         "| training steps | 42 |",
+        "| latents | 2 of 8x8x4 (",
+        "`generate`",
         "0.7",
     ):
         assert text in card
@@ -134,5 +173,10 @@ def test_colours_are_exported_too(photographs, tmp_path):
     found = loaded.sample(tf.constant(3), tf.constant(0.9), tf.constant(9))["images"]
     np.testing.assert_allclose(found, model.sample(3, 0.9, seed=seed), atol=1e-4)
     images = photographs[:2].astype(np.float32) / 255.0
-    found = loaded.reconstruct(images)["images"]
+    found = loaded.reconstruct(images)["reconstructions"]
     np.testing.assert_allclose(found, model.reconstruct(images), atol=1e-4)
+    noise = model.draw_noise(3, seed)
+    named = {f"noise_{group:02d}": tensor for group, tensor in enumerate(noise)}
+    found = loaded.generate({"temperature": tf.constant(0.9), **named})["images"]
+    means = model.render(model.top_down(FromPrior(noise, 0.9)).parameters)
+    np.testing.assert_allclose(found, means, atol=1e-4)

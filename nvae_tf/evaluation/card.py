@@ -1,5 +1,6 @@
 """The model card: what a model is, what it was trained on, and what was measured of it."""
 
+import itertools
 from pathlib import Path
 
 from nvae_tf.errors import UserError
@@ -50,6 +51,8 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
     """Names and values of what is known of a model, measurements in its folder included."""
     config, model, image = loaded.config, loaded.model, loaded.model.image
     groups = " + ".join(map(str, config.model.groups_per_scale))
+    alike = itertools.groupby("x".join(map(str, shape)) for shape in model.latent_shapes)
+    shapes = ", then ".join(f"{len(list(same))} of {shape}" for shape, same in alike)
     kind = "binary" if image.binary else f"{config.model.num_x_bits}-bit"
     return [
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
@@ -57,6 +60,7 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
         ("data set", config.data.dataset),
         ("images", f"{image.size}x{image.size}, {image.channels} channels, {kind}"),
         ("latent groups", f"{groups} (finest scale first)"),
+        ("latents", f"{shapes} (height x width x latents, in the order of their use)"),
         ("parameters", f"{model.num_parameters:,}"),
         ("training steps", f"{loaded.step:,}"),
         *_measured(loaded.folder),

@@ -8,14 +8,38 @@ import tensorflow as tf
 
 from nvae_tf.evaluation.sampling import SAMPLING_STREAM, Statistics
 from nvae_tf.files import cannot_write, make_folder
+from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
 from nvae_tf.layers.normalization import given_statistics
 from nvae_tf.model import NVAE
 
 SAME_TEMPERATURE = 1e-3  # temperatures that differ by less share their statistics
+SIGNATURES = ("sample", "generate", "decode", "encode", "reconstruct")
+
+
+class StorablePosterior(FromPosterior):
+    """Latents from the posterior, with their KL in operations that every format can store.
+
+    TensorFlow Probability's KL between normals has an Expm1, which ONNX lacks. Here it is written out;
+    nothing depends on the other any more, and converters leave it away.
+    """
+
+    def __call__(self, group, s) -> Latent:
+        """Draws a group's z from its posterior."""
+        latent = super().__call__(group, s)
+        if group.num_flows:  # then the KL is log q(z) - log p(z), without an Expm1
+            return latent
+        prior = group.prior(s)
+        ratio = latent.deviation / prior.scale
+        shift = (latent.mean - prior.loc) / prior.scale
+        kl = 0.5 * (tf.square(ratio) + tf.square(shift) - 1.0) - tf.math.log(ratio)
+        return latent._replace(kl=kl)
 
 
 class Exported(tf.Module):
     """What a SavedModel of NVAE can do; every function is also a signature of the same name.
+
+    Functions of several tensors that are not all scalars take one dictionary, by the names that the
+    signature has: so does Keras's `TFSMLayer`.
 
     Args:
         model: the model, in float32.
@@ -28,15 +52,13 @@ class Exported(tf.Module):
         # Variables and functions alone: a Keras model would ask for Keras when it is loaded.
         self.weights = list(model.variables)
         image = tf.TensorSpec((None, *model.image.shape), tf.float32, "images")
-        latents = [
-            tf.TensorSpec((None, *shape), tf.float32, f"z_{group:02d}")
-            for group, shape in enumerate(model.latent_shapes)
-        ]
+        temperature = tf.TensorSpec((), tf.float32, "temperature")
         scalars = [
             tf.TensorSpec((), tf.int32, "batch_size"),
-            tf.TensorSpec((), tf.float32, "temperature"),
+            temperature,
             tf.TensorSpec((), tf.int32, "seed"),
         ]
+        latents, noise = _specs(model, "z"), _specs(model, "noise")
 
         def sample(batch_size, temperature, seed):
             with given_statistics(_statistics_at(temperature, readjusted)):
@@ -45,37 +67,46 @@ class Exported(tf.Module):
                 )
             return {"images": images}
 
-        def decode(*latents):
-            return {"images": model.decode(latents)}
+        def generate(inputs):
+            source = FromPrior([inputs[name] for name in noise], inputs["temperature"])
+            with given_statistics(_statistics_at(inputs["temperature"], readjusted)):
+                return {"images": model.render(model.top_down(source).parameters)}
 
-        def encode(images):
-            found = model.encode(images)
+        def decode(inputs):
+            return {"images": model.decode([inputs[name] for name in latents])}
+
+        def encode(inputs):
+            drawn = [inputs[name] for name in noise]
+            source = StorablePosterior(model.bottom_up(inputs["images"]), drawn)
+            found = model.top_down(source)
             outputs = {
                 f"{name}_{group:02d}": getattr(latent, name)
-                for group, latent in enumerate(found)
+                for group, latent in enumerate(found.latents)
                 for name in ("z", "mean", "deviation")
             }
-            return {**outputs, "kl": tf.stack([latent.kl_per_image for latent in found], 1)}
+            return {**outputs, "kl": found.kl_per_group}
 
         def reconstruct(images):
-            return {"images": model.reconstruct(images)}
+            # Not "images" again: ONNX knows tensors by their names, and has this one as the input.
+            return {"reconstructions": model.reconstruct(images)}
 
-        def compiled(function, signature):
+        def compiled(function, *signature):
             return tf.function(function, input_signature=signature, autograph=False)
 
-        self.sample = compiled(sample, scalars)
+        self.sample = compiled(sample, *scalars)
+        self.generate = compiled(generate, {"temperature": temperature, **noise})
         self.decode = compiled(decode, latents)
-        self.encode = compiled(encode, [image])
-        self.reconstruct = compiled(reconstruct, [image])
+        self.encode = compiled(encode, {"images": image, **noise})
+        self.reconstruct = compiled(reconstruct, image)
 
 
 def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Path:
     """Writes the SavedModel as the next version in a folder: ``folder/1``, ``folder/2``, ...
 
     Args:
-        model: the model.
-        readjusted: as for `Exported`.
-        folder: of all versions.
+        model: The model.
+        readjusted: As for `Exported`.
+        folder: The folder that holds all versions.
 
     Returns:
         The version's folder, complete from the moment that it is there.
@@ -85,11 +116,10 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
     """
     make_folder(folder)
     module = Exported(model, readjusted)
-    names = ("sample", "decode", "encode", "reconstruct")
     temporary = None
     try:
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".", suffix=".part"))
-        signatures = {name: getattr(module, name) for name in names}
+        signatures = {name: getattr(module, name) for name in SIGNATURES}
         tf.saved_model.save(module, str(temporary), signatures=signatures)
         temporary.chmod(0o755)
         numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
@@ -100,6 +130,14 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
     finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _specs(model: NVAE, name: str) -> dict[str, tf.TensorSpec]:
+    """What one tensor a group, of the shape of its z, looks like: by names ``NAME_00``, ``NAME_01``."""
+    return {
+        f"{name}_{group:02d}": tf.TensorSpec((None, *shape), tf.float32, f"{name}_{group:02d}")
+        for group, shape in enumerate(model.latent_shapes)
+    }
 
 
 def _statistics_at(temperature, readjusted: dict[float, Statistics]) -> dict:
