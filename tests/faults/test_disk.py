@@ -1,8 +1,10 @@
 """Disks that are full, and folders that go away or may not be written."""
 
 import contextlib
+import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -93,6 +95,23 @@ def test_a_disk_that_fills_up_while_preparing(tmp_path, photographs, capsys):
     assert prepare.main([*arguments, str(tmp_path / "out")]) == 0
     assert prepare.main([*arguments, str(tmp_path / "other")]) == 0
     assert files(tmp_path / "out") == files(tmp_path / "other")
+
+
+def test_a_run_and_its_results_are_for_whom_the_users_umask_says(recipe, tmp_path):
+    before = os.umask(0o077)
+    try:
+        arguments = ["--config", recipe, "--root", tmp_path / "runs", "--epochs", 2]
+        assert train.main([str(word) for word in arguments]) == 0
+        for mode, *flags in (["sample", "--num_samples", 4, "--format", "png"], ["encode"]):
+            arguments = ["--checkpoint", tmp_path / "runs" / "tiny", "--eval_mode", mode]
+            arguments += ["--output", tmp_path / "runs" / "results", *flags]
+            assert evaluate.main([str(word) for word in arguments]) == 0
+    finally:
+        os.umask(before)
+    written = list((tmp_path / "runs").rglob("*"))
+    assert any(path.suffix == ".index" for path in written)
+    for path in written:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 def can_mount() -> bool:
