@@ -7,6 +7,7 @@ with local_strategy().scope():
 """
 
 import functools
+import os
 
 import tensorflow as tf
 
@@ -44,6 +45,29 @@ def _divide_cpu(count: int) -> None:
         tf.config.set_logical_device_configuration(cpu, parts)
     except RuntimeError:
         raise UserError("the CPU must be divided before TensorFlow is first used") from None
+
+
+def describe_devices(strategy: tf.distribute.Strategy) -> str:
+    """What this process computes with, as text: the GPUs' names, or the CPU and its cores.
+
+    Args:
+        strategy: Over the replicas of this process, and of others.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if not gpus:
+        cores = len(os.sched_getaffinity(0))
+        parts = len(tf.config.list_logical_devices("CPU"))
+        divided = f", divided into {parts}" if parts > 1 else ""
+        return f"CPU, {cores} cores{divided} (no GPU found)"
+    used = [device for device in strategy.extended.worker_devices if "GPU" in device]
+    names = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.list_physical_devices("GPU")[: len(used) or 1]
+    ]
+    return ", ".join(
+        f"{names.count(name)} x {name}" if names.count(name) > 1 else name
+        for name in dict.fromkeys(names)
+    )
 
 
 def own_copy(variable):

@@ -310,9 +310,14 @@ class NVAE(tf_keras.Model):
             images: a batch as for `call`.
             noise: as for `call`.
         """
-        if any(layer.data_init for layer in self.convolutions):
+        if self.needs_data_initialization:
             with data_initialization():
                 self(images, noise)
+
+    @property
+    def needs_data_initialization(self) -> bool:
+        """Whether a convolution is initialised from data."""
+        return any(layer.data_init for layer in self.convolutions)
 
     @property
     def convolutions(self) -> list[Convolution]:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.data import catalog, pipeline
@@ -35,7 +36,7 @@ def digits():
 @pytest.fixture(scope="module")
 def weights(digits):
     """Weights and singular vectors to begin from."""
-    tf.keras.utils.set_random_seed(0)
+    tf_keras.utils.set_random_seed(0)
     trainer = make(digits, TRAIN)
     trainer.warm_up_spectral_norms()
     return [variable.numpy() for variable in trainer.variables]
@@ -58,7 +59,7 @@ def gradients_of(trainer, images):
     @tf.function(autograph=False)
     def gradients():
         found = trainer.losses_and_gradients(images, noise, 0.5, 1e-2)
-        return found.losses.loss, found.gradients, [tuple(o) for o in found.observed.values()]
+        return found.losses.loss, found.gradients, [tuple(o) for o in found.observed]
 
     return gradients()
 
@@ -154,6 +155,27 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(digits, weight
     assert int(trainer.bad_in_row) == 3
     for value, expected in zip(state(trainer), before, strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+def test_a_skipped_step_does_not_count_in_the_means_of_its_epoch(digits, weights):
+    trainer = make(digits, TRAIN, weights)
+    bad = tf.fill(digits[0][0].shape, np.nan)
+    first, skipped, second = train(trainer, [digits[0][0], bad, digits[0][1]])
+    apart = make(digits, TRAIN, weights)
+    apart.steps_per_epoch = 1  # every step is an epoch of its own
+    alone = train(apart, [digits[0][0], bad, digits[0][1]])
+    np.testing.assert_allclose(skipped["nelbo"], first["nelbo"])
+    assert np.isnan(alone[1]["nelbo"]) and int(second["skipped_steps"]) == 1
+    for name in ("nelbo", "bpd", "recon", "kl"):
+        mean = (float(alone[0][name]) + float(alone[2][name])) / 2
+        np.testing.assert_allclose(second[name], mean, rtol=1e-5)
+
+
+def test_means_of_an_epoch_that_begins_in_its_middle(digits, weights):
+    trainer = make(digits, TRAIN, weights)
+    trainer.optimizer.iterations.assign(5)  # of 10, as after an import
+    (logs,) = train(trainer, digits[0][:1])
+    np.testing.assert_allclose(logs["kl"], np.sum(logs["kl_per_group"]), rtol=1e-5)
 
 
 def test_overflow_halves_the_loss_scale(digits, weights):

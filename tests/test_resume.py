@@ -4,12 +4,16 @@ import itertools
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from processes import (
+    COMMAND,
     assert_all_finish,
     newest_step,
     start,
@@ -17,7 +21,16 @@ from processes import (
     wait_for_training,
 )
 
+import nvae_tf
+from nvae_tf import config
 from nvae_tf.cli.train import main
+from nvae_tf.data import catalog
+from nvae_tf.errors import ConfigError
+from nvae_tf.model import NVAE
+from nvae_tf.run_folder import RunFolder
+from nvae_tf.training.checkpoints import Checkpoints
+from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.trainer import Trainer
 
 KILLS = 10
 EPOCHS = 8  # of 14 steps
@@ -27,7 +40,7 @@ def final_state(folder):
     """Every variable of a run's newest checkpoint."""
     newest = max((folder / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
     reader = tf.train.load_checkpoint(str(newest / "state"))
-    names = [n for n in reader.get_variable_to_shape_map() if not n.startswith("_CHECKPOINTABLE")]
+    names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
     return newest.name, {name: reader.get_tensor(name) for name in names}
 
 
@@ -45,6 +58,102 @@ def test_sigterm_saves_and_exits_with_0(recipe, tmp_path):
     output, _ = process.communicate()
     assert process.returncode == 0 and "stopped by SIGTERM after step 1:" in output
     assert newest_step(tmp_path / "tiny") == 1
+
+
+def command(recipe, root, *flags):
+    return main(["--config", str(recipe), "--root", str(root), *flags])
+
+
+def test_the_last_good_checkpoint_trains_on(recipe, tmp_path, capsys):
+    assert command(recipe, tmp_path, "--epochs", "2") == 0
+    resume = ("--cont_training", "--epochs", "4", "--save_every", "1", "--max_bad_steps", "3")
+    # Every step is skipped. Training has ended with step 31, and notices at step 35.
+    assert command(recipe, tmp_path, *resume, "--skip_gradient_norm", "1e-9") == 3
+    assert "step-28, is of before that" in capsys.readouterr().err
+    _, before = final_state(tmp_path / "tiny")
+    assert newest_step(tmp_path / "tiny") == 28
+    assert command(recipe, tmp_path, *resume) == 0
+    name, after = final_state(tmp_path / "tiny")
+    assert name == "step-56"
+    moved = [key for key in before if "model/" in key and np.any(before[key] != after[key])]
+    assert len(moved) > 50 and all(np.all(np.isfinite(after[key])) for key in moved)
+    assert int(after["trainer/bad_in_row/.ATTRIBUTES/VARIABLE_VALUE"]) == 0
+
+
+def test_a_saved_row_of_bad_steps_is_forgotten(digits_trainer, tmp_path):
+    trainer, checkpoints = digits_trainer(tmp_path)
+    trainer.bad_in_row.assign(trainer.config.max_bad_steps)
+    checkpoints.save()
+    again, checkpoints = digits_trainer(tmp_path)
+    checkpoints.restore()
+    assert not again.diverged
+
+
+def test_the_images_of_a_step_are_known_after_an_import(digits_trainer, tmp_path):
+    _, imported = digits_trainer(tmp_path)  # without a number of images per step
+    imported.save()
+    trainer, checkpoints = digits_trainer(tmp_path, images_per_step=50)
+    checkpoints.restore()
+    trainer.optimizer.iterations.assign(1)
+    checkpoints.save()
+    _, half = digits_trainer(tmp_path, images_per_step=25)
+    with pytest.raises(ConfigError, match="was trained with 50 images per step"):
+        half.restore()
+
+
+@pytest.fixture
+def digits_trainer(recipe):
+    """Makes a trainer of the tiny recipe, and its checkpoints."""
+
+    def make(path, images_per_step=0):
+        loaded = config.load(str(recipe))
+        model = NVAE(loaded.model, catalog.describe(loaded.data).image)
+        trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
+        folder = RunFolder(path)
+        folder.checkpoints.mkdir(exist_ok=True)
+        return trainer, Checkpoints(folder, trainer, 3, images_per_step=images_per_step)
+
+    return make
+
+
+def test_moving_averages_switched_on_and_off(recipe, tmp_path, capsys):
+    assert command(recipe, tmp_path, "--epochs", "2") == 0
+    resume = ("--cont_training", "--ema_decay")
+    assert command(recipe, tmp_path, *resume, "0.9", "--epochs", "3") == 0
+    nelbo = capsys.readouterr().out.split("test: nelbo ")[-1].split()[0]
+    assert float(nelbo) < 500  # they began from the weights, not from zeros
+    _, state = final_state(tmp_path / "tiny")
+    assert any("averages" in name for name in state)
+    assert command(recipe, tmp_path, *resume, "0", "--epochs", "4") == 0
+    _, state = final_state(tmp_path / "tiny")
+    assert not any("averages" in name for name in state)
+    assert "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_model_whose_weights_stand_in_another_order(recipe, tmp_path):
+    ema = ("--ema_decay", "0.9", "--epochs", "2")
+    assert command(recipe, tmp_path, *ema) == 0
+    other = tmp_path / "other" / "nvae_tf"
+    shutil.copytree(Path(nvae_tf.__file__).parent, other)
+    shutil.copytree(config.RECIPES, tmp_path / "other" / "configs")
+    cells = other / "layers" / "cells.py"
+    source = cells.read_text()
+    norm = "        self.norm = BatchNorm(activation) if normalization else None\n"
+    assert source.count(norm) == 1  # made before the convolution; now after it
+    begin = source.index(norm)
+    end = source.index("\n\n", begin)
+    rest = source[begin + len(norm) : end]
+    cells.write_text(source[:begin] + rest + "\n" + norm.rstrip() + source[end:])
+    for name, flags in (
+        ("evaluate_keras.py", ["--checkpoint", tmp_path / "tiny", "--num_iw_samples", "1"]),
+        ("train_keras.py", ["--config", recipe, "--root", tmp_path, "--cont_training", *ema]),
+    ):
+        program = shutil.copy(COMMAND.parent / name, tmp_path / "other")
+        words = [sys.executable, program, *map(str, flags)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "its weights are in another order" in done.stderr
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from nvae_tf.errors import Diverged, UserError, reason
 
+SOFTWARE_ERROR = 1
 USER_ERROR = 2
 DIVERGED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -14,6 +16,8 @@ LONGEST = 2000  # characters of a line
 
 def run_command(command: Callable[[], None], if_interrupted: str) -> int:
     """Runs a command; a user's mistake or a failure around it becomes one line, not a traceback.
+
+    A mistake in this software itself is printed with its traceback, and gives status 1.
 
     Args:
         command: what to run.
@@ -31,8 +35,11 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
         return INTERRUPTED
     except Exception as error:
         text = _explanation(error)
-        if text is None:
-            raise  # a mistake of this software's
+        if text is None:  # a mistake in this software
+            # Printed here, and not by Python at its end: an iterator that the traceback still held then
+            # could wait for ever (see `nvae_tf.data.source.reading`).
+            traceback.print_exc()
+            return SOFTWARE_ERROR
         print(f"error: {one_line(text)}", file=sys.stderr)
         return DIVERGED if isinstance(error, Diverged) else USER_ERROR
     return 0

@@ -5,6 +5,7 @@ workers, readers or restarts: the pipeline draws a permutation and asks for imag
 """
 
 import contextlib
+import traceback
 
 import numpy as np
 import tensorflow as tf
@@ -83,8 +84,8 @@ class StackedSource(Source):
 class PythonSource(Source):
     """A source that fetches with Python code.
 
-    Subclasses implement `fetch`. A `UserError` that it raises would be lost in TensorFlow's, so it is
-    kept, for `reading` to raise again.
+    Subclasses implement `fetch`. tf.data turns its exceptions into errors of TensorFlow, so the first
+    `UserError` is stored here, for `reading` to raise instead.
     """
 
     def __init__(self):
@@ -110,14 +111,29 @@ class PythonSource(Source):
 
 @contextlib.contextmanager
 def reading(*sources: Source):
-    """Within the block, a `UserError` of a source is raised as itself, not as a TensorFlow error."""
+    """Raises a source's own `UserError` in place of the TensorFlow error that tf.data made of it.
+
+    And ends tf.data's threads when the block fails. They call Python for every image of a
+    `PythonSource`; an iterator that is freed only while the interpreter shuts down waits for ever for
+    those calls, because Python ends foreign threads then. The frames of a traceback hold iterators, so
+    they are cleared here, while Python still runs.
+
+    Args:
+        sources: The sources that the block reads. Errors of earlier blocks are forgotten.
+
+    Raises:
+        UserError: A source could not deliver an image.
+    """
+    python_sources = [source for source in sources if isinstance(source, PythonSource)]
+    for source in python_sources:
+        source.failure = None
     try:
         yield
-    except tf.errors.OpError:
-        for source in sources:
-            failure = getattr(source, "failure", None)
-            if failure:
-                raise failure from None
+    except (tf.errors.OpError, UserError, KeyboardInterrupt) as error:
+        traceback.clear_frames(error.__traceback__)
+        failures = [source.failure for source in python_sources if source.failure]
+        if isinstance(error, tf.errors.OpError) and failures:
+            raise failures[0] from None
         raise
 
 

@@ -1,8 +1,10 @@
 """Checkpoints: everything that training changes, saved and restored, each a folder of its own."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import tensorflow as tf
@@ -12,6 +14,7 @@ from nvae_tf.files import cannot_write, replacing_folder
 from nvae_tf.run_folder import RunFolder
 
 NAME = "state"  # of TensorFlow's files in a checkpoint's folder
+LAYOUT_KEY = "layout/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
 PARTIAL = ".step-*.part"
 
 
@@ -46,9 +49,7 @@ class Checkpoints:
         self._images_per_step = tf.Variable(images_per_step, dtype=tf.int64, trainable=False)
         self._expected = images_per_step
         self._newest: Path | None = None  # that holds the present state
-        self._checkpoint = tf.train.Checkpoint(
-            trainer=trainer, images_per_step=self._images_per_step
-        )
+        self._layout = Layout(trainer.layout())
 
     def due(self, step: int) -> bool:
         """Whether the time or the step for a checkpoint has come."""
@@ -58,6 +59,8 @@ class Checkpoints:
 
     def save(self) -> Path:
         """Writes a checkpoint, named by the step; brings the model up to date for it.
+
+        Callers make sure that training has not diverged: what is saved is what it continues from.
 
         Raises:
             UserError: it cannot be written; the older ones are intact.
@@ -72,7 +75,7 @@ class Checkpoints:
             if path == self._newest:  # a run that was complete
                 return path
             with replacing_folder(path) as temporary:  # if it exists, `restore` found it damaged
-                self._checkpoint.write(str(temporary / NAME))
+                self._parts().write(str(temporary / NAME))
             self._newest = path
             for old in self.folder.list_checkpoints()[self.keep :]:
                 # Renamed first: an interrupted removal must not leave half a checkpoint.
@@ -93,9 +96,7 @@ class Checkpoints:
         """
         paths = self.folder.list_checkpoints()
         if paths:
-            self._newest = newest_whole(
-                paths, lambda prefix: self._checkpoint.read(prefix).assert_consumed()
-            )
+            self._newest = newest_whole(paths, self._read)
             before = int(self._images_per_step.numpy())
             if before not in (0, self._expected):  # 0: imported, not trained here
                 raise ConfigError(
@@ -103,27 +104,108 @@ class Checkpoints:
                     f"batch_size x replicas x accumulate_steps is {self._expected} now; choose them "
                     "so that the product stays"
                 )
+            self._images_per_step.assign(self._expected)
             self._trainer.gather()
+            if self._trainer.averages and not has_averages(self._newest):
+                self._trainer.averages.start()
+            self._trainer.forget_bad_steps()
         return int(self._iterations.numpy())
 
+    def _parts(self, without: tuple[str, ...] = ()) -> tf.train.Checkpoint:
+        """What a checkpoint holds.
 
-def newest_whole(paths: list[Path], restore: Callable[[str], None]) -> Path:
+        Args:
+            without: Attributes of the trainer that are left out.
+        """
+        children = tf.train.TrackableView(self._trainer).children(self._trainer)
+        trainer = {name: part for name, part in children.items() if name not in without}
+        return tf.train.Checkpoint(
+            trainer=tf.train.Checkpoint(**trainer),
+            images_per_step=self._images_per_step,
+            layout=self._layout,
+        )
+
+    def _read(self, path: Path) -> None:
+        """Reads a checkpoint; moving averages only where both the checkpoint and this run have them."""
+        self._layout.check(path)
+        without = () if has_averages(path) else ("averages",)
+        status = self._parts(without).read(str(path / NAME))
+        status.assert_existing_objects_matched().expect_partial()
+
+
+class Layout(tf.train.experimental.PythonState):
+    """Which weight stands where in the stacks of a checkpoint.
+
+    Slots of optimisers, moving averages and singular vectors are saved as stacks, whose rows belong to
+    weights by position alone. So their names are saved too, and compared before anything is restored.
+
+    Args:
+        names: For each kind of stack the names of its rows, stack by stack.
+    """
+
+    def __init__(self, names: dict[str, list[list[str]]]):
+        self.names = names
+
+    def serialize(self) -> str:
+        """The names as JSON, for a checkpoint."""
+        return json.dumps(self.names)
+
+    def deserialize(self, value: str) -> None:
+        """Changes nothing: `check` has compared the names."""
+
+    def check(self, path: Path) -> None:
+        """Makes sure that the rows of a checkpoint's stacks are the rows of these.
+
+        Args:
+            path: Folder of the checkpoint.
+
+        Raises:
+            UserError: They are not, or the checkpoint does not say what they are.
+        """
+        reader = tf.train.load_checkpoint(str(path / NAME))
+        if LAYOUT_KEY not in reader.get_variable_to_shape_map():
+            raise UserError(f"{path}: this checkpoint is of another version of nvae-tf")
+        saved = json.loads(reader.get_tensor(LAYOUT_KEY))
+        for kind, stacks in self.names.items():
+            ours, theirs = sum(stacks, []), sum(saved.get(kind, []), [])
+            if stacks != saved.get(kind):
+                differing = (pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
+                here, there = next(differing, ("another division into stacks",) * 2)
+                raise UserError(
+                    f"{path}: its {kind} are in another order, or of another model: {there} stands "
+                    f"where {here} is expected; evaluate and continue it with the version that wrote it"
+                )
+
+
+def has_averages(path: Path) -> bool:
+    """Whether a checkpoint holds moving averages of the weights.
+
+    Args:
+        path: Folder of the checkpoint.
+    """
+    names = tf.train.load_checkpoint(str(path / NAME)).get_variable_to_shape_map()
+    return any(name.startswith("trainer/averages/") for name in names)
+
+
+def newest_whole(paths: list[Path], restore: Callable[[Path], None]) -> Path:
     """Restores the first checkpoint that is not damaged, and reports those that are.
 
     Args:
         paths: folders of checkpoints, newest first.
-        restore: restores from a prefix of TensorFlow's files, and raises what it likes.
+        restore: Restores from a checkpoint's folder; may raise any exception.
 
     Returns:
         The one restored.
 
     Raises:
-        UserError: none can be restored.
+        UserError: None can be restored; or what `restore` raises of that kind.
     """
     for path in paths:
         try:
-            restore(str(path / NAME))
+            restore(path)
             return path
+        except UserError:  # whole, but not of this model
+            raise
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
             if path is paths[-1]:
                 raise UserError(

@@ -1,5 +1,6 @@
 """Who takes part in a training: one device, all GPUs of a machine, or several machines."""
 
+import contextlib
 import functools
 import json
 import os
@@ -12,8 +13,6 @@ from nvae_tf.devices import local_strategy
 from nvae_tf.errors import UserError
 from nvae_tf.training.rendezvous import JOIN_SECONDS, wait_for_all
 
-# After this long without a word from another worker its loss is an error.
-TIMEOUT_SECONDS = 60
 TASKS = ("chief", "worker")
 
 
@@ -96,12 +95,31 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
     if num_devices is not None:
         raise UserError("--world_size is for one machine; several use all of their GPUs")
     wait_for_all(hosts, worker, join_seconds)
-    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=TIMEOUT_SECONDS)
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+        # Without a timeout for collectives: with one TensorFlow starts a thread for each collective of
+        # every step, which sleeps until the timeout. Heartbeats find dead workers within seconds.
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         raise lost_worker(error) from None
     return Cluster(strategy, worker, len(hosts))
+
+
+# What collectives fail with when another worker ends or cannot be reached.
+_LOST = (
+    tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+    tf.errors.InternalError, tf.errors.UnavailableError,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def lost_workers(cluster: Cluster):
+    """Raises a `UserError` about a lost worker in place of what its loss makes TensorFlow raise."""
+    try:
+        yield
+    except _LOST as error:
+        if cluster.num_workers == 1:
+            raise
+        raise lost_worker(error) from None
 
 
 def lost_worker(error: Exception) -> UserError:

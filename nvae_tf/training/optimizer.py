@@ -204,7 +204,8 @@ class MovingAverage(tf.Module):
 
     Args:
         weights: of the model.
-        decay: of the averages, a step; early averages weigh the few steps so far alike.
+        decay: Decay of the averages per step; early on they are close to a plain mean of the steps so
+            far.
     """
 
     def __init__(self, weights: Stacked, decay: float):
@@ -215,6 +216,11 @@ class MovingAverage(tf.Module):
     def stacks(self) -> list[tf.Variable]:
         """The averages, stacked as the weights."""
         return list(self._averages)
+
+    def start(self) -> None:
+        """Begins from the weights as they are, in a run that had no averages until now."""
+        for average, stack in zip(self._averages, self._weights.stacks, strict=True):
+            average.assign(stack)
 
     def update(self, step, condition=True) -> None:
         """Moves the averages towards the weights' stacks.

@@ -1,5 +1,7 @@
 """What is reported of a training: a bar and lines, TensorBoard's curves, and pictures."""
 
+import time
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -11,28 +13,47 @@ from nvae_tf.run_folder import RunFolder
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS, SAMPLE_ROWS = 10, 2  # rows at each temperature
+PICTURED = 2 * COLUMNS  # test images that are reconstructed
 
 
 class Progress:
     """A bar over the steps of an epoch, on terminals only, and a line at its end.
 
+    Both say how many images are trained on per second; the line also says how long the rest of the run
+    will take, validations and pictures included.
+
     Args:
-        epochs: of the whole training.
-        steps_per_epoch: steps.
+        epochs: Epochs of the whole training.
+        steps_per_epoch: Steps in an epoch.
+        images_per_step: Images in a step, of all replicas.
+        end: Step at which this process will end.
     """
 
-    def __init__(self, epochs: int, steps_per_epoch: int):
+    def __init__(self, epochs: int, steps_per_epoch: int, images_per_step: int, end: int):
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.images_per_step, self.end = images_per_step, end
         self._bar: tqdm | None = None
+        self._created = time.monotonic()
+        self._first: tuple[int, float] | None = (
+            None  # this process's first step, and when it was done
+        )
+        self._epoch_began: tuple[int, float] | None = None  # the same for the epoch's first step
+        self._speed_of_epoch = ""
 
     def step(self, step: int, logs) -> None:
         """Moves the bar.
 
         Args:
-            step: steps taken.
-            logs: of the last one.
+            step: Steps taken so far.
+            logs: What the last one reports.
         """
         epoch, done = divmod(step - 1, self.steps_per_epoch)
+        if self._first is None:
+            float(logs["loss"])  # waits for the device
+            self._first = (step, time.monotonic())
+            print(f"first step: took {duration(self._first[1] - self._created)}", flush=True)
+        if self._epoch_began is None:
+            self._epoch_began = (step, time.monotonic())
         if self._bar is None:
             self._bar = tqdm(
                 total=self.steps_per_epoch,
@@ -44,15 +65,36 @@ class Progress:
                 dynamic_ncols=True,
             )
         if self._bar.update():
-            self._bar.set_postfix_str(_line(logs), refresh=False)
+            self._bar.set_postfix_str(_line(logs) + self._speed(step), refresh=False)
 
-    def epoch(self, epoch: int, logs, validation) -> None:
-        """Prints the epoch's line; `validation` may be None."""
+    def _speed(self, step: int) -> str:
+        """Images per second of this epoch, as a part of a line; nothing before its second step."""
+        first, since = self._epoch_began or (step, 0.0)
+        if step == first:
+            return ""
+        rate = (step - first) * self.images_per_step / (time.monotonic() - since)
+        return f"; {rate:.3g} images/s" if rate < 1000 else f"; {rate:,.0f} images/s"
+
+    def _time_left(self, step: int) -> str:
+        """How long the rest of the run will take, as a part of a line."""
+        first, since = self._first or (step, 0.0)
+        if step in (first, self.end):
+            return ""
+        seconds = (time.monotonic() - since) / (step - first) * (self.end - step)
+        return f"; {duration(seconds)} left"
+
+    def trained(self, step: int) -> None:
+        """Notes the speed of an epoch's steps, before its validation begins."""
         self.close()
+        self._speed_of_epoch, self._epoch_began = self._speed(step), None
+
+    def epoch(self, epoch: int, step: int, logs, validation) -> None:
+        """Prints the epoch's line; `validation` may be None."""
         line = f"epoch {epoch}/{self.epochs}: {_line(logs)}"
         if validation:
             line += f"; validation nelbo {float(validation['nelbo']):.2f}"
             line += f" bpd {float(validation['bpd']):.4f}"
+        line += self._speed_of_epoch + self._time_left(step)
         skipped = int(logs["skipped_steps"])
         print(line + (f"; {skipped} steps skipped so far" if skipped else ""), flush=True)
 
@@ -61,6 +103,18 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``"42 s"``, ``"3 min 5 s"``, ``"2 h 10 min"``, ``"3 d 4 h"``."""
+    seconds = round(seconds)
+    for size, unit, small_size, small_unit in (
+        (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"),
+    ):  # fmt: skip
+        if seconds >= size:
+            small = seconds % size // small_size
+            return f"{seconds // size} {unit}" + (f" {small} {small_unit}" if small else "")
+    return f"{seconds} s"
 
 
 class Curves:
@@ -95,20 +149,23 @@ class Pictures:
     """Grids of samples and reconstructions, as PNG files and in TensorBoard.
 
     ``samples.png`` holds two rows at each of the temperatures 0.7, 0.8, 0.9 and 1.0, from the top.
-    ``reconstructions.png`` holds images of the test set in odd rows, and below each what became of
-    it. The noise is the same every time, so that pictures of different epochs compare.
+    ``reconstructions.png`` holds images of the test set in odd rows, and below each its
+    reconstruction. The noise is the same every time, so that pictures of different epochs compare.
 
     Args:
-        folder: of the run.
-        writer: of TensorBoard's files.
-        model: the model.
-        images: (at least 20, height, width, channels) test images in [0, 1].
-        seed: of the noise.
+        folder: Folder of the run.
+        writer: Writer of TensorBoard's files.
+        model: The model.
+        images: Test images (n, height, width, channels) in [0, 1]; two rows of them are shown, or one
+            where there are fewer than 20.
+        seed: Seed of the noise.
     """
 
     def __init__(self, folder: RunFolder, writer, model, images, seed: int):
         self.folder, self.writer, self.seed = folder, writer, (seed, 0)
-        self.images = tf.convert_to_tensor(images)[: 2 * COLUMNS]
+        self.columns = min(COLUMNS, len(images))
+        rows = max(min(PICTURED, len(images)) // COLUMNS, 1)
+        self.images = tf.convert_to_tensor(images)[: rows * self.columns]
         num_samples = COLUMNS * SAMPLE_ROWS
 
         def sample(temperature):
@@ -126,11 +183,11 @@ class Pictures:
         samples = {t: self.sample(tf.constant(t)).numpy() for t in TEMPERATURES}
         reconstructed = self.reconstruct(self.images).numpy()
         rows = [
-            images[start : start + COLUMNS]
-            for start in range(0, len(self.images), COLUMNS)
+            images[start : start + self.columns]
+            for start in range(0, len(self.images), self.columns)
             for images in (self.images.numpy(), reconstructed)
         ]
-        reconstructions = grid(np.concatenate(rows), COLUMNS)
+        reconstructions = grid(np.concatenate(rows), self.columns)
         write_png(self.folder.samples, grid(np.concatenate(list(samples.values())), COLUMNS))
         write_png(self.folder.reconstructions, reconstructions)
         with self.writer.as_default(step=step):
@@ -141,19 +198,18 @@ class Pictures:
 
 
 class Reports:
-    """All of it together, for the process that writes.
+    """The bar, the curves and the pictures together, for the process that writes.
 
     Args:
-        folder: of the run.
-        config: of the run.
-        steps_per_epoch: steps.
-        model: the model.
-        test_images: for reconstructions.
+        folder: Folder of the run.
+        config: Configuration of the run.
+        progress: The bar and the lines.
+        model: The model.
+        test_images: Images for reconstructions.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, steps_per_epoch: int, model, test_images):
-        self._every = config.train.log_every
-        self._progress = Progress(config.train.epochs, steps_per_epoch)
+    def __init__(self, folder: RunFolder, config: Config, progress: Progress, model, test_images):
+        self._every, self._progress = config.train.log_every, progress
         self._curves = Curves(folder, config)
         writer, seed = self._curves.train, config.data.seed
         self._pictures = Pictures(folder, writer, model, test_images, seed)
@@ -164,9 +220,13 @@ class Reports:
         if step % self._every == 0 or step == 1:
             self._curves.step(step, logs)
 
+    def trained(self, step: int) -> None:
+        """Notes that an epoch's steps are done, before its validation."""
+        self._progress.trained(step)
+
     def epoch(self, epoch: int, step: int, logs, validation) -> None:
         """Reports an epoch; `validation` may be None."""
-        self._progress.epoch(epoch, logs, validation)
+        self._progress.epoch(epoch, step, logs, validation)
         self._curves.epoch(step, validation)
 
     def pictures(self, step: int) -> None:
@@ -189,11 +249,16 @@ def divergence(trainer, step: int, latest) -> str:
     first = (
         f"first not finite: {', '.join(found)}" if found else "gradients over skip_gradient_norm"
     )
-    row = int(trainer.bad_in_row.numpy())
+    kept = (
+        f"the newest checkpoint, {latest}, is of before that (where it diverges again, remove it and "
+        "continue from the one before)"
+        if latest
+        else "there is no checkpoint yet"
+    )
     return (
-        f"{row} steps in a row, up to step {step}, were skipped; {first}; the last good checkpoint, "
-        f"{latest or 'none yet'}, is intact; the paper's remedies: a larger weight_decay_norm, "
-        "annealing it (weight_decay_norm_anneal), a lower learning_rate"
+        f"{trainer.skipped_in_row} steps in a row, up to step {step}, were skipped; {first}; {kept}; "
+        "the paper's remedies: a larger weight_decay_norm, annealing it (weight_decay_norm_anneal), a "
+        "lower learning_rate"
     )
 
 

@@ -14,14 +14,16 @@ from nvae_tf import __version__
 from nvae_tf.config import KEYS, Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
+from nvae_tf.devices import describe_devices
 from nvae_tf.errors import ConfigError, Diverged, UserError
 from nvae_tf.lock import alone_in
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
-from nvae_tf.training.cluster import Cluster, lost_worker
+from nvae_tf.training.cluster import Cluster, lost_workers
 from nvae_tf.training.optimizer import make_optimizer
+from nvae_tf.training.reports import PICTURED
 from nvae_tf.training.schedules import WarmupCosine
 from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written, uses_xla
 
@@ -61,21 +63,17 @@ def train(
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(config.data.seed)
     with (
+        lost_workers(cluster),
         reading(*sources),
         alone_in(folder.path, "training") if cluster.is_chief else contextlib.nullcontext(),
         cluster.strategy.scope(),
         graphs_as_written(),
         Termination() as termination,
     ):
-        try:
-            folder.check(config, resume)  # again: another process may have trained here until now
-            results = _train(config, folder, cluster, dataset, sources, termination, epochs)
-            cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
-            return results
-        except tf.errors.OpError as error:
-            if cluster.num_workers > 1 and not any(getattr(s, "failure", None) for s in sources):
-                raise lost_worker(error) from None
-            raise
+        folder.check(config, resume)  # again: another process may have trained here until now
+        results = _train(config, folder, cluster, dataset, sources, termination, epochs)
+        cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
+        return results
 
 
 class _Settings(NamedTuple):
@@ -133,13 +131,19 @@ class _Data:
             parts=cluster.replicas // cluster.num_workers,
         )
 
-    def first(self):
-        """The first global batch, and the first test images."""
-        train, test = self._sources
-        size = self._counts.images_per_step
-        batches = pipeline.training_batches(train, self._dataset, batch_size=size, **self._view)
-        tested = pipeline.evaluation_batches(test, self._dataset, batch_size=20, **self._view)
-        return next(iter(batches)), next(iter(tested))
+    def first_images(self, size: int):
+        """The first images of the training."""
+        batches = pipeline.training_batches(
+            self._sources[0], self._dataset, batch_size=size, **self._view
+        )
+        return next(iter(batches))
+
+    def test_images(self):
+        """The first images of the test set, for pictures."""
+        batches = pipeline.evaluation_batches(
+            self._sources[1], self._dataset, batch_size=PICTURED, **self._view
+        )
+        return next(iter(batches))
 
     def training(self, start_step: int):
         """An iterator over the replicas' parts of the batches that follow a step."""
@@ -175,41 +179,39 @@ def _train(
     settings = config.train
     say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
 
-    # Data. A first look at it comes before anything is written.
+    shared = f"; {cluster.replicas} replicas in {cluster.num_workers} processes"
+    say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
+
+    # Data. One image of each split is read before anything is written.
     counts = _count(config, cluster, len(sources[0]))
     data = _Data(config, cluster, counts, dataset, sources)
-    say(f"data: {dataset.name}, {len(sources[0])} training and {len(sources[1])} test images")
-    first_images, test_images = data.first()
+    say(
+        f"data: {dataset.name}, {len(sources[0])} training and {len(sources[1])} test images, "
+        f"{counts.images_per_step} per step"
+    )
+    test_images, _ = data.test_images(), data.first_images(1)
 
     # Model and optimiser.
     trainer = _build_trainer(config, dataset, counts)
     model = trainer.model
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
-    if cluster.replicas > 1:
-        say(
-            f"replicas: {cluster.replicas}, of {cluster.num_workers} workers; "
-            f"{counts.images_per_step} images a step"
-        )
 
     # Start, or resume.
     checkpoints = Checkpoints(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
-    start_step = checkpoints.restore()
-    _check_same_start(cluster, start_step)
-    if cluster.is_chief:
-        folder.create(config)
-    if start_step == 0:
-        trainer.prepare(first_images)
+    start_step = _start(config, folder, cluster, trainer, checkpoints, data, counts)
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     # Train.
+    end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
     validate = _validation(trainer, data, cluster, termination)
     if cluster.is_chief:
-        report = reports.Reports(folder, config, counts.steps_per_epoch, model, test_images)
+        report = _make_reports(config, folder, counts, end, model, test_images)
+    if start_step < end:
+        say("compiling: the first step takes longer than the others, minutes for deep models")
     run_step = compiled(trainer.train_step, cluster.strategy, uses_xla(settings))
     batches, results = data.training(start_step), None
-    end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
     for step in range(start_step + 1, end + 1):
         logs = run_step(next(batches))
         epoch, left = divmod(step, counts.steps_per_epoch)
@@ -218,11 +220,16 @@ def _train(
             _check_divergence(trainer, step, folder)
         if cluster.is_chief:
             report.step(step, logs)
-            if left == 0 or checkpoints.due(step):
-                checkpoints.save()  # before validation, which may take long
+            # Not in a row of skipped steps, which may be the start of a divergence; and before
+            # validation, which may take long.
+            if left == 0 or (checkpoints.due(step) and not trainer.skipped_in_row):
+                checkpoints.save()
+            if left == 0:
+                report.trained(step)
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
         if not (last and results) and termination.agreed(cluster, step):
+            _check_divergence(trainer, step, folder)
             if cluster.is_chief:
                 report.close()
                 say(f"stopped by SIGTERM after step {step}: {checkpoints.save()}")
@@ -230,16 +237,42 @@ def _train(
         if cluster.is_chief and left == 0:
             report.epoch(epoch, step, logs, results)
             if last or epoch % settings.images_every == 0:
-                report.pictures(step)  # of the model as it was just saved
+                _draw(report, trainer, step)
 
     # Report.
     if start_step >= end:  # the run was complete already, but perhaps for its validation
         results = validate()
         if cluster.is_chief and results:
-            report.pictures(end)
+            _draw(report, trainer, end)
     if results is None:
-        return say("stopped by SIGTERM; training was complete")
+        say("stopped by SIGTERM; training was complete")
+        return None
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
+
+
+def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: _Settings) -> int:
+    """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
+    start_step = checkpoints.restore()
+    _check_same_start(cluster, start_step)
+    if cluster.is_chief:
+        folder.create(config)
+    if start_step == 0:
+        # Only some architectures look at images here, and those at all images of a step.
+        needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
+        trainer.prepare(data.first_images(needed))
+    return start_step
+
+
+def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
+    with trainer.evaluated_weights():
+        report.pictures(step)
+
+
+def _make_reports(config, folder, counts: _Settings, end: int, model, test_images):
+    progress = reports.Progress(
+        config.train.epochs, counts.steps_per_epoch, counts.images_per_step, end
+    )
+    return reports.Reports(folder, config, progress, model, test_images)
 
 
 def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) -> Trainer:
@@ -265,7 +298,7 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "T
 
 
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
-    if int(trainer.bad_in_row.numpy()) >= trainer.config.max_bad_steps:
+    if trainer.diverged:
         latest = next(iter(folder.list_checkpoints()), None)
         raise Diverged(reports.divergence(trainer, step, latest))
 

@@ -18,6 +18,7 @@ from nvae_tf.layers.convolution import (
     scale_to,
     shared_kernels,
 )
+from nvae_tf.training.stacked import variable_names
 
 ITERATIONS = 4  # a step
 WARM_UP_ITERATIONS = 36  # more, before the first step
@@ -78,6 +79,11 @@ class SpectralNorms(tf.Module):
             kernels.update(zip(group, map(SharedKernel, apart, scales), strict=True))
         with shared_kernels(kernels):
             yield tf.add_n(totals), left + right
+
+    def names(self, root) -> list[list[str]]:
+        """What the kernels of each group are called (see `Stacked.names`)."""
+        names = variable_names(root)
+        return [[names[layer.kernel.ref()] for layer in group] for group in self.groups]
 
     def keep(self, vectors, condition=True) -> None:
         """Stores iterated vectors, where the condition (a scalar) holds."""

@@ -53,6 +53,15 @@ class Stacked:
         """New variables shaped as the stacks, for slots of an optimiser."""
         return [tf.Variable(tf.zeros(stack.shape), trainable=False) for stack in self.stacks]
 
+    def names(self, root) -> list[list[str]]:
+        """What the rows of each stack are called: attributes from a root, ``"stem/kernel"``.
+
+        Args:
+            root: What holds the variables, a model.
+        """
+        names = variable_names(root)
+        return [[names[variable.ref()] for variable in group] for group in self._groups()]
+
     def stack(self, values) -> list[tf.Tensor]:
         """Stacks of tensors given in the variables' order."""
         return [tf.stack([values[i] for i in indices]) for indices in self._indices]
@@ -77,3 +86,24 @@ class Stacked:
         values = zip(map(id, self.variables), self.split(stacks), strict=True)
         with standing_in(dict(values), places):
             yield
+
+
+def variable_names(root) -> dict:
+    """The names of all variables below an object, by their references.
+
+    Args:
+        root: A Keras layer or model, or a `tf.Module`.
+
+    Returns:
+        ``variable.ref()`` -> the attributes that lead to it, ``"stem/kernel"``.
+    """
+    view, names, queue, seen = tf.train.TrackableView(root), {}, [("", root)], set()
+    for path, parent in queue:  # grows while it is walked: shortest paths first
+        for attribute, child in view.children(parent).items():
+            name = f"{path}/{attribute}" if path else attribute
+            if isinstance(child, tf.Variable):
+                names.setdefault(child.ref(), name)
+            elif id(child) not in seen:
+                seen.add(id(child))
+                queue.append((name, child))
+    return names

@@ -57,14 +57,14 @@ class Pass(NamedTuple):
         losses: the objective's terms.
         channel_kl: of every latent channel in nats, mean over the batch, (groups, latents).
         gradients: of the model's trainable variables, as stacks (`Trainer.weights`).
-        observed: statistics of the batch, by batch norm.
+        observed: Statistics of the batch, in the order of `Trainer.batch_norms`.
         vectors: iterated singular vectors.
     """
 
     losses: Losses
     channel_kl: tf.Tensor
     gradients: list[tf.Tensor]
-    observed: dict[BatchNorm, Observed]
+    observed: list[Observed]
     vectors: list[tf.Tensor]
 
 
@@ -107,8 +107,8 @@ class Trainer(tf.Module):
         if optimizer:
             optimizer.build(self.weights)
         self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
-        # Sums over the epoch so far: recon, KL.
-        self.epoch_sums = tf.Variable(tf.zeros(2, tf.float64), trainable=False)
+        # Sums over the steps of the epoch so far that were not skipped: recon, KL, number of steps.
+        self.epoch_sums = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.bad_in_row = tf.Variable(0, dtype=tf.int64, trainable=False)
         # What was not finite in the first bad step of the row: recon, spectral, batch norm, gradient,
@@ -121,10 +121,11 @@ class Trainer(tf.Module):
         """What a new training does once before its first step, beyond drawing the weights.
 
         Args:
-            images: a batch, for data-dependent initialisation.
+            images: A batch for data-dependent initialisation; unused unless the model asks for it.
         """
-        noise = self.model.draw_noise(len(images), (self.seed, 0))
-        self.model.initialize_from_data(images, noise)
+        if self.model.needs_data_initialization:
+            noise = self.model.draw_noise(len(images), (self.seed, 0))
+            self.model.initialize_from_data(images, noise)
         self.warm_up_spectral_norms()
         self.gather()
 
@@ -137,6 +138,44 @@ class Trainer(tf.Module):
         """Gives the model the weights and running statistics of training; outside of steps."""
         for stacked in (self.weights, self.means, self.variances):
             stacked.scatter()
+
+    def layout(self) -> dict[str, list[list[str]]]:
+        """Which weight stands where in the stacks that training keeps, by kind of stack."""
+        return {
+            "weights": self.weights.names(self.model),
+            "convolutions": self.spectral.names(self.model),
+        }
+
+    @property
+    def skipped_in_row(self) -> int:
+        """How many of the latest steps were skipped, one after the other; outside of steps."""
+        return int(self.bad_in_row.numpy())
+
+    @property
+    def diverged(self) -> bool:
+        """Whether so many steps in a row were skipped that training has ended; outside of steps."""
+        return self.skipped_in_row >= self.config.max_bad_steps
+
+    def forget_bad_steps(self) -> None:
+        """Starts the count of skipped steps in a row anew, for a run that is continued.
+
+        The count of good steps in a row stays: the loss scale of an uninterrupted run follows it.
+        """
+        self.bad_in_row.assign(0)
+        self.first_bad.assign(tf.zeros_like(self.first_bad))
+
+    @contextlib.contextmanager
+    def evaluated_weights(self):
+        """Gives the model the weights that it is evaluated with: the moving averages, if there are any.
+
+        Afterwards, and without moving averages, the model has the weights of training.
+        """
+        self.weights.scatter((self.averages or self.weights).stacks)
+        try:
+            yield
+        finally:
+            if self.averages:
+                self.weights.scatter()
 
     def warm_up_spectral_norms(self):
         """Brings fresh singular vectors near those of the kernels."""
@@ -169,7 +208,8 @@ class Trainer(tf.Module):
         gradients = tape.gradient(scaled, weights)
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
-        return Pass(losses, _channel_kl(output), gradients, observed, vectors)
+        in_order = [observed[norm] for norm in self.batch_norms]
+        return Pass(losses, _channel_kl(output), gradients, in_order, vectors)
 
     @property
     def _compiles_parts(self):
@@ -197,8 +237,7 @@ class Trainer(tf.Module):
 
     def keep_state(self, found: Pass, condition=True) -> None:
         """Moves running statistics and singular vectors to where a pass brought them."""
-        observed = [found.observed[norm] for norm in self.batch_norms]
-        means, variances, counts = map(self.means.stack, zip(*observed, strict=True))
+        means, variances, counts = map(self.means.stack, zip(*found.observed, strict=True))
         unbiased = [v * (n / (n - 1.0)) for v, n in zip(variances, counts, strict=True)]
         for stacked, seen in ((self.means, means), (self.variances, unbiased)):
             for running, value in zip(stacked.stacks, seen, strict=True):
@@ -212,9 +251,10 @@ class Trainer(tf.Module):
             images: (accumulate_steps * batch_size, height, width, channels), this replica's.
 
         Returns:
-            What may be reported, alike on all replicas. Scalars ``nelbo``, ``bpd``, ``recon`` and
-            ``kl`` are means over the epoch so far; all others are of this step. Names that end in
-            ``_per_group`` are vectors, coarsest group first.
+            What may be reported, identical on all replicas. Scalars ``nelbo``, ``bpd``, ``recon`` and
+            ``kl`` are means over the steps of the epoch so far that were not skipped (NaN if all were);
+            all others are of this step. Names that end in ``_per_group`` are vectors, coarsest group
+            first.
         """
         config, step = self.config, self.optimizer.iterations.read_value()
         beta = objective.kl_coefficient(step, self.total_steps, config)
@@ -251,7 +291,7 @@ class Trainer(tf.Module):
         self.keep_state(found, apply)
 
         return {
-            **self._epoch_means(step, tf.stack([recon, tf.reduce_sum(kl_per_group)])),
+            **self._epoch_means(step, recon, tf.reduce_sum(kl_per_group), apply),
             **_group_report(channel_kl),
             "loss": loss,
             "beta": beta,
@@ -284,28 +324,34 @@ class Trainer(tf.Module):
                     for name in ("recon", "kl_per_group", "balanced_kl")
                 }
             )
-            layers[:] = found.observed
-            return found._replace(losses=losses, observed=list(found.observed.values()))
+            return found._replace(losses=losses)
 
-        layers: list[BatchNorm] = []
         if passes == 1:
-            found = one(0)
-        else:
-            shapes = (
-                tf.function(one, autograph=False)
-                .get_concrete_function(tf.TensorSpec((), tf.int32))
-                .structured_outputs
-            )
-            start = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), shapes)
+            return one(0)
 
-            def add(number, total):
-                return number + 1, tf.nest.map_structure(tf.add, total, one(number))
+        def add(number, total):
+            return number + 1, tf.nest.map_structure(tf.add, total, one(number))
 
-            _, total = tf.while_loop(
-                lambda *_: True, add, (0, start), maximum_iterations=passes, parallel_iterations=1
-            )
-            found = tf.nest.map_structure(lambda value: value / passes, total)
-        return found._replace(observed=dict(zip(layers, found.observed, strict=True)))
+        _, total = tf.while_loop(
+            lambda *_: True, add, (0, self._zero_pass()),
+            maximum_iterations=passes, parallel_iterations=1,
+        )  # fmt: skip
+        return tf.nest.map_structure(lambda value: value / passes, total)
+
+    def _zero_pass(self) -> Pass:
+        """Zeros shaped as the mean of a pass over its images, for sums of passes."""
+        groups = tf.zeros(len(self.model.groups))
+        losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
+        channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
+        shapes = [norm.moving_mean.shape for norm in self.batch_norms]
+        observed = [Observed(tf.zeros(s), tf.zeros(s), tf.zeros(1)) for s in shapes]
+        return Pass(
+            losses._replace(kl_per_group=groups, gamma=groups),
+            channel_kl,
+            [tf.zeros(stack.shape) for stack in self.weights.stacks],
+            observed,
+            [tf.zeros(v.shape) for v in self.spectral.left + self.spectral.right],
+        )
 
     def _count(self, good, ended, terms, kl_per_group):
         """Counts skipped steps, and notes what was not finite at the start of a row of them."""
@@ -324,12 +370,14 @@ class Trainer(tf.Module):
         own_copy(self.loss_scale).assign(tf.maximum(self.loss_scale * factor, 1.0))
         own_copy(self.good_in_row).assign(tf.where(grows, tf.zeros_like(good), good))
 
-    def _epoch_means(self, step, values):
-        done = step % self.steps_per_epoch
-        before = tf.where(tf.equal(done, 0), tf.zeros_like(self.epoch_sums), self.epoch_sums)
-        sums = before + tf.cast(values, tf.float64)
+    def _epoch_means(self, step, recon, kl, applied):
+        """Means over the steps of this epoch that were not skipped; NaN while there is none."""
+        starts = tf.equal(step % self.steps_per_epoch, 0)
+        before = tf.where(starts, tf.zeros_like(self.epoch_sums), self.epoch_sums)
+        values = tf.cast(tf.stack([recon, kl, tf.ones(())]), tf.float64)
+        sums = before + tf.where(applied, values, tf.zeros_like(values))
         own_copy(self.epoch_sums).assign(sums)
-        recon, kl = tf.unstack(tf.cast(sums / tf.cast(done + 1, tf.float64), tf.float32))
+        recon, kl = tf.unstack(tf.cast(sums[:2] / sums[2], tf.float32))
         return self._summary(recon, kl)
 
     def _summary(self, recon, kl):
