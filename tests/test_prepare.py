@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -15,6 +17,7 @@ from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
 from nvae_tf.errors import UserError
+from nvae_tf.lock import alone_in
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +268,43 @@ def test_the_official_tar_is_unpacked_and_nothing_escapes(folder, tmp_path, caps
     archive.write_bytes(archive.read_bytes()[:30000])
     assert run("tar", "--input", archive, "--output", tmp_path / "cut") == 2
     assert "cannot be unpacked" in capsys.readouterr().err
+
+
+def test_unpacking_is_for_one_process_alone(folder, tmp_path, capsys):
+    made, out = tmp_path / "made", tmp_path / "out"
+    assert run("images", "--input", folder, "--output", made, "--size", 32) == 0
+    with tarfile.open(tmp_path / "glow.tar", "w") as tar:
+        tar.add(made, "glow")
+    with alone_in(out, "preparing data"):
+        assert run("tar", "--input", tmp_path / "glow.tar", "--output", out) == 2
+        assert "out: another process is preparing data here" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    (out / "train").mkdir(parents=True)
+    (out / "train" / ".shard.killed.part").write_bytes(b"half of it")
+    assert run("tar", "--input", tmp_path / "glow.tar", "--output", out) == 0
+    assert not list(out.rglob(".*"))
+    (tmp_path / "glow.tar").write_bytes(b"no tar")
+    assert run("tar", "--input", tmp_path / "glow.tar", "--output", tmp_path / "new") == 2
+    assert not (tmp_path / "new").exists()
+
+
+WARNED = """
+import sys, warnings
+import nvae_tf.data.images
+warnings.warn_explicit("odd metadata", UserWarning, "PIL/Image.py", 1, module="PIL.Image")
+"""
+
+
+def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-c", WARNED], capture_output=True, text=True, check=True
+    )
+    assert "UserWarning: odd metadata" in shown.stderr
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")  # Pillow calls it a bomb
+    command = [sys.executable, "-m", "nvae_tf.data.prepare", "images", "--size", "32"]
+    command += ["--input", str(folder), "--output", str(tmp_path / "out")]
+    silent = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Bomb" not in silent.stderr and "skipped 1 unreadable images" in silent.stdout
 
 
 def test_a_plain_folder_needs_no_preparation(folder):

@@ -1,7 +1,6 @@
 """Image files: found, decoded and brought to size with Pillow."""
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from nvae_tf.paths import is_regular, user_path
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory for each
-# Of large images, which are dealt with here, and of odd metadata, which do not matter.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 CENTRE, RANDOM, NONE = "centre", "random", "none"
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0
@@ -54,7 +51,7 @@ def load_image(opened, name, size: int, crop: str) -> np.ndarray:
     Args:
         opened: a path or a binary file.
         name: what to call it in errors.
-        size: of the result.
+        size: height and width of the result in pixels; with a random crop, of its shorter side.
         crop: ``"centre"``: the middle square; ``"random"``: no crop yet, the shorter side gets the
             size; ``"none"``: the whole image, squeezed into the square.
 
@@ -152,9 +149,9 @@ class FolderSource(PythonSource):
     """Image files, decoded when they are fetched; grey and padded where the specification asks.
 
     Args:
-        paths: of the files.
-        spec: of the images.
-        crop: as for `load_image`.
+        paths: Paths of the image files.
+        spec: What the images are to become: their size and channels.
+        crop: As for `load_image`.
     """
 
     def __init__(self, paths: list[Path], spec: ImageSpec, crop: str = CENTRE):
@@ -184,10 +181,10 @@ def open_folder(
     tenth of all images, drawn at random but always the same, validates.
 
     Args:
-        folder: that holds image files, at any depth.
-        spec: of the images.
-        crop: as for `load_image`.
-        wrap: applied to both sources.
+        folder: Folder that holds image files, at any depth.
+        spec: What the images are to become: their size and channels.
+        crop: As for `load_image`.
+        wrap: Applied to both sources.
     """
     root = user_path(folder)
     if not folder or not root.is_dir():

@@ -15,6 +15,7 @@ import os
 import sys
 import tarfile
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from nvae_tf.paths import is_regular, user_path
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
 MANIFEST = "prepare.json"
+PREPARING = "preparing data"  # what a process does that holds an output's lock
 IMAGES_PER_SHARD = 1000
 MAX_UNREADABLE = 0.01  # of all images
 LARGEST_LIST = 2**26  # bytes; CelebA's has 3 million
@@ -71,7 +73,7 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
         UserError: too many unreadable images, one too small, or an output that cannot be written or
             was prepared otherwise.
     """
-    with alone_in(output, "preparing data"):
+    with alone_in(output, PREPARING):
         return _prepare_alone(splits, size, output, settings)
 
 
@@ -80,8 +82,7 @@ def _prepare_alone(splits, size: int, output: Path, settings: dict) -> dict:
     jobs = []
     for split, items in splits.items():
         make_folder(output / split)
-        for left in (output / split).glob(".*.part"):  # by a command that was killed
-            left.unlink()
+        _remove_partial(output / split)
         count = -(-len(items) // IMAGES_PER_SHARD)
         for index, part in enumerate(np.array_split(np.arange(len(items)), count)):
             path = output / split / tfrecords.shard_name(split, size, index, count)
@@ -100,6 +101,12 @@ def _prepare_alone(splits, size: int, output: Path, settings: dict) -> dict:
     manifest = {"settings": settings, "counts": counts, "unreadable": sorted(unreadable)}
     write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def _remove_partial(folder: Path) -> None:
+    """Removes what a command that was killed has left; no other command is at work there."""
+    for left in folder.glob(".*.part"):
+        left.unlink()
 
 
 def _check_output(output: Path, settings: dict) -> None:
@@ -275,13 +282,24 @@ def lsun_items(folder: Path, size: int) -> dict:
 def unpack(archive: Path, output: Path) -> dict[str, int]:
     """Unpacks GLOW's official tar: only its tfrecords, by their own names, nothing outside `output`.
 
+    Args:
+        archive: The tar.
+        output: Folder, created if need be; shards that are complete there are kept.
+
     Returns:
         How many images each split holds.
 
     Raises:
-        UserError: the archive is damaged, incomplete, or holds no tfrecords.
+        UserError: The archive is damaged, incomplete, or holds no tfrecords; or another process
+            prepares data in `output`.
     """
-    make_folder(output)
+    with alone_in(output, PREPARING):
+        for split in ("train", "validation"):
+            _remove_partial(output / split)
+        return _unpack_alone(archive, output)
+
+
+def _unpack_alone(archive: Path, output: Path) -> dict[str, int]:
     found: dict[tuple[str, int], int] = {}
     try:
         with (
@@ -407,6 +425,9 @@ def _report(counts: dict[str, int], output: Path) -> None:
 def main(argv: Iterable[str] | None = None) -> int:
     """Prepares a data set; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    # Of huge images, which are refused here, and of odd metadata, which do not matter. The command may
+    # say so for its whole process.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     return run_command(
         lambda: _prepare(arguments), if_interrupted="the same command continues from here"
     )
