@@ -1,1 +1,1 @@
-"""What a trained model is asked for: likelihood and samples. Knows model and data, not training."""
+"""What a trained model is asked for. Of training it uses only what reading a checkpoint takes."""

@@ -1,6 +1,5 @@
 """Samples, and batch-norm statistics that suit their temperature."""
 
-import functools
 import math
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from nvae_tf.pictures import to_bytes
 
 READJUSTING_STREAM, SAMPLING_STREAM = 1, 0  # of noise
 
-
 Statistics = dict[BatchNorm, tuple[np.ndarray, np.ndarray]]  # mean and variance, (channels,) each
 
 
@@ -31,17 +29,17 @@ def batch_norm_statistics(
     Batches that are not finite are left out.
 
     Args:
-        model: the model.
-        temperature: of the samples.
-        batches: of samples.
-        batch_size: samples in each.
-        seed: of the samples.
+        model: The model.
+        temperature: Factor on the deviations of the latents' priors.
+        batches: How many batches of samples.
+        batch_size: Samples in each.
+        seed: Seed of the samples.
 
     Returns:
         Each layer's statistics, float32, and how many batches were left out.
 
     Raises:
-        UserError: no batch was finite.
+        UserError: No batch was finite.
 
     Reference: NVAE paper, section 4.2 ("readjusting batch norm").
     """
@@ -88,33 +86,48 @@ def batch_norm_statistics(
 
 
 def readjust_batch_norm(model: NVAE, statistics: Statistics) -> None:
-    """Replaces running statistics by those given (see `batch_norm_statistics`)."""
+    """Replaces the running statistics of the statistics' layers (see `batch_norm_statistics`)."""
     for layer, (mean, variance) in statistics.items():
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)
 
 
+def compiled_sampler(model: NVAE):
+    """Compiles a model's `NVAE.sample`: one graph a batch size, whatever the temperature and the seed.
+
+    Args:
+        model: The model.
+
+    Returns:
+        What `sample` and `sample_batches` take as `draw`, so that several calls share the graphs. It
+        belongs to the strategy in whose scope it is first called.
+    """
+    return on_devices(
+        lambda numbers, temperature, seed: model.sample(numbers, temperature, seed=seed)
+    )
+
+
 def sample_batches(
-    model: NVAE, num_samples: int, temperature: float, *, batch_size: int, seed: int
+    model: NVAE, num_samples: int, temperature: float, *, batch_size: int, seed: int, draw=None
 ) -> Iterator[np.ndarray]:
     """Draws images, a batch at a time.
 
     Args:
-        model: the model.
-        num_samples: how many in all.
-        temperature: of the latents, and of colour pixels.
-        batch_size: images computed at once.
-        seed: of the samples.
+        model: The model.
+        num_samples: How many images in all.
+        temperature: Factor on the deviations of the latents' priors, and of colour pixels.
+        batch_size: Images computed at once.
+        seed: Seed of the images; an image depends on it and on its place among all.
+        draw: The model's `compiled_sampler`; by default one that is made for this call.
 
     Yields:
         8-bit images (up to batch_size, height, width, channels).
 
     Raises:
-        UserError: an image is not finite.
+        UserError: An image is not finite.
     """
-
-    draw = _compiled_sampler(model)
-    at, stream = tf.constant(temperature), tf.constant((seed, SAMPLING_STREAM))
+    draw = draw or compiled_sampler(model)
+    at, stream = tf.constant(temperature, tf.float32), tf.constant((seed, SAMPLING_STREAM))
     with tqdm(total=num_samples, unit="image", desc="sample", disable=None) as bar:
         for number in range(math.ceil(num_samples / batch_size)):
             numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
@@ -129,24 +142,17 @@ def sample_batches(
             yield images
 
 
-@functools.lru_cache(maxsize=1)
-def _compiled_sampler(model: NVAE):
-    """One graph a batch size, whatever the temperature and the seed."""
-    return on_devices(
-        lambda numbers, temperature, seed: model.sample(numbers, temperature, seed=seed)
-    )
-
-
 def sample(
-    model: NVAE, num_samples: int, temperature: float, *, batch_size: int, seed: int
+    model: NVAE, num_samples: int, temperature: float, *, batch_size: int, seed: int, draw=None
 ) -> tuple[np.ndarray, float]:
-    """Draws images (see `sample_batches`).
+    """Draws images; arguments and errors as for `sample_batches`.
 
     Returns:
         8-bit images (num_samples, height, width, channels), and images per second; the first batch,
         which includes compiling, counts only if it is the only one.
     """
-    batches = sample_batches(model, num_samples, temperature, batch_size=batch_size, seed=seed)
+    options = dict(batch_size=batch_size, seed=seed, draw=draw)
+    batches = sample_batches(model, num_samples, temperature, **options)
     begin = time.perf_counter()
     first = next(batches)
     compiled = time.perf_counter()
