@@ -1,8 +1,8 @@
 """Terms and coefficients of the objective (paper, sections 2, 3.2 and 3.3, appendix A).
 
 They are functions of the KL that the model returned, of the step, of the configuration and, for the
-batch-norm term, of layers; the spectral term is `nvae_tf.training.spectral`'s. The KL is in nats; images
-are its first axis and groups its second, coarsest first.
+batch-norm term, of layers; the spectral term is in `nvae_tf.training.spectral`. The KL is in nats;
+images are its first axis and groups its second, coarsest first.
 """
 
 import math
