@@ -6,7 +6,7 @@ import resource
 import nvae_tf  # noqa: F401 - chooses the Keras that TensorFlow shows
 from nvae_tf import config as configuration
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_config_flags, overrides
+from nvae_tf.cli.flags import Parser, add_config_flags, configured
 
 GIB = 2.0**30
 
@@ -31,7 +31,7 @@ def run(parser: Parser, measure) -> int:
     arguments = parser.parse_args()
 
     def work():
-        config = configuration.load(arguments.config, overrides(arguments))
+        config = configured(arguments).config
         print(json.dumps(measure(config, arguments)))
 
     return run_command(work, if_interrupted="nothing is kept")

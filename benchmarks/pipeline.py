@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_tf import config as configuration
-from nvae_tf.cli.flags import add_config_flags, overrides
+from nvae_tf.cli.flags import add_config_flags, configured
 from nvae_tf.data import catalog, pipeline, tfrecords
 from nvae_tf.data.source import ArraySource
 from nvae_tf.model import NVAE
@@ -139,7 +138,7 @@ def main() -> None:
         "--step_batch", type=int, default=2, help="images a step; 0: not measured (default: 2)"
     )
     arguments = parser.parse_args()
-    config = configuration.load(arguments.config, overrides(arguments))
+    config = configured(arguments).config
     dataset = catalog.describe(config.data)
     images = photographs(arguments.count, dataset.image.size)
     with tempfile.TemporaryDirectory() as temporary:

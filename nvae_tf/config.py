@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -32,6 +32,9 @@ LARGEST_FLOAT = 3e38  # of other numbers: float32
 MOST_HALVINGS = 16  # of an image
 LARGEST_FILE = 100_000  # bytes of YAML; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
+
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,22 @@ class ImageSpec:
         return nats / (math.log(2.0) * self.num_dims)
 
 
-def _key(default, help, *, minimum=None, above=None, maximum=None, choices=None, even=False):  # noqa: A002
+def _key(
+    default,
+    help,
+    *,
+    minimum=None,
+    above=None,
+    maximum=None,
+    below=None,
+    choices=None,
+    even=False,  # noqa: A002
+):
     """A configuration key: its default, its help text and the values it may take."""
     metadata = dict(
-        help=help, minimum=minimum, above=above, maximum=maximum, choices=choices, even=even
-    )
+        help=help, minimum=minimum, above=above, maximum=maximum, below=below, choices=choices,
+        even=even,
+    )  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -202,7 +216,7 @@ class TrainConfig:
         0.0,
         "decay of moving averages of the weights, used in evaluation; 0: none",
         minimum=0,
-        maximum=1,
+        below=1,
     )
     clip_gradient_norm: float = _key(0.0, "largest norm of the gradient; 0: any", minimum=0)
     skip_gradient_norm: float = _key(
@@ -244,6 +258,18 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 KEYS = {f.name: (part, f) for part, section in SECTIONS.items() for f in fields(section)}
 
 
+class Overridden(NamedTuple):
+    """A recipe with some of its keys changed.
+
+    Attributes:
+        config: The configuration that results.
+        note: A line to print where a key that nobody gave was changed too; else None.
+    """
+
+    config: Config
+    note: str | None
+
+
 def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
     """Builds a configuration from flat keys.
 
@@ -252,7 +278,8 @@ def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
         base: the configuration whose values hold for the keys not given; default: the defaults.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, or a value out of range.
+        ConfigError: an unknown key, a wrong type, a value out of range, or values that do not go
+            together.
     """
     base = base or Config()
     parts: dict[str, dict[str, Any]] = {part: {} for part in SECTIONS}
@@ -263,6 +290,31 @@ def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
     )
     _check_combinations(config)
     return config
+
+
+def override(recipe: Config, given: dict[str, Any]) -> Overridden:
+    """A recipe with the keys that somebody gave, as flags or in a search.
+
+    A recipe's warm-up that is as long as the epochs given, or longer, ends one epoch before them. One
+    that is given itself has to fit.
+
+    Args:
+        recipe: The recipe, as its file has it.
+        given: key -> value, as for `from_dict`.
+
+    Raises:
+        ConfigError: as `from_dict`.
+    """
+    warmup, given = recipe.train.warmup_epochs, dict(given)
+    epochs = check_value("epochs", given.get("epochs", recipe.train.epochs))
+    note = None
+    if "warmup_epochs" not in given and warmup >= epochs:
+        given["warmup_epochs"] = epochs - 1
+        note = (
+            f"warmup_epochs: {epochs - 1} instead of the recipe's {warmup}, to fit into {epochs} "
+            f"epoch{'s' if epochs > 1 else ''}"
+        )
+    return Overridden(from_dict(given, recipe), note)
 
 
 def check_value(name: str, value: Any) -> Any:
@@ -282,12 +334,11 @@ def check_value(name: str, value: Any) -> Any:
     return _checked(KEYS[name][1], value)
 
 
-def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
+def load(name_or_path: str) -> Config:
     """Reads a recipe by its name (``cifar10``) or by the path of a YAML file.
 
     Args:
         name_or_path: the name of a file in ``configs/`` without its ending, or a path.
-        overrides: keys that take precedence over the file's, as from flags.
 
     Raises:
         ConfigError: no such recipe, not a YAML mapping, or an impossible value.
@@ -300,13 +351,16 @@ def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Config:
             f"{', '.join(recipes)}"
         )
     try:
-        return from_dict({**read_yaml(path), **(overrides or {})})
+        return from_dict(read_yaml(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file.
+
+    Returns:
+        The mapping, with every scalar as text, whatever it looks like, and nothing as None.
 
     Raises:
         ConfigError: it is missing or holds no mapping.
@@ -341,10 +395,14 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning.
+    """PyYAML's safe loader, without what would surprise in a recipe.
 
-    And mappings are not merged (``<<``): a few lines of those could fill the memory.
+    Scalars stay text: YAML 1.1 would read ``off`` as false, ``1:30`` as 90, ``010`` as 8 and ``8_0`` as
+    80. What a text stands for is up to the key. A key given twice is an error instead of the last one
+    winning. And mappings are not merged (``<<``): a few lines of those could fill the memory.
     """
+
+    yaml_implicit_resolvers: dict = {}
 
     def flatten_mapping(self, node):
         """Leaves ``<<`` in place, an unknown key."""
@@ -354,6 +412,11 @@ class _PlainLoader(yaml.SafeLoader):
         if len(mapping) != len(node.value):
             raise yaml.YAMLError("a key is given twice")
         return mapping
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
@@ -366,15 +429,16 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
     converted = value
     if field.type is bool:
-        texts = {"true": True, "false": False}
-        converted = texts.get(value.lower(), value) if isinstance(value, str) else value
+        converted = TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
         if not isinstance(converted, bool):
             refuse("true or false")
     elif field.type in (int, float):
         kind = "a whole number" if field.type is int else "a number"
-        # YAML 1.1 reads 1e-2 (no point) as text, and flags are always text.
         try:
             if isinstance(value, bool) or (field.type is int and isinstance(value, float)):
+                raise ValueError
+            # Python would take 8_0 for 80, and digits of every script.
+            if isinstance(value, str) and not _NUMBER.fullmatch(value):
                 raise ValueError
             converted = field.type(value)
         except (ValueError, TypeError, OverflowError):
@@ -384,8 +448,6 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         largest = LARGEST_INT if field.type is int else LARGEST_FLOAT
         if not -largest <= converted <= largest:  # nor is NaN
             refuse(f"{kind} of at most {largest}")
-    elif field.name == "save_every" and isinstance(value, int):
-        converted = str(value)  # YAML reads a count of steps as a number
     elif not isinstance(value, str):
         refuse("text")
     if field.metadata["choices"] and converted not in field.metadata["choices"]:
@@ -399,6 +461,7 @@ def _in_range(field: dataclasses.Field, value: float) -> bool:
         (limits["minimum"] is not None and value < limits["minimum"])
         or (limits["above"] is not None and value <= limits["above"])
         or (limits["maximum"] is not None and value > limits["maximum"])
+        or (limits["below"] is not None and value >= limits["below"])
         or (limits["even"] and value % 2)
     )
 
@@ -410,6 +473,7 @@ def allowed_range(field: dataclasses.Field) -> str:
         limits["minimum"] is not None and f"at least {limits['minimum']}",
         limits["above"] is not None and f"above {limits['above']}",
         limits["maximum"] is not None and f"at most {limits['maximum']}",
+        limits["below"] is not None and f"below {limits['below']}",
         limits["even"] and "even",
     ]
     return "".join(f", {text}" for text in texts if text)
@@ -421,33 +485,37 @@ def _check_combinations(config: Config) -> None:
     if model.num_preprocess_blocks != model.num_postprocess_blocks:
         raise ConfigError(
             f"num_postprocess_blocks: {model.num_postprocess_blocks} must equal num_preprocess_blocks "
-            f"({model.num_preprocess_blocks}), or the output would not have the image's size"
+            f"({model.num_preprocess_blocks}), or the output would not have the image's size",
+            keys=("num_postprocess_blocks", "num_preprocess_blocks"),
         )
     if model.arch_instance == "mbconv_den":
         for name in ("num_channels_enc", "num_channels_dec"):
             if getattr(model, name) % 8:
                 raise ConfigError(
                     f"{name}: {getattr(model, name)} is not allowed with arch_instance mbconv_den, "
-                    "whose convolutions have 8 groups; expected a multiple of 8"
+                    "whose convolutions have 8 groups; expected a multiple of 8",
+                    keys=(name, "arch_instance"),
                 )
     if train.weight_decay_norm_anneal and train.weight_decay_norm == 0:
         raise ConfigError(
             "weight_decay_norm: 0 is not allowed with weight_decay_norm_anneal, which interpolates "
-            "logarithms; expected a number above 0"
+            "logarithms; expected a number above 0",
+            keys=("weight_decay_norm", "weight_decay_norm_anneal"),
         )
     if train.learning_rate_min > train.learning_rate:
         raise ConfigError(
             f"learning_rate_min: {train.learning_rate_min} is not allowed; expected at most "
-            f"learning_rate ({train.learning_rate})"
+            f"learning_rate ({train.learning_rate})",
+            keys=("learning_rate_min", "learning_rate"),
         )
     if not re.fullmatch(r"[1-9]\d*m?", train.save_every):
         raise ConfigError(
-            f"save_every: {train.save_every!r} is not allowed; expected steps (500) or minutes (10m)"
+            f"save_every: {train.save_every!r} is not allowed; expected steps (500) or minutes (10m)",
+            keys=("save_every",),
         )
-    if train.ema_decay == 1.0:
-        raise ConfigError("ema_decay: 1.0 is not allowed; expected less than 1")
     if train.warmup_epochs >= train.epochs:
         raise ConfigError(
             f"warmup_epochs: {train.warmup_epochs} is not allowed; expected less than epochs "
-            f"({train.epochs})"
+            f"({train.epochs})",
+            keys=("warmup_epochs", "epochs"),
         )

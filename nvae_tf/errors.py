@@ -14,7 +14,17 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration key that is unknown, of the wrong type or impossible; names key and remedy."""
+    """A configuration key that is unknown, of the wrong type or impossible; names key and remedy.
+
+    Args:
+        text: The line.
+        keys: The keys whose values do not go together, where each is fine alone; the one that the
+            text names is the first.
+    """
+
+    def __init__(self, text: str, keys: tuple[str, ...] = ()):
+        super().__init__(text)
+        self.keys = keys
 
 
 class Diverged(UserError):

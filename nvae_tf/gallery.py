@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, data_override
 from nvae_tf.errors import UserError
@@ -240,6 +241,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="DIR", help="where the data set is now")
     parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
     arguments = parser.parse_args(argv)
+    if argv is None:  # this process is the command
+        keep_out()
 
     def command():
         page = build(arguments.run, arguments.data, arguments.seed)

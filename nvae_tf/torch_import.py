@@ -6,6 +6,11 @@ turns an official checkpoint into the folder of a run. This is the only file tha
 names.
 """
 
+if __name__ == "__main__":  # before TensorFlow is imported
+    from nvae_tf.cli.chatter import keep_out
+
+    keep_out()
+
 import re
 import sys
 from collections.abc import Callable

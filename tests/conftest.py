@@ -41,7 +41,7 @@ warmup_epochs: 1
 weight_decay_norm: 1e-2
 log_every: 5
 keep: 2
-jit_compile: 'off'
+jit_compile: off
 """
 
 

@@ -85,6 +85,48 @@ def test_text_stands_for_its_value():
     assert built.model.use_se is True and built.train.weight_decay == 1.0
 
 
+def test_yaml_means_what_it_says(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "jit_compile: off\nuse_se: yes\nres_dist: True\nada_groups: 'false'\nkeep: 010\n"
+        "learning_rate: 1e-2\nlearning_rate_min: .001\nweight_decay: +3.\nsave_every: 500\n"
+        "data: 2024-01-01\nepochs: !!int 7\n"
+    )
+    read = config.load(str(path))
+    assert (read.train.jit_compile, read.train.save_every, read.data.data) == (
+        "off",
+        "500",
+        "2024-01-01",
+    )
+    assert read.model.use_se and read.model.res_dist and not read.model.ada_groups
+    assert (read.train.keep, read.train.epochs, read.train.weight_decay) == (10, 7, 3.0)
+    assert (read.train.learning_rate, read.train.learning_rate_min) == (0.01, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("given", "warmup", "note"),
+    [
+        ({}, 5, None),
+        ({"epochs": 6}, 5, None),
+        ({"epochs": "5"}, 4, "warmup_epochs: 4 instead of the recipe's 5, to fit into 5 epochs"),
+        ({"epochs": 1}, 0, "warmup_epochs: 0 instead of the recipe's 5, to fit into 1 epoch"),
+        ({"epochs": 1, "warmup_epochs": 0}, 0, None),
+        ({"epochs": 20, "warmup_epochs": 19}, 19, None),
+    ],
+)
+def test_a_recipes_warm_up_gives_way_to_the_epochs_given(given, warmup, note):
+    recipe = config.load("mnist")
+    found, said = config.override(recipe, given)
+    assert (found.train.warmup_epochs, said) == (warmup, note)
+    assert found.train.epochs == int(given.get("epochs", 400))
+
+
+@pytest.mark.parametrize("given", [{"epochs": 4, "warmup_epochs": 4}, {"warmup_epochs": 400}])
+def test_a_warm_up_that_is_given_has_to_fit(given):
+    with pytest.raises(ConfigError, match="warmup_epochs: .* is not allowed; expected less than"):
+        config.override(config.load("mnist"), given)
+
+
 def test_a_model_that_halves_too_often_is_refused():
     with pytest.raises(ConfigError, match="num_latent_scales: .* at most 5 times"):
         check_image(ModelConfig(num_latent_scales=5), ImageSpec(32, 3))
@@ -101,11 +143,37 @@ def test_groups_halve_from_the_finest_scale_with_a_minimum():
     [
         (["--config", "celebA"], "no configuration 'celebA': .* celeba256, .*digits"),
         (["--config", "digits", "--num_nf", "-1"], "num_nf: '-1' .* at least 0"),
-        (["--config", "digits", "--num_channel", "8"], "unrecognized arguments: --num_channel"),
+        (
+            ["--config", "digits", "--learning_rate", "fast"],
+            "error: --learning_rate: 'fast' is not",
+        ),
+        (["--config", "digits", "--epochs", "many"], "error: --epochs: 'many' is not"),
+        (["--config", "digits", "--save_every", "5x"], "error: --save_every: '5x' is not"),
+        (
+            ["--config", "digits", "--warmup_epochs", "20"],
+            "--warmup_epochs: 20 .* less than epochs",
+        ),
+        (
+            ["--config", "digits", "--epochs", "2", "--warmup_epochs", "2"],
+            "--warmup_epochs: 2 is not",
+        ),
+        (
+            ["--config", "digits", "--learning_rate", "1e-9"],
+            "--learning_rate with digits: learning_ra",
+        ),
+        (
+            ["--config", "digits", "--num_channel", "8"],
+            "--num_channel; did you mean --num_ch",
+        ),
+        (["--config", "digits", "--learning_rat=3"], "did you mean --learning_rate\\?"),
+        (["--config", "digits", "--no_use_se"], "did you mean --no-use_se\\?"),
+        (["--confg", "digits"], "--confg; did you mean --config\\?"),
+        (["--config", "digits", "--zzzzzzz"], "unrecognized arguments: --zzzzzzz \\(see"),
         (["--config", "digits", "--dataset", "svhn"], "dataset: 'svhn' .* digits"),
         (["--config", "cifar10", "--image_size", "64"], "image_size: 64 .* 32x32"),
-        (["--config", "celeba64", "--dataset", "images"], "image_size: 0 .* images"),
-        (["--config", "celeba64"], "--data: no such folder"),
+        (["--config", "celeba64", "--dataset", "images", "--data", "/"], "image_size: 0 .* images"),
+        (["--config", "celeba64"], "celeba_64 needs --data: .*prepare celeba.*docs/data.md"),
+        (["--config", "celeba64", "--data", "/nowhere"], "/nowhere: no such folder"),
         (["--config", "digits", "--num_latent_scales", "9"], "can be halved at most 5 times"),
         (["--config", "digits", "--batch_size", "5000"], "batch_size: 5000 .* 1438"),
         (["--config", "cifar10", "--data", "/nowhere"], "/nowhere: no such folder"),
@@ -121,6 +189,7 @@ def test_the_command_answers_mistakes_with_one_line(arguments, message, tmp_path
     assert status == 2
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert re.search(message, captured.err)
+    assert ".yaml" not in captured.err  # no file is to blame
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,7 +200,14 @@ def test_the_command_answers_mistakes_with_one_line(arguments, message, tmp_path
         ("- 1\n- 2\n", "expected lines of the form"),
         ("epochs: [1\n", "not a readable YAML file"),
         ("epochs: !!python/object:os.system {}\n", "not a readable YAML file"),
-        ("1: 2\n", "unknown configuration key 1"),
+        ("1: 2\n", "unknown configuration key '1'"),
+        ("keep: 1:30\n", "keep: '1:30' is not allowed; expected a whole number"),
+        ("batch_size: 8_0\n", "batch_size: '8_0' is not allowed; expected a whole number"),
+        ("learning_rate: 1_0.5\n", "learning_rate: '1_0.5' is not allowed; expected a number"),
+        ("epochs:\n", "epochs: None is not allowed; expected a whole number"),
+        ("data: ~\n", "data: None is not allowed; expected text"),
+        ("jit_compile: yes\n", "jit_compile: 'yes' is not allowed; expected one of auto, on, off"),
+        ("epochs: 4\nwarmup_epochs: 4\n", "warmup_epochs: 4 is not allowed; expected less than"),
     ],
 )
 def test_broken_files_are_named(text, message, tmp_path):

@@ -130,11 +130,43 @@ def test_readjusting_never_yields_nan(run, tmp_path, capsys):
     assert len(np.unique(np.asarray(Image.open(tmp_path / "samples_0.7_readjusted.png")))) > 10
 
 
+def test_a_wrong_checkpoint_lists_the_runs(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    (tmp_path / "runs" / "digits").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for given, named in (
+        ("digit", "runs/digits"),
+        ("runs/digit", "runs/digits"),
+        ("runs", "runs/digits"),
+        ("runs/empty", "runs/digits"),
+        (f"{run.parent}/tyni", str(run)),
+    ):
+        assert main(["--checkpoint", given]) == 2
+        assert capsys.readouterr().err.endswith(f"; runs are {named}\n"), given
+
+
+def test_a_checkpoint_is_found_from_wherever_it_is_named(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "latest").symlink_to(run / "checkpoints" / "step-42")
+    for folder, name in (
+        (run / "checkpoints", "step-42"),
+        (run / "checkpoints" / "step-42", "."),
+        (run, "checkpoints/step-42"),
+        (tmp_path, "latest"),
+    ):
+        monkeypatch.chdir(folder)
+        loaded = loading.load(name)
+        assert (loaded.step, loaded.folder) == (42, run)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "/nowhere"], "/nowhere: no such run, checkpoint or PyTorch file"),
+        (
+            ["--checkpoint", "/nowhere"],
+            "/nowhere: no such run, checkpoint or PyTorch file; there are",
+        ),
         (["--checkpoint", "/"], "no checkpoint here"),
+        (["--chekpoint", "/"], "did you mean --checkpoint?"),
         (["--checkpoint", "/", "--temp", "-1"], "--temp"),
         (["--checkpoint", "/", "--num_iw_samples", "0"], "--num_iw_samples"),
         (["--eval_mode", "sample"], "--checkpoint"),

@@ -47,6 +47,8 @@ def test_a_space_is_read(tmp_path):
         ("learning_rate_min: {float: [0.0, 1e-3], log: true}", "begins above 0"),
         ("learning_rate: {int: [1, 2]}", "its values are no ints"),
         ("num_nf: {int: [0, 2], log: true, step: 1}", "step 1 is not allowed"),
+        ("num_nf: {int: [0, 2], step: 1_0}", "step 1_0 is not allowed"),
+        ("num_nf: {int: [0, 2], log: maybe}", "log: 'maybe' is not true or false"),
         ("use_se: {choice: [true, true]}", "a value is given twice"),
         ("use_se: {choice: [maybe]}", "expected true or false"),
         ("use_se: {choice: []}", "no list of values"),
@@ -95,6 +97,19 @@ def test_failed_trials_do_not_end_a_search(searched):
     assert rows["1e+30", "0"]["status"] == "failed"
     assert "2 steps in a row" in rows["1e+30", "0"]["message"]
     assert "warmup_epochs: 5 is not allowed" in rows["0.01", "5"]["message"]
+
+
+def test_trials_shorten_the_recipes_warm_up(recipe, tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text("epochs: {choice: [1]}\n")
+    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--save", "search"]
+    arguments += ["--space", str(tmp_path / "space.yaml"), "--algorithm", "random"]
+    assert main([*arguments, "--max_trials", "1", "--batch_size", "300"]) == 0
+    said = "warmup_epochs: 0 instead of the recipe's 1, to fit into 1 epoch"
+    assert said in capsys.readouterr().out
+    (row,) = table(tmp_path)
+    assert (row["status"], row["epochs"]) == ("completed", "1")
+    best = config.load(str(tmp_path / "search" / "best.yaml"))
+    assert (best.train.epochs, best.train.warmup_epochs) == (1, 0)
 
 
 def test_the_best_trial_becomes_a_recipe(searched):

@@ -1,9 +1,11 @@
 """The command ``evaluate_keras.py``."""
 
 from nvae_tf.cli import measure, show
+from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, positive
+from nvae_tf.cli.flags import Parser, at_least, positive, program
 from nvae_tf.cli.measure import FID_SAMPLES, GRID_IMAGES, READJUSTING_BATCH, READJUSTING_BATCHES
+from nvae_tf.evaluation.locate import locate
 
 MODES = {
     "evaluate": measure.evaluate,
@@ -29,8 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
+    if argv is None:  # this process is the command
+        keep_out()
 
     def run():
+        locate(arguments.checkpoint)
         # TensorFlow takes seconds to import: only after the flags are known to be right.
         from nvae_tf.devices import local_strategy
 
@@ -42,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="evaluate_keras.py",
+        prog=program("evaluate_keras.py"),
         description="Likelihood, samples, FID, latents and exports of a trained NVAE.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint",
@@ -75,7 +79,7 @@ def _parser() -> Parser:
         type=at_least(1),
         metavar="N",
         help="GPUs of this machine that share each batch, with the same results as one alone "
-        "(default: all); without GPUs, the CPU is divided",
+        "(default: all)",
     )
     images = parser.add_argument_group("which images (all modes but sample)")
     images.add_argument(

@@ -1,25 +1,67 @@
 """Flags made from the configuration's keys: each key is a flag of the same name."""
 
 import argparse
+import difflib
+import itertools
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from nvae_tf.cli.errors import one_line
-from nvae_tf.config import KEYS, LARGEST_INT, SECTIONS, allowed_range
-from nvae_tf.errors import UserError
+from nvae_tf.config import (
+    KEYS,
+    LARGEST_INT,
+    SECTIONS,
+    Overridden,
+    allowed_range,
+    check_value,
+    load,
+    override,
+)
+from nvae_tf.errors import ConfigError, UserError
 from nvae_tf.paths import user_path
 
 TITLES = {"model": "model", "data": "data", "train": "training"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one line."""
+    """An argument parser that answers a mistake with one line; flags are to be written in full."""
+
+    def __init__(self, **options):
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parses; a flag that does not exist is refused first, before others are found missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            flag = word.partition("=")[0]
+            if re.match("--?[a-zA-Z]", flag) and " " not in word:
+                self._check_flag(flag)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message):
         """Prints the line and exits with status 2."""
         print(f"error: {one_line(message)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def _check_flag(self, flag: str) -> None:
+        known = {name.lstrip("-"): name for name in self._option_string_actions}
+        if flag not in known.values():
+            near = difflib.get_close_matches(flag.lstrip("-"), known, 1)
+            hint = f"; did you mean {known[near[0]]}?" if near else ""
+            self.error(f"unrecognized arguments: {flag}{hint}")
+
+
+def program(usual: str) -> str:
+    """What a command calls itself in its help.
+
+    Args:
+        usual: The name in a checkout, unless the command was started as one of those that an
+            installation has: ``nvae-train`` and its like.
+    """
+    called = Path(sys.argv[0]).name
+    return called if called.startswith("nvae-") else usual
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +97,34 @@ def add_key_flags(group, names) -> None:
         group.add_argument(f"--{name}", **options)
 
 
-def overrides(arguments: argparse.Namespace) -> dict:
-    """The configuration keys that were given as flags, values still as text."""
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The configuration keys that were given as flags, and their values.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
     given = {name: value for name, value in vars(arguments).items() if name in KEYS}
-    return {**given, **data_override(given.get("data"))}
+    given.update(data_override(given.get("data")))
+    try:
+        return {name: check_value(name, value) for name, value in given.items()}
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from None
+
+
+def configured(arguments: argparse.Namespace) -> Overridden:
+    """The recipe of ``--config``, with the keys that were given as flags.
+
+    Raises:
+        ConfigError: The recipe or a value is not allowed, or they do not go together.
+    """
+    recipe, given = load(arguments.config), overrides(arguments)
+    try:
+        return override(recipe, given)
+    except ConfigError as error:
+        if error.keys[0] in given:
+            raise ConfigError(f"--{error}") from None
+        flags = " and ".join(f"--{name}" for name in error.keys if name in given)
+        raise ConfigError(f"{flags} with {arguments.config}: {error}") from None
 
 
 def data_override(folder: str | None) -> dict:

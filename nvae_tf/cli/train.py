@@ -1,8 +1,16 @@
 """The command ``train_keras.py``."""
 
-from nvae_tf import config as configuration
+from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_config_flags, at_least, named_folder, overrides
+from nvae_tf.cli.flags import (
+    Parser,
+    add_config_flags,
+    at_least,
+    configured,
+    named_folder,
+    program,
+)
+from nvae_tf.data.where import check_data
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.rendezvous import JOIN_SECONDS
 
@@ -18,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         2 for any other mistake or failure that one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
+    if argv is None:  # this process is the command
+        keep_out()
     return run_command(
         lambda: _train(arguments),
         if_interrupted="the same command with --cont_training continues from the newest checkpoint",
@@ -26,10 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="train_keras.py",
+        prog=program("train_keras.py"),
         usage="%(prog)s --config NAME [--root DIR] [--save NAME] [--cont_training] [--KEY VALUE ...]",
         description="Train an NVAE from a recipe. Every key of a recipe is also a flag.",
-        allow_abbrev=False,
     )
     run = parser.add_argument_group("run")
     run.add_argument("--root", default="runs", metavar="DIR", help="folder of runs (default: runs)")
@@ -45,8 +54,8 @@ def _parser() -> Parser:
         "--world_size",
         type=at_least(1),
         metavar="N",
-        help="GPUs of this machine to train on (default: all); without GPUs, the CPU is divided. "
-        "Several machines: the same command on each, with TF_CONFIG or under Slurm",
+        help="GPUs of this machine to train on (default: all). Several machines: the same command on "
+        "each, with TF_CONFIG or under Slurm",
     )
     run.add_argument(
         "--join_timeout",
@@ -60,13 +69,16 @@ def _parser() -> Parser:
 
 
 def _train(arguments) -> None:
-    config = configuration.load(arguments.config, overrides(arguments))
+    config, note = configured(arguments)
+    check_data(config.data)
     folder = RunFolder(named_folder(arguments))
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.run import train
 
     cluster = connect(arguments.world_size, arguments.join_timeout)
+    if note and cluster.is_chief:
+        print(note, flush=True)
     results = train(config, folder, resume=arguments.cont_training, cluster=cluster)
     if not cluster.is_chief or results is None:
         return

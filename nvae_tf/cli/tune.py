@@ -3,15 +3,19 @@
 import os
 
 from nvae_tf import config as configuration
+from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import (
     Parser,
     add_config_flags,
     at_least,
+    configured,
     named_folder,
     overrides,
     positive,
+    program,
 )
+from nvae_tf.data.where import check_data
 from nvae_tf.errors import UserError
 from nvae_tf.files import make_folder
 from nvae_tf.paths import user_path
@@ -32,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         where no trial was complete.
     """
     arguments = _parser().parse_args(argv)
+    if argv is None:  # this process is the command
+        keep_out()
     return run_command(
         lambda: _tune(arguments), if_interrupted="the same command with --resume goes on"
     )
@@ -39,12 +45,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="tune_keras.py",
+        prog=program("tune_keras.py"),
         usage="%(prog)s --config NAME --space FILE [--root DIR] [--save NAME] [--resume] "
         "[--KEY VALUE ...]",
         description="Search for better values of a recipe's keys with keras-tuner. Every key of a "
         "recipe is also a flag, and holds for all trials.",
-        allow_abbrev=False,
     )
     search = parser.add_argument_group("search")
     search.add_argument(
@@ -88,7 +93,7 @@ def _parser() -> Parser:
 
 
 def _tune(arguments) -> None:
-    config = configuration.load(arguments.config, overrides(arguments))
+    check_data(configured(arguments).config.data)
     space = load_space(user_path(arguments.space))
     folder = named_folder(arguments)
     worker = "KERASTUNER_ORACLE_IP" in os.environ  # of several, which share the folder
@@ -105,7 +110,8 @@ def _tune(arguments) -> None:
     from nvae_tf.tuning.search import BEST, TABLE, Limits, Search, is_chief
 
     limits = Limits(arguments.max_trials, arguments.max_minutes, arguments.factor)
-    search = Search(config, space, folder, arguments.algorithm, arguments.objective, limits)
+    recipe, given = configuration.load(arguments.config), overrides(arguments)
+    search = Search(recipe, given, space, folder, arguments.algorithm, arguments.objective, limits)
     try:
         search.search()
     except keras_tuner.errors.FatalError as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, tfrecords
 from nvae_tf.data.source import CachedSource, Source
+from nvae_tf.data.where import check_data
 from nvae_tf.errors import ConfigError
 
 CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
@@ -43,9 +44,21 @@ def describe(config: DataConfig) -> DataSet:
         ConfigError: there is none of that name, or ``image_size`` does not go with it.
         UserError: a data set whose size depends on its files, and those are missing.
     """
+    dataset = _described(config)
+    return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
+
+
+def _open(dataset: DataSet, folder: str) -> tuple[Source, Source]:
+    check_data(DataConfig(dataset=dataset.name, data=folder))
+    return dataset.open(folder)
+
+
+def _described(config: DataConfig) -> DataSet:
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":
+        if not config.image_size:
+            check_data(config)  # whose tfrecords have the size
         size = config.image_size or _only_size(config.data)
         return _tfrecords(config.dataset, size, cropped=config.crop == images.RANDOM)
     dataset = _FIXED.get(config.dataset) or _lsun(config.dataset)

@@ -3,6 +3,11 @@
 python -m nvae_tf.data.inspect --dataset cifar10 --data DIR
 """
 
+if __name__ == "__main__":  # before TensorFlow is imported
+    from nvae_tf.cli.chatter import keep_out
+
+    keep_out()
+
 import sys
 import time
 from collections.abc import Iterable
@@ -85,7 +90,6 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = Parser(
         prog="python -m nvae_tf.data.inspect",
         description="Show what training will see of a data set.",
-        allow_abbrev=False,
     )
     add_key_flags(parser, KEYS)
     parser.add_argument(

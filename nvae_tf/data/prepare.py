@@ -7,6 +7,11 @@ says what was done. A shard is written under a temporary name and renamed when i
 same command continues where it was stopped.
 """
 
+if __name__ == "__main__":  # before TensorFlow is imported
+    from nvae_tf.cli.chatter import keep_out
+
+    keep_out()
+
 import concurrent.futures
 import functools
 import io
@@ -26,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvae_tf.cli.errors import one_line, run_command
-from nvae_tf.cli.flags import Parser, at_least, portion
+from nvae_tf.cli.flags import Parser, at_least, portion, program
 from nvae_tf.data import images, tfrecords
 from nvae_tf.errors import UserError, reason
 from nvae_tf.files import cannot_write, make_folder, read_json, replacing, write_text
@@ -340,9 +345,8 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m nvae_tf.data.prepare",
+        prog=program("python -m nvae_tf.data.prepare"),
         description="Write images as tfrecords in GLOW's layout.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "source",

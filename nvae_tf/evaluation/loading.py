@@ -9,11 +9,10 @@ from nvae_tf import config as configuration
 from nvae_tf import torch_import
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
-from nvae_tf.errors import UserError
+from nvae_tf.evaluation.locate import locate
 from nvae_tf.model import NVAE
-from nvae_tf.paths import user_path
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training.checkpoints import NAME, newest_whole
+from nvae_tf.training.checkpoints import NAME, Layout, has_averages, newest_whole
 from nvae_tf.training.optimizer import MovingAverage
 from nvae_tf.training.stacked import Stacked
 
@@ -45,37 +44,32 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     Raises:
         UserError: nothing of the kind is there, or it is damaged.
     """
-    given = user_path(path)
-    if (given / f"{NAME}.index").is_file():
-        folder, checkpoints = RunFolder(given.parent.parent), [given]
-    elif given.is_dir():
-        folder = RunFolder(given)
-        checkpoints = folder.list_checkpoints()
-        if not checkpoints:
-            raise UserError(f"{given}: no checkpoint here; name the folder of a run (ROOT/SAVE)")
-    elif given.is_file():
-        return _load_official(given, data_overrides)
-    else:
-        raise UserError(f"{given}: no such run, checkpoint or PyTorch file")
+    place = locate(path)
+    if not place.checkpoints:
+        return _load_official(place.path, data_overrides)
+    folder = RunFolder(place.path)
     config = configuration.from_dict(
         data_overrides or {}, configuration.load(str(folder.config_file))
     )
     model = NVAE(config.model, catalog.describe(config.data).image)
     step = tf.Variable(0, dtype=tf.int64)
-    # The optimiser's slots and the singular vectors stay unread.
-    wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
-    averages = None
+    averaged = None
     if config.train.ema_decay:
         weights = Stacked(model.trainable_variables)
-        averages = MovingAverage(weights, config.train.ema_decay)
-        wanted["averages"] = averages
-    saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
-    newest_whole(
-        checkpoints,
-        lambda prefix: saved.read(prefix).assert_existing_objects_matched().expect_partial(),
-    )
-    if averages:
-        weights.scatter(averages.stacks)
+        averaged = MovingAverage(weights, config.train.ema_decay)
+
+    def restore(path: Path) -> None:
+        # The optimiser's slots and the singular vectors stay unread.
+        wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
+        if averaged and has_averages(path):
+            Layout({"weights": weights.names(model)}).check(path)
+            wanted["averages"] = averaged
+        saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
+        saved.read(str(path / NAME)).assert_existing_objects_matched().expect_partial()
+
+    newest = newest_whole(place.checkpoints, restore)
+    if averaged and has_averages(newest):
+        weights.scatter(averaged.stacks)
     return Loaded(model, config, int(step.numpy()), folder.path)
 
 

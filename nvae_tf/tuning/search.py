@@ -6,13 +6,13 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras_tuner
 from keras_tuner import errors, oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
-from nvae_tf.config import KEYS, Config, from_dict
+from nvae_tf.config import KEYS, Config, Overridden, override
 from nvae_tf.errors import ConfigError, UserError
 from nvae_tf.files import replacing, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
@@ -62,28 +62,35 @@ class Search(BaseTuner):
     ``KERASTUNER_ORACLE_PORT`` in the environment) the chief hands out trials and the others run them.
 
     Args:
-        config: what all trials share.
-        space: what differs.
-        folder: of the search; one that is there is continued.
+        recipe: The recipe to improve, as its file has it.
+        given: Key -> value of what all trials change in it.
+        space: What differs from trial to trial.
+        folder: Folder of the search; one that is there is continued.
         algorithm: ``"hyperband"``, ``"bayesian"`` or ``"random"``.
         objective: ``"bpd"`` or ``"nelbo"``, of the test set.
-        limits: how far to go.
+        limits: How far to go.
+
+    Raises:
+        ConfigError: The keys given do not go together, or the space has epochs and the algorithm
+            chooses them itself.
     """
 
     def __init__(
         self,
-        config: Config,
+        recipe: Config,
+        given: dict[str, Any],
         space: list[Dimension],
         folder: Path,
         algorithm: str = "hyperband",
         objective: str = "bpd",
         limits: Limits = Limits(),  # noqa: B008 - immutable
     ):
-        self.config, self.folder, self.objective_name = config, folder, objective
+        self.recipe, self.given, self.folder, self.objective_name = recipe, given, folder, objective
+        self.config = override(recipe, given).config
         self._names = [dimension.name for dimension in space]
         if algorithm == "hyperband" and "epochs" in self._names:
             raise ConfigError("epochs: hyperband chooses them itself; leave them out of the space")
-        oracle = _oracle(config, space, algorithm, objective, limits)
+        oracle = _oracle(self.config, space, algorithm, objective, limits)
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
         if not is_chief():  # which saves by itself
             self.save()  # so that a search that ends in its first trial can be continued
@@ -103,8 +110,11 @@ class Search(BaseTuner):
         hyperband = trial.hyperparameters.values
         parent = hyperband.get("tuner/trial_id")
         try:
+            config, note = self._configured(values)
+            if note:
+                print(f"trial {trial.trial_id}: {note}", flush=True)
             results = run_trial(
-                from_dict(values, self.config),
+                config,
                 self._path(trial.trial_id),
                 values,
                 hyperband.get("tuner/epochs"),
@@ -167,8 +177,12 @@ class Search(BaseTuner):
             f"# Trial {best.id} of a search: {self.objective_name} {best.score:.4f} after "
             f"{best.epochs} epochs.\n"
         )
-        write_text(self.folder / BEST, head + from_dict(best.values, self.config).to_yaml())
+        write_text(self.folder / BEST, head + self._configured(best.values).config.to_yaml())
         return best
+
+    def _configured(self, values: dict) -> Overridden:
+        """What a trial with these values trains with."""
+        return override(self.recipe, {**self.given, **values})
 
     def _values(self, trial):
         # keras-tuner hands out a choice of true or false as 1 or 0.

@@ -9,10 +9,11 @@ A space is a YAML file with a line for each key::
 This module knows no TensorFlow and no keras-tuner.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvae_tf.config import KEYS, check_value, read_yaml
+from nvae_tf.config import KEYS, TRUTHS, check_value, read_yaml
 from nvae_tf.errors import ConfigError
 
 CHOICE, INT, FLOAT = "choice", "int", "float"
@@ -52,7 +53,7 @@ def load_space(path: Path) -> list[Dimension]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _dimension(name: Any, given: Any) -> Dimension:
+def _dimension(name: str, given: Any) -> Dimension:
     def refuse(reason: str):
         raise ConfigError(f"{name}: {reason}; expected {FORMS}") from None
 
@@ -61,12 +62,15 @@ def _dimension(name: Any, given: Any) -> Dimension:
         refuse(f"{given!r} is not understood")
     (kind,) = kinds
     options = {key: value for key, value in given.items() if key != kind}
-    values, step, log = given[kind], options.pop("step", None), options.pop("log", False)
+    values, step, log = given[kind], options.pop("step", None), options.pop("log", "false")
     if options:
         refuse(f"{next(iter(options))!r} is not understood")
     if not isinstance(values, list) or not values:
         refuse(f"{values!r} is no list of values")
     values = tuple(check_value(name, value) for value in values)
+    if not isinstance(log, str) or log.lower() not in TRUTHS:
+        refuse(f"log: {log!r} is not true or false")
+    log = TRUTHS[log.lower()]
     if kind == CHOICE:
         if step is not None or log:
             refuse("a choice has no step or log")
@@ -77,10 +81,10 @@ def _dimension(name: Any, given: Any) -> Dimension:
         refuse(f"its values are no {kind}s")
     if len(values) != 2 or values[0] >= values[1]:
         refuse(f"{list(values)} is no lowest and highest value")
-    if step is not None and (kind == FLOAT or log or not isinstance(step, int) or step < 1):
-        refuse(f"step {step!r} is not allowed here")
-    if not isinstance(log, bool):
-        refuse(f"log: {log!r} is not true or false")
+    if step is not None:
+        if kind == FLOAT or log or not re.fullmatch("[1-9][0-9]{0,8}", str(step)):
+            refuse(f"step {step} is not allowed here")
+        step = int(step)
     if log and values[0] <= 0:
         refuse("a logarithmic scale begins above 0")
     return Dimension(name, kind, values, step, log)

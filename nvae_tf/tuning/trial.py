@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from nvae_tf.config import Config
@@ -44,11 +46,14 @@ def run_trial(
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
+    words = _own_stderr()
     process = context.Process(
-        target=_in_child, args=(sender, config, path, searched, epochs, parent), daemon=True
+        target=_in_child, args=(sender, words, config, path, searched, epochs, parent), daemon=True
     )
     process.start()
     sender.close()
+    if words:
+        words.close()
     try:
         outcome = receiver.recv()
     except EOFError:
@@ -66,7 +71,21 @@ def run_trial(
     return outcome
 
 
-def _in_child(sender, *arguments):
+def _own_stderr() -> Connection | None:
+    """Where this process's own words go, to hand to a child; None: it cannot be handed on.
+
+    A child would inherit file descriptor 2 alone, which may be a pipe (`nvae_tf.cli.chatter`) where
+    this process shows its progress on a terminal.
+    """
+    try:
+        return Connection(os.dup(sys.stderr.fileno()), readable=False)
+    except (AttributeError, OSError):
+        return None
+
+
+def _in_child(sender, words, *arguments):
+    if words:
+        sys.stderr = os.fdopen(os.dup(words.fileno()), "w", buffering=1, errors="backslashreplace")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends this process in order
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:

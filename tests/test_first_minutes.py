@@ -1,0 +1,147 @@
+"""What a new user types first, and what the commands answer."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from processes import COMMAND
+
+from nvae_tf import config, gallery, torch_import
+from nvae_tf.cli import evaluate, train, tune
+from nvae_tf.data import inspect, prepare
+
+pytestmark = pytest.mark.core
+
+
+def test_one_epoch_and_then_more(recipe, tmp_path, capsys):
+    arguments = ["--config", str(recipe), "--root", str(tmp_path)]
+    assert train.main([*arguments, "--epochs", "1"]) == 0
+    line = "warmup_epochs: 0 instead of the recipe's 1, to fit into 1 epoch"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    used = config.load(str(tmp_path / "tiny" / "config.yaml")).train
+    assert (used.epochs, used.warmup_epochs) == (1, 0)
+    # More epochs bring the recipe's own warm-up back.
+    assert train.main([*arguments, "--epochs", "2", "--cont_training"]) == 0
+    assert "warmup_epochs" not in capsys.readouterr().out
+    used = config.load(str(tmp_path / "tiny" / "config.yaml")).train
+    assert (used.epochs, used.warmup_epochs) == (2, 1)
+
+
+def test_a_warm_up_that_is_asked_for_has_to_fit(recipe, tmp_path, capsys):
+    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--epochs", "1"]
+    assert train.main([*arguments, "--warmup_epochs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: --warmup_epochs: 1 is not allowed; expected less than epochs (1)\n"
+    assert not list(tmp_path.iterdir())
+
+
+def run_python(*words, **variables):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True, text=True, check=False, env={**environment, **variables},
+    )  # fmt: skip
+
+
+def test_standard_error_of_a_training_is_empty(recipe, tmp_path):
+    done = run_python(COMMAND, "--config", recipe, "--root", tmp_path, "--epochs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_tensorflows_messages_are_there_for_who_asks(recipe, tmp_path):
+    arguments = (COMMAND, "--config", recipe, "--root", tmp_path, "--dataset", "nosuch")
+    quiet, loud = run_python(*arguments), run_python(*arguments, TF_CPP_MIN_LOG_LEVEL="0")
+    assert quiet.stderr.startswith("error: dataset: 'nosuch'") and quiet.stderr.count("\n") == 1
+    assert "oneDNN" in loud.stderr or "rebuild TensorFlow" in loud.stderr
+    assert loud.stderr.splitlines()[-1] + "\n" == quiet.stderr
+
+
+def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
+    arguments = (COMMAND, "--config", recipe, "--root", tmp_path, "--jit_compile", "on")
+    done = run_python(*arguments, XLA_FLAGS="--nonsense")
+    assert done.returncode not in (0, 2)  # TensorFlow ends the process
+    assert "--nonsense" in done.stderr and "oneDNN" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-m", "nvae_tf.gallery", "RUN", "--output", "OUT/page.html"),
+        (
+            "-m",
+            "nvae_tf.data.inspect",
+            "--dataset",
+            "digits",
+            "--seconds",
+            "0.1",
+            "--output",
+            "OUT/x",
+        ),
+        ("-m", "nvae_tf.data.inspect", "--dataset", "nosuch"),
+        ("-m", "nvae_tf.data.prepare", "tar", "--input", "/nowhere", "--output", "OUT"),
+        ("-m", "nvae_tf.torch_import", "/nowhere", "OUT"),
+    ],
+    ids=lambda words: " ".join(words[1:]),
+)
+def test_no_command_lets_chatter_through(run, tmp_path, words):
+    done = run_python(
+        *(word.replace("RUN", str(run)).replace("OUT", str(tmp_path)) for word in words)
+    )
+    if done.returncode == 0:
+        assert done.stderr == ""
+    else:
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from nvae_tf.cli import {command}
+assert {command}.main({arguments}) == 2
+assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train", ["--config", "celeba256"], "celeba_256 needs --data: fetch celeba-tfr.tar"),
+        ("train", ["--config", "ffhq256"], "ffhq needs --data: fetch FFHQ's PNGs"),
+        ("train", ["--config", "imagenet32"], "needs --data: fetch imagenet-oord-tfr.tar"),
+        ("train", ["--config", "digits", "--dataset", "omniglot"], "fetch chardata.mat"),
+        ("train", ["--config", "digits", "--dataset", "lsun_tower_64"], "prepare lsun"),
+        ("tune", ["--config", "celeba64", "--space", "/"], "fetch CelebA's aligned images"),
+        ("evaluate", ["--checkpoint", "/nowhere"], "/nowhere: no such run"),
+    ],
+)
+def test_mistakes_are_found_before_tensorflow_starts(command, arguments, message):
+    done = run_python("-c", WITHOUT_TENSORFLOW.format(command=command, arguments=arguments))
+    assert done.returncode == 0, done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert command == "evaluate" or "docs/data.md" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("main", "started_as", "name"),
+    [
+        (train.main, "/usr/bin/nvae-train", "nvae-train"),
+        (train.main, "train_keras.py", "train_keras.py"),
+        (evaluate.main, "/usr/bin/nvae-evaluate", "nvae-evaluate"),
+        (evaluate.main, "./evaluate_keras.py", "evaluate_keras.py"),
+        (tune.main, "/usr/bin/nvae-tune", "nvae-tune"),
+        (tune.main, "tune_keras.py", "tune_keras.py"),
+        (prepare.main, "/usr/bin/nvae-prepare", "nvae-prepare"),
+        (prepare.main, "nvae_tf/data/prepare.py", "python -m nvae_tf.data.prepare"),
+        (inspect.main, "nvae_tf/data/inspect.py", "python -m nvae_tf.data.inspect"),
+        (gallery.main, "nvae_tf/gallery.py", "python -m nvae_tf.gallery"),
+        (torch_import.main, "nvae_tf/torch_import.py", "python -m nvae_tf.torch_import"),
+    ],
+)
+def test_help_has_the_name_that_the_command_was_started_by(
+    main, started_as, name, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [started_as])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {name} ")
