@@ -19,19 +19,24 @@ def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
 
     Args:
         num_devices: how many; default: all GPUs, or the CPU where there is none. Where there is none,
-            the CPU counts as so many devices: nothing gets faster, but all can be tried out.
+            and ``NVAE_SPLIT_CPU=1`` is in the environment, the CPU counts as so many devices: nothing
+            gets faster, but all can be tried out.
 
     Raises:
         UserError: there are not so many GPUs.
     """
     gpus = tf.config.list_physical_devices("GPU")
     count = num_devices or max(len(gpus), 1)
-    if gpus and count > len(gpus):
-        raise UserError(f"{count} devices were asked for; this machine shows {len(gpus)} GPUs")
     if count == 1:
         return tf.distribute.get_strategy()
-    if not gpus:
+    if not gpus and os.environ.get("NVAE_SPLIT_CPU") == "1":
         _divide_cpu(count)
+    elif count > len(gpus):
+        advice = "" if gpus else "; to try them out on the CPU, set NVAE_SPLIT_CPU=1"
+        raise UserError(
+            f"--world_size: {count} GPUs were asked for; TensorFlow finds {len(gpus) or 'none'} here"
+            f"{advice}"
+        )
     kind = "GPU" if gpus else "CPU"
     return tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(count)])
 

@@ -1,6 +1,7 @@
 """Devices that share a batch give the numbers of one device."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.cli import train
 from nvae_tf.cli.evaluate import main
 from nvae_tf.data.arrays import read_digits
 from nvae_tf.devices import local_strategy
@@ -48,7 +50,8 @@ def test_two_devices_find_what_one_finds(run, fid_files, tmp_path):
     # The CPU can be divided only before TensorFlow is first used.
     divided = commands(tmp_path / "two", "--world_size", "2")
     script = f"from nvae_tf.cli.evaluate import main\nfor a in {divided}: assert main(a) == 0"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    environment = {**os.environ, "NVAE_SPLIT_CPU": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
     one, two = (
         {path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two")
@@ -68,7 +71,24 @@ def test_two_devices_find_what_one_finds(run, fid_files, tmp_path):
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
-def test_a_cpu_in_use_is_not_divided():
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_gpus_that_are_not_there_are_not_made_up(run, recipe, tmp_path, monkeypatch, capsys, value):
+    monkeypatch.delenv("NVAE_SPLIT_CPU", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NVAE_SPLIT_CPU", value)
+    for command, arguments in (
+        (train.main, ["--config", str(recipe), "--root", str(tmp_path)]),
+        (main, ["--checkpoint", str(run), "--output", str(tmp_path)]),
+    ):
+        assert command([*arguments, "--world_size", "2"]) == 2
+        error = capsys.readouterr().err
+        assert "--world_size: 2 GPUs were asked for; TensorFlow finds none here" in error
+        assert "NVAE_SPLIT_CPU=1" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cpu_in_use_is_not_divided(monkeypatch):
+    monkeypatch.setenv("NVAE_SPLIT_CPU", "1")
     tf.zeros(1)
     with pytest.raises(UserError, match="before TensorFlow is first used"):
         local_strategy(5)

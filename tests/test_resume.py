@@ -211,7 +211,7 @@ def test_one_worker_of_two_is_killed_and_both_are_started_again(recipe, tmp_path
 
 
 @pytest.mark.slow
-def test_workers_that_share_a_batch_train_as_one_alone(recipe, tmp_path):
+def test_workers_that_share_a_batch_train_as_one_alone(recipe, tmp_path, monkeypatch):
     assert start(recipe, tmp_path / "one", "--epochs", "2").wait() == 0
     workers = start_workers(recipe, tmp_path / "two", "--epochs", "2", "--batch_size", "50")
     assert_all_finish(workers, tmp_path / "two")
@@ -221,6 +221,7 @@ def test_workers_that_share_a_batch_train_as_one_alone(recipe, tmp_path):
         if path.name != "step-14":
             shutil.rmtree(path)
     moved = ("--epochs", "2", "--batch_size", "50", "--world_size", "2")
+    monkeypatch.setenv("NVAE_SPLIT_CPU", "1")
     assert start(recipe, tmp_path / "both", *moved).wait() == 0
     (step, expected), *others = (final_state(tmp_path / r / "tiny") for r in ("one", "two", "both"))
     for other_step, found in others:
