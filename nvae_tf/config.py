@@ -166,7 +166,12 @@ class TrainConfig:
     """Objective, optimiser, schedule and what is recorded of a run."""
 
     epochs: int = _key(200, "passes over the training set", minimum=1)
-    warmup_epochs: int = _key(5, "epochs of linear learning-rate warm-up", minimum=0)
+    warmup_epochs: int = _key(
+        5,
+        "epochs of linear learning-rate warm-up; a recipe's own is shortened where fewer epochs are "
+        "asked for",
+        minimum=0,
+    )
     optimizer: str = _key(
         "adamax",
         "adamax (as officially), adam or adamw; with TensorFlow Addons any of its optimisers, for "
