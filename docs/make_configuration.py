@@ -12,20 +12,19 @@ HEAD = """# Configuration
 A recipe is a YAML file with one key a line; `configs/` holds those of the paper. Every key is also a
 flag of `train_keras.py` and `tune_keras.py`, which takes precedence: `--num_latent_per_group 16`,
 `--use_se`, `--no-use_se`. Names are the official implementation's wherever it has the flag. A run's
-folder holds its resolved configuration, every key included, as `config.yaml`. What a value in YAML means
-is up to its key: `jit_compile: off` needs no quotes, and `8_0` is no number.
+folder holds its resolved configuration, every key included, as `config.yaml`. What a value in YAML
+means is up to its key: `jit_compile: off` needs no quotes, and `8_0` is no number.
 
 This page is made from the code by `python docs/make_configuration.py`.
 """
-TAIL = """## Environment
-
-| variable | meaning |
-| --- | --- |
-| `TF_CONFIG`, Slurm's | the other machines of a training: [scaling.md](scaling.md) |
-| `NVAE_SPLIT_CPU=1` | without GPUs `--world_size N` divides the CPU: nothing gets faster, but all can be tried out |
-| `TF_CPP_MIN_LOG_LEVEL` | where it is set, commands show what TensorFlow writes to standard error, from this level on: `0` is all; else its notices are kept out |
-| `TF_ENABLE_ONEDNN_OPTS` | `1` unless it is set: oneDNN's convolutions, on every CPU |
-"""
+ENVIRONMENT = {
+    "`TF_CONFIG`, Slurm's": "the other machines of a training: [scaling.md](scaling.md)",
+    "`NVAE_SPLIT_CPU=1`": "without GPUs `--world_size N` divides the CPU: nothing gets faster, but all "
+    "can be tried out",
+    "`TF_CPP_MIN_LOG_LEVEL`": "where it is set, commands show what TensorFlow writes to standard error, "
+    "from this level on (`0`: everything); else its notices are kept out",
+    "`TF_ENABLE_ONEDNN_OPTS`": "`1` unless it is set: oneDNN's convolutions, on every CPU",
+}
 TITLES = {"model": "Model", "data": "Data", "train": "Training"}
 
 
@@ -43,7 +42,9 @@ def page() -> str:
                 values = f"; one of {', '.join(choices)}" if choices else allowed_range(field)
                 lines.append(f"| `{name}` | {default} | {field.metadata['help']}{values} |")
         lines.append("")
-    lines.append(TAIL)
+    lines += ["## Environment", "", "| variable | meaning |", "| --- | --- |"]
+    lines += [f"| {name} | {meaning} |" for name, meaning in ENVIRONMENT.items()]
+    lines.append("")
     return "\n".join(lines)
 
 
