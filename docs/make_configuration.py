@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "`TF_CONFIG`, Slurm's": "the other machines of a training: [scaling.md](scaling.md)",
     "`NVAE_SPLIT_CPU=1`": "without GPUs `--world_size N` divides the CPU: nothing gets faster, but all "
     "can be tried out",
-    "`TF_CPP_MIN_LOG_LEVEL`": "where it is set, commands show what TensorFlow writes to standard error, "
+    "`TF_CPP_MIN_LOG_LEVEL`": "where it is set, commands show what TensorFlow says on standard error, "
     "from this level on (`0`: everything); else its notices are kept out",
     "`TF_ENABLE_ONEDNN_OPTS`": "`1` unless it is set: oneDNN's convolutions, on every CPU",
 }
