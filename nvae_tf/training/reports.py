@@ -64,7 +64,7 @@ class Progress:
                 disable=None,
                 dynamic_ncols=True,
             )
-        if self._bar.update():
+        if self._bar.update(done + 1 - self._bar.n):
             self._bar.set_postfix_str(_line(logs) + self._speed(step), refresh=False)
 
     def _speed(self, step: int) -> str:

@@ -5,6 +5,7 @@ import functools
 import itertools
 import signal
 import threading
+import time
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -25,7 +26,15 @@ from nvae_tf.training.cluster import Cluster, lost_workers
 from nvae_tf.training.optimizer import make_optimizer
 from nvae_tf.training.reports import PICTURED
 from nvae_tf.training.schedules import WarmupCosine
-from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written, uses_xla
+from nvae_tf.training.trainer import (
+    Trainer,
+    compiled,
+    graphs_as_written,
+    several_steps,
+    uses_xla,
+)
+
+AGREEING_EVERY = 10  # batches of a validation, after which several workers agree whether to go on
 
 
 def train(
@@ -167,18 +176,39 @@ class _Data:
         )
 
 
-def _train(
+class _Run(NamedTuple):
+    """What a training works with, once everything is built.
+
+    Attributes:
+        trainer: The model, and what changes it.
+        data: The batches.
+        checkpoints: Where the state goes.
+        report: What is told and drawn; None in processes that do not write.
+        start_step: Steps taken before.
+        end: Step after which training is complete.
+        steps_per_epoch: Steps in an epoch.
+    """
+
+    trainer: Trainer
+    data: _Data
+    checkpoints: Checkpoints
+    report: reports.Reports | None
+    start_step: int
+    end: int
+    steps_per_epoch: int
+
+
+def _set_up(
     config: Config,
     folder: RunFolder,
     cluster: Cluster,
     dataset: catalog.DataSet,
     sources: tuple[Source, Source],
-    termination: "Termination",
     epochs: int | None,
-) -> dict[str, float] | None:
+    say,
+) -> _Run:
+    """Builds everything, and restores the newest checkpoint or prepares a new training."""
     settings = config.train
-    say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
-
     shared = f"; {cluster.replicas} replicas in {cluster.num_workers} processes"
     say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
 
@@ -203,47 +233,72 @@ def _train(
     start_step = _start(config, folder, cluster, trainer, checkpoints, data, counts)
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
-    # Train.
     end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
-    validate = _validation(trainer, data, cluster, termination)
+    report = None
     if cluster.is_chief:
-        report = _make_reports(config, folder, counts, end, model, test_images)
-    if start_step < end:
+        progress = reports.Progress(
+            settings.epochs, counts.steps_per_epoch, counts.images_per_step, end
+        )
+        report = reports.Reports(folder, config, progress, model, test_images)
+    steps_per_epoch = counts.steps_per_epoch
+    return _Run(trainer, data, checkpoints, report, start_step, end, steps_per_epoch)
+
+
+def _train(
+    config: Config,
+    folder: RunFolder,
+    cluster: Cluster,
+    dataset: catalog.DataSet,
+    sources: tuple[Source, Source],
+    termination: "Termination",
+    epochs: int | None,
+) -> dict[str, float] | None:
+    settings = config.train
+    say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
+    run = _set_up(config, folder, cluster, dataset, sources, epochs, say)
+    trainer, report, step = run.trainer, run.report, run.start_step
+    validate = _validation(trainer, run.data, cluster, termination)
+    if step < run.end:
         say("compiling: the first step takes longer than the others, minutes for deep models")
-    run_step = compiled(trainer.train_step, cluster.strategy, uses_xla(settings))
-    batches, results = data.training(start_step), None
-    for step in range(start_step + 1, end + 1):
-        logs = run_step(next(batches))
-        epoch, left = divmod(step, counts.steps_per_epoch)
-        last = step == end
+
+    take_steps = _steps_in_a_call(trainer, cluster)
+    batches, results = run.data.training(step), None
+    pace = Pace(run.steps_per_epoch, settings.log_every, settings.save_every)
+    while step < run.end:
+        count = pace.steps(step) if cluster.replicas > 1 else 1
+        logs = take_steps(batches, count)
+        step += count
+        epoch, left = divmod(step, run.steps_per_epoch)
+        last = step == run.end
+        if cluster.replicas > 1:
+            pace.done(logs)
         if left == 0 or step % settings.log_every == 0:
             _check_divergence(trainer, step, folder)
-        if cluster.is_chief:
+        if report:
             report.step(step, logs)
             # Not in a row of skipped steps, which may be the start of a divergence; and before
             # validation, which may take long.
-            if left == 0 or (checkpoints.due(step) and not trainer.skipped_in_row):
-                checkpoints.save()
+            if left == 0 or (run.checkpoints.due(step) and not trainer.skipped_in_row):
+                run.checkpoints.save()
             if left == 0:
                 report.trained(step)
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
-        if not (last and results) and termination.agreed(cluster, step):
+        if not (last and results) and termination.agreed(cluster, pace):
             _check_divergence(trainer, step, folder)
-            if cluster.is_chief:
+            if report:
                 report.close()
-                say(f"stopped by SIGTERM after step {step}: {checkpoints.save()}")
+                say(f"stopped by SIGTERM after step {step}: {run.checkpoints.save()}")
             return None
-        if cluster.is_chief and left == 0:
+        if report and left == 0:
             report.epoch(epoch, step, logs, results)
             if last or epoch % settings.images_every == 0:
                 _draw(report, trainer, step)
 
-    # Report.
-    if start_step >= end:  # the run was complete already, but perhaps for its validation
+    if run.start_step >= run.end:  # the run was complete already, but perhaps for its validation
         results = validate()
-        if cluster.is_chief and results:
-            _draw(report, trainer, end)
+        if report and results:
+            _draw(report, trainer, run.end)
     if results is None:
         say("stopped by SIGTERM; training was complete")
         return None
@@ -268,13 +323,6 @@ def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
         report.pictures(step)
 
 
-def _make_reports(config, folder, counts: _Settings, end: int, model, test_images):
-    progress = reports.Progress(
-        config.train.epochs, counts.steps_per_epoch, counts.images_per_step, end
-    )
-    return reports.Reports(folder, config, progress, model, test_images)
-
-
 def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) -> Trainer:
     settings = config.train
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
@@ -290,11 +338,26 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "T
 
     def validate():
         number = itertools.count(1)
-        return trainer.validate(
-            run_step, data.validation(), stop=lambda: termination.agreed(cluster, next(number))
-        )
+        every = (
+            1 if cluster.num_workers == 1 else AGREEING_EVERY
+        )  # for which they wait for each other
+
+        def stop():
+            return next(number) % every == 0 and termination.agreed(cluster)
+
+        return trainer.validate(run_step, data.validation(), stop)
 
     return validate
+
+
+def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
+    """A function of an iterator over batches and a number of steps, to the last step's results."""
+    jit = uses_xla(trainer.config)
+    if cluster.replicas > 1:
+        take = several_steps(trainer.train_step, cluster.strategy, jit)
+        return lambda batches, count: take(batches, tf.constant(count))
+    run_step = compiled(trainer.train_step, cluster.strategy, jit)
+    return lambda batches, _: run_step(next(batches))
 
 
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
@@ -342,10 +405,45 @@ def _check_same_start(cluster: Cluster, start_step: int) -> None:
         )
 
 
+class Pace:
+    """How many steps several workers take before they ask each other whether to go on.
+
+    So many that it takes some seconds: more would make them slow to stop, fewer cost time, and memory
+    (see `several_steps`). They end where something is due after a step.
+
+    Args:
+        steps_per_epoch: Steps in an epoch.
+        log_every: Steps between reports.
+        save_every: Steps between checkpoints, if they are counted in steps.
+    """
+
+    SECONDS, MOST = 5.0, 100
+
+    def __init__(self, steps_per_epoch: int, log_every: int, save_every: str):
+        self._due_every = [steps_per_epoch, log_every]
+        if save_every.isdigit():
+            self._due_every.append(int(save_every))
+        self._wanted, self._since, self._taken = 1, 0.0, 1
+        self.milliseconds = 0  # that a step of the latest ones took in this process
+
+    def steps(self, step: int) -> int:
+        """How many steps to take after `step` others."""
+        self._since = time.monotonic()
+        self._taken = min(self._wanted, *(every - step % every for every in self._due_every))
+        return self._taken
+
+    def done(self, logs) -> None:
+        """Measures the steps that were taken, from what the last of them reports."""
+        float(logs["loss"])  # waits for the device
+        self.milliseconds = round(1000 * (time.monotonic() - self._since) / self._taken)
+
+    def adapt(self, milliseconds: float) -> None:
+        """Chooses the number of steps by what one takes; the same on all workers."""
+        self._wanted = max(1, min(self.MOST, int(1000 * self.SECONDS / max(milliseconds, 1.0))))
+
+
 class Termination:
     """Notes SIGTERM, which announces that the machine is about to be taken away."""
-
-    AGREEING_EVERY = 10  # batches; several workers have to wait for each other to agree
 
     def __init__(self):
         self._requested = self._agreed = False
@@ -362,13 +460,17 @@ class Termination:
     def _note(self, *_):
         self._requested = True
 
-    def agreed(self, cluster: Cluster, number: int) -> bool:
-        """Whether any worker was told to stop; all of them stop after the same batch.
+    def agreed(self, cluster: Cluster, pace: Pace | None = None) -> bool:
+        """Whether any worker was told to stop; all workers have to ask at the same time.
 
         Args:
-            cluster: the workers.
-            number: of the batch that all of them have just done.
+            cluster: The workers.
+            pace: Adapted to what the workers' latest steps took, if it is given.
         """
-        if not self._agreed and (cluster.num_workers == 1 or number % self.AGREEING_EVERY == 0):
-            self._agreed = cluster.sum_over_workers([int(self._requested)])[0] > 0
+        if not self._agreed:
+            milliseconds = pace.milliseconds if pace else 0
+            told, total = cluster.sum_over_workers([int(self._requested), milliseconds])
+            self._agreed = told > 0
+            if pace:
+                pace.adapt(total / cluster.num_workers)
         return self._agreed

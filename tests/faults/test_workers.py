@@ -1,14 +1,33 @@
 """Workers that do not join, join late, or are not alike: each says so, and stops."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from processes import COMMAND, assert_all_finish, own_lines, start_workers
+import tensorflow as tf
+from processes import (
+    COMMAND,
+    assert_all_finish,
+    free_ports,
+    newest_step,
+    own_lines,
+    start_workers,
+)
 
 import nvae_tf
 from nvae_tf.cli import train
+from nvae_tf.errors import UserError
+from nvae_tf.training.cluster import Cluster, lost_workers
+
+BUSY = Path(__file__).parent.parent / "busy_chief.py"
 
 SMALL = ("--epochs", "2", "--batch_size", "50")
 
@@ -66,6 +85,62 @@ def test_workers_of_different_versions(recipe, tmp_path):
     lines = said(workers, tmp_path / "runs")
     for line, version in zip(lines, (nvae_tf.__version__, "0.0.1"), strict=True):
         assert "another worker has another version of nvae-tf" in line and version in line
+
+
+def threads_and_memory(process):
+    """Threads, and resident memory in MiB, of a process."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    found = dict(re.findall(r"^(Threads|VmRSS):\s+(\d+)", text, re.MULTILINE))
+    return int(found["Threads"]), int(found["VmRSS"]) / 1024
+
+
+@pytest.mark.slow
+def test_two_workers_for_hundreds_of_steps(recipe, tmp_path):
+    log = tmp_path / "runs-worker-0.log"
+    steps = ("--epochs", "17", "--batch_size", "16")  # 44 steps per epoch
+    workers = start_workers(recipe, tmp_path / "runs", *steps, "--images_every", "17")
+    measured = {}  # by the epochs done
+    while any(worker.poll() is None for worker in workers):
+        time.sleep(0.2)
+        epochs = log.read_text().count("validation nelbo") if log.exists() else 0
+        with contextlib.suppress(OSError, KeyError):  # a worker has just ended
+            measured.setdefault(epochs, [threads_and_memory(worker) for worker in workers])
+    assert_all_finish(workers, tmp_path / "runs")
+    assert newest_step(tmp_path / "runs" / "tiny") == 17 * 44
+    for worker in range(2):
+        threads, memory = zip(*(measured[epoch][worker] for epoch in (3, 9, 15)), strict=True)
+        assert max(threads) < 200 and max(threads) - min(threads) < 20, threads
+        assert memory[2] - memory[1] < 30, memory
+
+
+@pytest.mark.slow
+def test_a_chief_that_is_busy_for_long(recipe, tmp_path):
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    workers = []
+    for index, (program, own) in enumerate(((BUSY, ("90",)), (COMMAND, ()))):
+        cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        with open(tmp_path / f"runs-worker-{index}.log", "w") as log:
+            command = [sys.executable, "-u", program, *own, "--config", recipe, *SMALL]
+            workers.append(
+                subprocess.Popen(
+                    [*map(str, command), "--root", str(tmp_path / "runs"), "--images_every", "1"],
+                    stdout=log, stderr=log, env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+                )
+            )  # fmt: skip
+    assert_all_finish(workers, tmp_path / "runs")
+    assert "busy for 90 s after step 14" in (tmp_path / "runs-worker-0.log").read_text()
+
+
+def test_only_a_lost_worker_is_called_one():
+    both = Cluster(tf.distribute.get_strategy(), worker=0, num_workers=2)
+    for kind in (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError):
+        with pytest.raises(kind), lost_workers(both):
+            raise kind(None, None, "OOM when allocating tensor")
+    for kind in (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError):
+        with pytest.raises(UserError, match="another worker"), lost_workers(both):
+            raise kind(None, None, "Connection reset by peer")
+        with pytest.raises(kind), lost_workers(both._replace(num_workers=1)):
+            raise kind(None, None, "Connection reset by peer")
 
 
 @pytest.mark.parametrize(

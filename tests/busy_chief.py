@@ -1,0 +1,20 @@
+"""``train_keras.py`` whose first pictures take as many seconds as the first argument says."""
+
+import sys
+import time
+
+from nvae_tf.cli.train import main
+from nvae_tf.training.reports import Pictures
+
+seconds, draw = float(sys.argv.pop(1)), Pictures.draw
+
+
+def draw_late(pictures, step):
+    Pictures.draw = draw
+    print(f"busy for {seconds:g} s after step {step}", flush=True)
+    time.sleep(seconds)
+    draw(pictures, step)
+
+
+Pictures.draw = draw_late
+sys.exit(main())
