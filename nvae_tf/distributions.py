@@ -35,7 +35,7 @@ def clamped_normal(mu, log_sigma, temperature=1.0) -> tfd.Normal:
     Reference: NVAE paper, section 3.2 and appendix.
     """
     scale = tf.exp(soft_clamp(log_sigma)) + MINIMUM_SCALE
-    return tfd.Normal(soft_clamp(mu), scale * temperature)
+    return tfd.Normal(soft_clamp(mu), scale * tf.cast(temperature, scale.dtype))
 
 
 def from_noise(normal: tfd.Normal, noise):
@@ -53,7 +53,10 @@ def bernoulli_image(logits) -> tfd.Independent:
 
 
 class NormalImage(tfd.Distribution):
-    """Independent normal values; the density is that of the image scaled to [-1, 1], as officially.
+    """Independent normal values; as in the official implementation, of the image scaled to [-1, 1].
+
+    This is a density, not a mass: its log-probabilities, in nats, may be positive, and compare with
+    those of other distributions by way of `NVAE.bits_per_dim` only.
 
     Args:
         parameters: (..., height, width, 2 * channels): raw means, then raw log-deviations, which
@@ -111,7 +114,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         parameters: (..., height, width, 10 * num_mixtures): the mixture's logits, then for each of R,
             G and B: means, log-scales (at least -7) and coefficients (through tanh).
         num_bits: bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
-        temperature: of samples: divides the mixture's logits, and (as officially) the scales too.
+        temperature: of samples: divides the mixture's logits, and (as in the official implementation)
+            the scales too.
 
     Reference: Salimans et al., *PixelCNN++*, 2017.
     """
@@ -187,15 +191,16 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             uniform: (..., height, width, num_mixtures + 3), in (0, 1).
         """
         of_component, of_value = tf.split(uniform, [self.mixtures, 3], -1)
+        temperature = tf.cast(self.temperature, self.dtype)
         gumbel = -tf.math.log(-tf.math.log(of_component))
-        component = tf.argmax(self.logits / self.temperature + gumbel, -1)
+        component = tf.argmax(self.logits / temperature + gumbel, -1)
         chosen = tf.one_hot(component, self.mixtures, dtype=self.dtype)[..., None, :]
         means, log_scales, coefficients = (
             tf.reduce_sum(value * chosen, -1)
             for value in (self.means, self.log_scales, self.coefficients)
         )
         logistic = tf.math.log(of_value) - tf.math.log1p(-of_value)
-        values = means + tf.exp(log_scales) / self.temperature * logistic
+        values = means + tf.exp(log_scales) / temperature * logistic
         return _to_unit(_chain(values, coefficients))
 
     @property
@@ -203,11 +208,23 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """Noise values that a pixel takes."""
         return self.mixtures + 3
 
-    def _mean(self):
+    def mean_image(self):
+        """The image to show for the distribution, as in the official implementation.
+
+        It is not E[x], which has no closed form (TFP's `mean` is not implemented): means and
+        coefficients are averaged over the components before green is shifted by red and blue by both,
+        and it is not rounded.
+        """
         weights = tf.nn.softmax(self.logits)[..., None, :]
         means = tf.reduce_sum(weights * self.means, -1)
         coefficients = tf.reduce_sum(weights * self.coefficients, -1)
         return _to_unit(_chain(means, coefficients))
+
+
+def mean_image(distribution):
+    """The image to show for an image distribution: its mean, or `mean_image` of a logistic mixture."""
+    mixture = isinstance(distribution, DiscretizedLogisticMixture)
+    return distribution.mean_image() if mixture else distribution.mean()
 
 
 def _draw_uniform(distribution, n, seed):

@@ -6,14 +6,20 @@ only the *source* of each group's z (see `nvae_tf.layers.latent_group`).
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf import noise
+from nvae_tf import checks, noise
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
-from nvae_tf.distributions import DiscretizedLogisticMixture, NormalImage, bernoulli_image
+from nvae_tf.distributions import (
+    DiscretizedLogisticMixture,
+    NormalImage,
+    bernoulli_image,
+    mean_image,
+)
 from nvae_tf.layers.base import read
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
 from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization, uniform
@@ -58,6 +64,8 @@ class NVAEOutput(NamedTuple):
 class NVAE(tf_keras.Model):
     """A deep hierarchical variational autoencoder for images.
 
+    Its methods check what they are given (`nvae_tf.checks`): a wrong argument is a `UserError`.
+
     Args:
         config: the hierarchy.
         image: size, channels and kind of the images.
@@ -74,6 +82,7 @@ class NVAE(tf_keras.Model):
 
     Raises:
         ConfigError: the image cannot be halved as often as the configuration asks.
+        UserError: images or noise of another kind are passed in a call.
 
     Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
@@ -144,12 +153,19 @@ class NVAE(tf_keras.Model):
         self.image_head = Convolution(self._num_image_parameters(), 3)
         self._create_variables()
 
+    def __call__(self, images, noise, *args, **kwargs):
+        """Checks the arguments and computes `call`; errors from within that one Keras rewrites."""
+        checks.check_images(images, self.image)
+        checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
+        return super().__call__(images, noise, *args, **kwargs)
+
     def bottom_up(self, images, training=False):
         """Encodes images.
 
         Returns:
             The encoder's maps, one a group, top of the hierarchy first.
         """
+        checks.check_images(images, self.image)
         x = self.stem(tf.cast(2.0 * images - 1.0, self.precision))
         for cell in self.preprocess:
             x = cell(x, training=training)
@@ -211,6 +227,7 @@ class NVAE(tf_keras.Model):
         Returns:
             As `render`.
         """
+        checks.check_maps("latents", latents, self.latent_shapes, batch=None)
         return self.render(self.top_down(Given(latents)).parameters, seed)
 
     def reconstruct(self, images, noise=None, seed=None):
@@ -228,13 +245,15 @@ class NVAE(tf_keras.Model):
                 pixels are drawn at the lowest.
             latents: z of the first groups, each (batch, height, width, latents), top of the hierarchy
                 first; the other groups' are drawn.
-            seed: two integers.
+            seed: two integers, or one: 3 stands for (3, 0), which is also what ``--seed 3`` samples.
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; of binary ones the mean.
         """
-        source = FromPrior(self.draw_noise(numbers, seed), temperature)
-        parameters = self.top_down(Given(latents, otherwise=source)).parameters
+        temperature = checks.as_temperature(temperature, len(self.groups), self._draws_pixels)
+        noise = self.draw_noise(numbers, seed)
+        checks.check_maps("latents", latents, self.latent_shapes, checks.batch_of(noise[0]), False)
+        parameters = self.top_down(Given(latents, FromPrior(noise, temperature))).parameters
         return self.render(parameters, seed, numbers, tf.reduce_min(temperature))
 
     def render(self, parameters, seed=None, numbers=None, temperature=1.0):
@@ -242,18 +261,20 @@ class NVAE(tf_keras.Model):
 
         Args:
             parameters: of the image distribution, (batch, height, width, parameters).
-            seed: two integers, for samples of colour pixels; default: none, the mean.
+            seed: two integers or one (see `sample`), for samples of colour pixels; default: none, for
+                the distribution's `mean_image`.
             numbers: of the images, (batch,), for their part of the seed's noise; default: 0, 1, ...
             temperature: of samples.
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; of binary ones always the mean.
         """
+        checks.check_parameters(parameters, self.image, self._num_image_parameters())
         distribution = self.image_distribution(parameters, temperature)
         if self.image.binary or seed is None:
-            images = distribution.mean()
+            images = mean_image(distribution)
         else:
-            seed = tf.random.experimental.stateless_fold_in(seed, PIXEL_STREAM)
+            seed = tf.random.experimental.stateless_fold_in(checks.as_seed(seed), PIXEL_STREAM)
             shape = (self.image.size, self.image.size, distribution.num_uniform)
             numbers = tf.shape(parameters)[0] if numbers is None else numbers
             images = distribution.from_uniform(noise.uniform([shape], numbers, seed)[0])
@@ -273,16 +294,33 @@ class NVAE(tf_keras.Model):
         return DiscretizedLogisticMixture(parameters, self.config.num_x_bits, temperature)
 
     def log_likelihood(self, parameters, images):
-        """log p(x | z) of each image in nats, (batch,), over the scored centre of the image."""
+        """log p(x | z) of each image in nats, (batch,), over the scored centre of the image.
+
+        With a normal decoder (``num_mixture_dec: 1``) it is the logarithm of a density on [-1, 1].
+        """
+        checks.check_parameters(parameters, self.image, self._num_image_parameters())
+        checks.check_images(images, self.image)
         if self.image.scored_size:
             edge = (self.image.size - self.image.scored_size) // 2
             inner = slice(edge, edge + self.image.scored_size)
             parameters, images = parameters[:, inner, inner], images[:, inner, inner]
         return self.image_distribution(parameters).log_prob(images)
 
+    def bits_per_dim(self, nats):
+        """Converts negative log-likelihoods in nats per image to bits per dimension (elementwise).
+
+        A normal decoder's density, times the distance between levels, counts as a level's mass. With
+        6 bits and more deviations are at least half that distance, and the masses of all levels sum to
+        1.01 at most; with fewer bits the sum may be larger, and such numbers compare with no others.
+        """
+        bits = self.image.bits_per_dim(nats)
+        if not self.image.binary and self.config.num_mixture_dec == 1:
+            bits += math.log2((2**self.config.num_x_bits - 1) / 2)
+        return bits
+
     @property
     def num_parameters(self) -> int:
-        """Trainable ones."""
+        """How many trainable parameters there are."""
         return sum(variable.shape.num_elements() for variable in self.trainable_variables)
 
     @property
@@ -296,12 +334,13 @@ class NVAE(tf_keras.Model):
         Args:
             numbers: how many images; or the number of each, (batch,): an image's noise depends on
                 the seed and its number alone.
-            seed: two integers (a tensor or a tuple).
+            seed: two integers, or one (see `sample`).
 
         Returns:
-            Tensors (batch, height, width, latents), one a group.
+            Tensors (batch, height, width, latents), one per group.
         """
-        return noise.normal(self.latent_shapes, numbers, seed)
+        checks.check_numbers(numbers)
+        return noise.normal(self.latent_shapes, numbers, checks.as_seed(seed))
 
     def initialize_from_data(self, images, noise):
         """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).
@@ -329,15 +368,19 @@ class NVAE(tf_keras.Model):
         return {
             "config": dataclasses.asdict(self.config),
             "image": dataclasses.asdict(self.image),
+            "precision": self.precision,
+            "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Builds a model from `get_config`'s answer."""
-        return cls(ModelConfig(**config["config"]), ImageSpec(**config["image"]))
+        hierarchy, image = ModelConfig(**config["config"]), ImageSpec(**config["image"])
+        return cls(hierarchy, image, config["precision"], name=config["name"])
 
     def _noise_or_zeros(self, images, noise):
         if noise is None:
+            checks.check_images(images, self.image)
             return [tf.zeros((tf.shape(images)[0], *shape)) for shape in self.latent_shapes]
         return noise
 
@@ -346,6 +389,11 @@ class NVAE(tf_keras.Model):
         if self.top is None:
             return None
         return tf.tile(tf.cast(read(self.top), self.precision)[None], [batch_size, 1, 1, 1])
+
+    @property
+    def _draws_pixels(self) -> bool:
+        """Whether `sample` draws pixels at its temperature, besides latents."""
+        return not self.image.binary and self.config.num_mixture_dec > 1
 
     def _num_image_parameters(self):
         if self.image.binary:

@@ -25,6 +25,7 @@ from nvae_tf.errors import UserError
 # After Python's own modules but before TensorFlow: nvae_tf chooses the Keras that TensorFlow shows.
 import tensorflow as tf  # isort: skip
 
+from nvae_tf.distributions import mean_image
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizer import Adamax
@@ -179,7 +180,7 @@ def compare_evaluation(comparison, model, images):
     comparison.compare("eval/recon", recon)
     comparison.compare("eval/log_iw", -recon - output.log_q + output.log_p)
     if "eval/mean_image" in comparison.file:
-        mean = model.image_distribution(output.parameters).mean()
+        mean = mean_image(model.image_distribution(output.parameters))
         comparison.compare("eval/mean_image", to_nchw(mean))
 
 

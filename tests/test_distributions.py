@@ -14,6 +14,7 @@ from nvae_tf.distributions import (
     bernoulli_image,
     clamped_normal,
     from_noise,
+    mean_image,
 )
 
 pytestmark = pytest.mark.core
@@ -67,13 +68,41 @@ def test_logistic_mixture_prefers_the_photograph_it_was_centred_on(photographs):
     parameters[..., 2:].reshape(2, 32, 32, 3, 3, 2)[..., 0, :] = means[..., None]
     parameters[..., 2:].reshape(2, 32, 32, 3, 3, 2)[..., 1, :] = -4.0
     distribution = DiscretizedLogisticMixture(tf.constant(parameters))
-    np.testing.assert_allclose(distribution.mean(), image, atol=1e-6)
+    np.testing.assert_allclose(mean_image(distribution), image, atol=1e-6)
     own, other = distribution.log_prob(image), distribution.log_prob(image[::-1])
     assert np.all(own > other)
     draws = distribution.sample(50, seed=(5, 6)).numpy()
     assert draws.shape == (50, 2, 32, 32, 3) and draws.min() >= 0.0 and draws.max() <= 1.0
     inner = (image > 0.2) & (image < 0.8)  # away from the clipping at both ends
     np.testing.assert_allclose(draws.mean(0)[inner], image[inner], atol=0.04)
+
+
+def test_the_image_that_is_shown_for_a_mixture_is_the_official_one_and_not_called_its_mean():
+    # Two sharp components: green follows red where that is dark, and does the opposite elsewhere.
+    red, follow = np.array([-0.5, 0.5]), np.array([2.0, -2.0])
+    rest = np.zeros((3, 3, 2))
+    rest[0, 0], rest[:, 1], rest[0, 2] = red, -7.0, follow
+    distribution = DiscretizedLogisticMixture(
+        tf.constant(np.concatenate([np.zeros(2), rest.ravel()])[None, None], tf.float32)
+    )
+    # Averaged first, coefficients and red cancel out.
+    np.testing.assert_allclose(distribution.mean_image()[0, 0], [0.5, 0.5, 0.5], atol=1e-6)
+    drawn = distribution.sample(4000, seed=(1, 2)).numpy()[:, 0, 0]
+    expected = (np.mean(np.tanh(follow) * red) + 1.0) / 2.0
+    np.testing.assert_allclose(drawn.mean(0), [0.5, expected, 0.5], atol=0.02)
+    assert abs(expected - 0.5) > 0.2
+    with pytest.raises(NotImplementedError):
+        distribution.mean()
+
+
+def test_temperatures_may_be_whole_numbers_of_any_kind():
+    parameters = mixture_parameters((2, 2), 3, 1.0, 0)
+    uniform = tf.random.stateless_uniform((2, 2, 6), (1, 2), minval=1e-3)
+    expected = DiscretizedLogisticMixture(parameters, temperature=2.0).from_uniform(uniform)
+    for two in (2, np.int64(2), tf.constant(2)):
+        found = DiscretizedLogisticMixture(parameters, temperature=two).from_uniform(uniform)
+        np.testing.assert_array_equal(found, expected)
+        assert clamped_normal([0.0], [0.0], two).scale == clamped_normal([0.0], [0.0], 2.0).scale
 
 
 def test_logistic_mixture_is_finite_at_extremes():

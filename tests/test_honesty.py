@@ -11,9 +11,10 @@ import tensorflow_probability as tfp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvae_tf.config import ImageSpec
+from nvae_tf.config import ImageSpec, ModelConfig
 from nvae_tf.distributions import DiscretizedLogisticMixture, bernoulli_image, clamped_normal
 from nvae_tf.evaluation import likelihood
+from nvae_tf.model import NVAE
 
 pytestmark = pytest.mark.core
 
@@ -172,3 +173,33 @@ def test_bits_per_dim_of_colours_are_their_entropy(bits):
     found = ImageSpec(1, 3).bits_per_dim(nats)
     assert abs(found.mean() - expected) < 4.0 * found.std() / np.sqrt(len(found))
     assert found.std() / np.sqrt(len(found)) < 0.02
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+def test_bits_per_dim_of_a_normal_decoder_are_those_of_masses(bits):
+    config = ModelConfig(
+        num_groups_per_scale=1, num_latent_per_group=1, num_channels_enc=2, num_channels_dec=2,
+        num_preprocess_cells=1, num_postprocess_cells=1, num_mixture_dec=1, num_x_bits=bits,
+    )  # fmt: skip
+    model, rng, last = NVAE(config, ImageSpec(8, 3)), np.random.default_rng(0), 2**bits - 1
+    mean, log_deviation = rng.uniform(-0.8, 0.8, (8, 8, 3)), rng.uniform(-9.0, -1.0, (8, 8, 3))
+    parameters = tf.constant(np.concatenate([mean, log_deviation], -1)[None], tf.float32)
+    # The mass of a level is what the normal distribution has between the middles to its neighbours.
+    mean, deviation = 5.0 * np.tanh(mean / 5.0), np.exp(5.0 * np.tanh(log_deviation / 5.0)) + 1e-2
+    edges = (2.0 * np.arange(-0.5, last + 1.0) - last) / last
+    masses = np.diff(scipy.stats.norm.cdf(edges, mean[..., None], deviation[..., None]))
+    levels = [rng.choice(last + 1, p=pixel / pixel.sum()) for pixel in masses.reshape(-1, last + 1)]
+    levels = np.reshape(levels, (8, 8, 3))
+    image = (levels / last).astype(np.float32)[None]
+    found = model.bits_per_dim(-model.log_likelihood(parameters, image))
+    expected = -np.log2(np.take_along_axis(masses, levels[..., None], -1)).mean()
+    np.testing.assert_allclose(found, [expected], rtol=0.02)
+    assert (
+        found < model.config.num_x_bits
+    )  # than a uniform guess, since the image was drawn from it
+
+    # And the masses that are counted are no more than there is to share out.
+    each = np.arange(last + 1)[:, None, None, None] / last * np.ones((1, 8, 8, 3))
+    density = model.image_distribution(parameters[0]).scaled.distribution.prob(2.0 * each - 1.0)
+    total = np.exp(-np.log(2.0) * model.bits_per_dim(0.0)) * np.sum(density, 0)
+    assert total.max() < 1.01 and total.mean() > 0.9

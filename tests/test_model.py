@@ -128,8 +128,12 @@ def test_padding_is_not_scored():
     np.testing.assert_allclose(model.image.bits_per_dim(np.log(2.0) * 784), 1.0)
 
 
-def test_model_rebuilds_from_its_configuration(model, images):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_model_rebuilds_from_its_configuration(precision, images):
+    model = NVAE(TINY, COLOUR, precision, name="photographs")
     again = NVAE.from_config(model.get_config())
+    assert (again.precision, again.name) == (precision, "photographs")
+    assert again.get_config() == model.get_config()
     again.set_weights(model.get_weights())
     noise = model.draw_noise(4, (1, 0))
     np.testing.assert_array_equal(again(images, noise).parameters, model(images, noise).parameters)
