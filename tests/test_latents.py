@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from nvae_tf.config import ImageSpec, ModelConfig
 from nvae_tf.evaluation import latents, likelihood
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 CONFIG = ModelConfig(
     num_latent_scales=2, num_groups_per_scale=2, num_latent_per_group=3, ada_groups=True,
@@ -181,6 +185,25 @@ def test_a_data_set_and_a_folder_are_encoded(command, tmp_path):
     with np.load(command("encode", "--images", tmp_path) / "latents.npz") as file:
         assert [name.rpartition("/")[2] for name in file["names"]] == ["a.jpg", "b.png"]
         assert file["mean_00"].shape == (2, 8, 8, 4)
+
+
+def test_the_tables_of_the_page_can_be_made_again(run, command):
+    script = runpy.run_path(str(DOCS / "make_latents_table.py"))
+    page = (DOCS / "latents.md").read_text(encoding="utf-8")
+    made = script["tables"](str(run))
+    groups, points = ([line.strip("| ").split(" | ") for line in table[2:]] for table in made)
+    assert [row[:2] for row in groups[:2]] == [["0", "8x8x4"], ["1", "8x8x4"]]
+    with np.load(command("encode", "--seed", 1) / "latents.npz") as file:
+        kl = file["kl"].mean(0)
+    shown = [float(row[-1].removesuffix(" nats")) for row in groups]
+    np.testing.assert_allclose(shown, [*kl, kl.sum()], atol=0.006)
+    assert [row[0] for row in points][0] == "groups 0, 1" and len(points) == 3
+    assert all(0.0 <= float(value) <= 1.0 for row in points for value in row[1:])
+    # The page has these tables, and with them filled in its other lines are as they were.
+    new = script["filled"](page, made)
+    assert all("\n".join(table) in new for table in made)
+    prose = [line for line in page.split("\n") if not line.startswith("|")]
+    assert [line for line in new.split("\n") if not line.startswith("|")] == prose
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ class Encoded(NamedTuple):
         mean: Means of those groups' posteriors on that way, shaped as z.
         deviation: Deviations of those groups' posteriors on that way, shaped as z.
         kl: KL of every group and image in nats, (batch, groups), with one draw of z from the posterior:
-            summed over the groups it is the KL of that draw's NELBO. On the way of the means it would
-            be smaller.
+            summed over the groups it is the KL of that draw's NELBO. On the way of the means it is
+            usually smaller.
     """
 
     z: list[np.ndarray]

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Writes the tables of docs/latents.md from a run of the digits recipe.
+
+python docs/make_latents_table.py runs/digits
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from nvae_tf.cli.flags import data_override
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.source import reading
+from nvae_tf.evaluation import latents
+from nvae_tf.evaluation.loading import load
+from nvae_tf.files import write_text
+
+PAGE = Path(__file__).parent / "latents.md"
+SAMPLES, TEMPERATURE, SEED, BATCH = 100, 0.8, 1, 128
+CLASSES = 10
+GROUPS = ["group", "shape", "change of a pixel", "KL of the test set"]
+POINTS = ["what", "k-means, normalised mutual information", "logistic regression, test accuracy"]
+
+
+def tables(run: str) -> list[list[str]]:
+    """The page's tables as lines of Markdown: what each group does, and what its latents tell.
+
+    Args:
+        run: The folder of a run, or anything else that `loading.load` takes.
+    """
+    loaded = load(run, data_override(None))
+    model, dataset = loaded.model, catalog.describe(loaded.config.data)
+    train, test = (_encoded(loaded, dataset, source) for source in dataset.open(""))
+    return [_groups_table(model, test), _points_table(model, train, test)]
+
+
+def _encoded(loaded, dataset, source) -> dict:
+    """What is known of each image of a data set."""
+    everything = list(range(len(loaded.model.groups)))
+    options = dict(batch_size=BATCH, seed=SEED, num_bits=loaded.config.model.num_x_bits)
+    with reading(source):
+        batches = list(pipeline.evaluation_batches(source, dataset, **options))
+        found = list(latents.encode_batches(loaded.model, batches, everything, SEED))
+    return {
+        "kl": np.concatenate([batch.kl for batch in found]),
+        "means": [np.concatenate(parts) for parts in zip(*(b.mean for b in found), strict=True)],
+        "binarised": np.concatenate(batches),
+        "grey": source.images.numpy() / 255.0,
+        "labels": source.labels.numpy(),
+    }
+
+
+def _groups_table(model, test) -> list[str]:
+    change = latents.influence(model, SAMPLES, TEMPERATURE, SEED)
+    kl = test["kl"].mean(0)
+    rows = [
+        [str(group), "x".join(map(str, shape)), f"{change[group]:.3f}", f"{kl[group]:.2f} nats"]
+        for group, shape in enumerate(model.latent_shapes)
+    ]
+    return _markdown([GROUPS, *rows, ["all", "", "", f"{kl.sum():.2f} nats"]])
+
+
+def _points_table(model, train, test) -> list[str]:
+    """How well k-means and a linear classifier find the digits, from latents and from pixels."""
+    from sklearn.cluster import KMeans
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    shapes = model.latent_shapes
+    coarse = [group for group, shape in enumerate(shapes) if shape == shapes[0]]
+    fine = [group for group, shape in enumerate(shapes) if shape != shapes[0]]
+    kinds = [
+        ("groups " + ", ".join(map(str, chosen)), lambda of, g=chosen: [of["means"][n] for n in g])
+        for chosen in (coarse, fine)
+        if chosen
+    ]
+    kinds += [
+        ("the binarised pixels that the model sees", lambda of: [of["binarised"]]),
+        ("the grey pixels behind them", lambda of: [of["grey"]]),
+    ]
+    rows = []
+    for name, choose in kinds:
+        points, of_test = (
+            np.concatenate([array.reshape(len(array), -1) for array in choose(of)], 1)
+            for of in (train, test)
+        )
+        clusters = KMeans(CLASSES, n_init=10, random_state=0).fit_predict(points)
+        score = normalized_mutual_info_score(train["labels"], clusters)
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+        accuracy = classifier.fit(points, train["labels"]).score(of_test, test["labels"])
+        rows.append([name, f"{score:.2f}", f"{accuracy:.3f}"])
+    return _markdown([POINTS, *rows])
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    header, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    return [header, "|" + " --- |" * len(rows[0]), *others]
+
+
+def filled(page: str, made: list[list[str]]) -> str:
+    """A page with the rows of its tables replaced.
+
+    Args:
+        page: Markdown.
+        made: Tables, each with the header that one of the page's has.
+
+    Raises:
+        ValueError: The page has no table of such a header.
+    """
+    lines = page.split("\n")
+    for table in made:
+        first = last = lines.index(table[0])
+        while lines[last].startswith("|"):
+            last += 1
+        lines[first:last] = table
+    return "\n".join(lines)
+
+
+def main():
+    """Makes the tables of the run that the command line names, and writes them into the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="the folder of a run of the digits recipe")
+    made = tables(parser.parse_args().run)
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), made))
+    print("\n".join("\n".join([*table, ""]) for table in made) + f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
