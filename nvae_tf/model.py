@@ -213,7 +213,8 @@ class NVAE(tf_keras.Model):
 
         Returns:
             A `Latent` for each group, top of the hierarchy first: z, the posterior's mean and
-            deviation (before flows), and KL.
+            deviation (before flows), and KL. With noise the KL is the objective's; without, that along
+            the means, which is usually smaller.
         """
         return self(images, self._noise_or_zeros(images, noise)).latents
 
