@@ -36,11 +36,14 @@ _KNOWN = re.compile(
     rb"|Could not find (?:cuda drivers|TensorRT)"
     rb"|Unable to register cu\w+ factory|computation placer already registered"
     rb"|oneDNN supports \w+ only on platforms with"
-    rb"|OUT_OF_RANGE: End of sequence"
+    # Python has these as exceptions.
+    rb"|OP_REQUIRES failed at|tensor_slice_reader\.cc:\d+\] Could not open"
+    rb"|Local rendezvous is aborting with status"
     rb"|will not be optimized because the dataset does not implement"
     rb"|exceeds 10% of free system memory"
-    rb"|Delay kernel timed out|Skipping the delay kernel"
-    rb"|ptxas (?:info|warning) +:"
+    # How the graph and its kernels are made faster on GPUs.
+    rb"|meta_optimizer\.cc:\d+\] \w+ failed"
+    rb"|[Dd]elay kernel|disabling parallel compilation|ptxas (?:info|warning) +:"
 )
 
 

@@ -141,7 +141,7 @@ def _run(jobs: list[Job], total: int) -> set[str]:
     with (
         # Pillow lets go of Python's lock while it decodes and resizes, so threads use every core.
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=total, unit="image", desc="prepare") as bar,
+        tqdm(total=total, unit="image", desc="prepare", disable=None) as bar,
     ):
         stop = threading.Event()
         futures = [pool.submit(_write_shard, job, bar.update, stop) for job in jobs]
@@ -309,7 +309,9 @@ def _unpack_alone(archive: Path, output: Path) -> dict[str, int]:
     try:
         with (
             tarfile.open(archive) as tar,
-            tqdm(total=archive.stat().st_size, unit="B", unit_scale=True, desc="unpack") as bar,
+            tqdm(
+                total=archive.stat().st_size, unit="B", unit_scale=True, desc="unpack", disable=None
+            ) as bar,
         ):
             for member in tar:
                 match = tfrecords.SHARD.fullmatch(os.path.basename(member.name))
