@@ -154,7 +154,7 @@ class NVAE(tf_keras.Model):
         self._create_variables()
 
     def __call__(self, images, noise, *args, **kwargs):
-        """Checks the arguments, here because Keras adds lines to what `call` raises, and runs `call`."""
+        """Checks the arguments (here, since Keras adds lines to what `call` raises) and runs `call`."""
         checks.check_images(images, self.image)
         checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
         return super().__call__(images, noise, *args, **kwargs)

@@ -91,7 +91,8 @@ def test_a_disk_that_fills_up_while_preparing(tmp_path, photographs, capsys):
         assert prepare.main([*arguments, str(tmp_path / "out")]) == 2
     assert_one_line(capsys, "tfrecords")
     left = [name for name in files(tmp_path / "out") if name.endswith((".tfrecords", ".part"))]
-    assert left == ["validation/validation-r05-s-0000-of-0001.tfrecords"]  # small, and whole
+    # This shard is small: it may be complete, and then is whole, before the other one fails.
+    assert left in ([], ["validation/validation-r05-s-0000-of-0001.tfrecords"])
     assert prepare.main([*arguments, str(tmp_path / "out")]) == 0
     assert prepare.main([*arguments, str(tmp_path / "other")]) == 0
     assert files(tmp_path / "out") == files(tmp_path / "other")
