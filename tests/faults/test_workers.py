@@ -24,6 +24,7 @@ from processes import (
 
 import nvae_tf
 from nvae_tf.cli import train
+from nvae_tf.config import RECIPES
 from nvae_tf.errors import UserError
 from nvae_tf.training.cluster import Cluster, lost_workers
 
@@ -78,7 +79,7 @@ def test_workers_with_different_configurations(recipe, tmp_path):
 def test_workers_of_different_versions(recipe, tmp_path):
     other = tmp_path / "other" / "nvae_tf"
     shutil.copytree(nvae_tf.__path__[0], other)
-    shutil.copytree(train.configuration.RECIPES, tmp_path / "other" / "configs")
+    shutil.copytree(RECIPES, tmp_path / "other" / "configs")
     (other / "version.py").write_text('__version__ = "0.0.1"\n')
     program = shutil.copy(COMMAND, tmp_path / "other")  # which imports what lies beside it
     workers = start_workers(recipe, tmp_path / "runs", *SMALL, program=program)
