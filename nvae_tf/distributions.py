@@ -126,12 +126,13 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         self.temperature = temperature
         shape = tf.shape(parameters)[:-1]
         self.logits = parameters[..., : self.mixtures]  # (..., h, w, M)
+        # (..., h, w, 3, M) each; five dimensions at most, which is all that TFLite can slice.
         rest = tf.reshape(
-            parameters[..., self.mixtures :], tf.concat([shape, [3, 3, self.mixtures]], 0)
+            parameters[..., self.mixtures :], tf.concat([shape, [3, 3 * self.mixtures]], 0)
         )
-        self.means = rest[..., 0, :]  # (..., h, w, 3, M)
-        self.log_scales = tf.maximum(rest[..., 1, :], MINIMUM_LOG_SCALE)
-        self.coefficients = tf.tanh(rest[..., 2, :])
+        self.means, log_scales, coefficients = tf.split(rest, 3, -1)
+        self.log_scales = tf.maximum(log_scales, MINIMUM_LOG_SCALE)
+        self.coefficients = tf.tanh(coefficients)
         self._leading = parameters.shape[:-1]
         super().__init__(
             dtype=parameters.dtype,

@@ -20,9 +20,11 @@ from nvae_tf.distributions import (
     bernoulli_image,
     mean_image,
 )
-from nvae_tf.layers.base import read
+from nvae_tf.engine.scope import Scope
+from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
+from nvae_tf.layers.base import Uniform, create_chain
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
-from nvae_tf.layers.convolution import Convolution, build_chain, data_initialization, uniform
+from nvae_tf.layers.convolution import Convolution
 from nvae_tf.layers.latent_group import (
     FromPosterior,
     FromPrior,
@@ -30,6 +32,7 @@ from nvae_tf.layers.latent_group import (
     Latent,
     LatentGroup,
 )
+from nvae_tf.layers.normalization import BatchNorm, update_running_averages
 
 PIXEL_STREAM = -1  # of a seed; its others are told apart from it by hashing
 
@@ -130,7 +133,7 @@ class NVAE(tf_keras.Model):
                 self.decoder_tower.append(cell("decoder", dec * width, UP))
             for _ in range(num_groups):
                 group = LatentGroup(
-                    index=len(self.groups),
+                    first=not self.groups,
                     latent_shape=(size, size, config.num_latent_per_group),
                     filters_enc=enc * width,
                     filters_dec=dec * width,
@@ -151,7 +154,7 @@ class NVAE(tf_keras.Model):
             for _ in range(config.num_postprocess_cells - 1):
                 self.postprocess.append(cell("postprocess", dec * width))
         self.image_head = Convolution(self._num_image_parameters(), 3)
-        self._create_variables()
+        self._create_weights()
 
     def __call__(self, images, noise, *args, **kwargs):
         """Checks the arguments (here, since Keras adds lines to what `call` raises) and runs `call`."""
@@ -159,50 +162,78 @@ class NVAE(tf_keras.Model):
         checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
         return super().__call__(images, noise, *args, **kwargs)
 
-    def bottom_up(self, images, training=False):
+    def bottom_up(self, images, scope: Scope | None = None):
         """Encodes images.
 
+        Args:
+            images: As for `call`.
+            scope: How the layers are run; default: `scope`.
+
         Returns:
-            The encoder's maps, one a group, top of the hierarchy first.
+            The encoder's maps, one per group, top of the hierarchy first.
         """
         checks.check_images(images, self.image)
-        x = self.stem(tf.cast(2.0 * images - 1.0, self.precision))
+        scope = scope or self.scope()
+        x = self.stem(tf.cast(2.0 * images - 1.0, self.precision), scope=scope)
         for cell in self.preprocess:
-            x = cell(x, training=training)
+            x = cell(x, scope=scope)
         kept = []
         for cells in self.encoder_tower:
             for cell in cells:
-                x = cell(x, training=training)
+                x = cell(x, scope=scope)
             kept.append(x)
-        kept[-1] = tf.nn.elu(self.encoder_top(tf.nn.elu(x)))
+        kept[-1] = tf.nn.elu(self.encoder_top(tf.nn.elu(x), scope=scope))
         return kept[::-1]
 
-    def top_down(self, source, training=False):
+    def top_down(self, source, scope: Scope | None = None):
         """Walks the hierarchy from the top, z of every group from the source.
 
         Args:
             source: `FromPosterior`, `FromPrior` or `Given`.
-            training: passed on to batch normalisation.
+            scope: How the layers are run; default: `scope`.
 
         Returns:
             An `NVAEOutput`.
         """
-        s, latents = self._top(source.batch_size), []
+        scope = scope or self.scope()
+        s, latents = self._initial_state(source.batch_size, scope), []
         for layer in self.decoder_tower:
             if isinstance(layer, LatentGroup):
-                s, latent = layer(s, source=source, training=training)
-                s = tf.cast(s, self.precision)  # where a single group has no map to follow
+                s, latent = layer(s, source, index=len(latents), scope=scope)
+                s = tf.cast(s, self.precision)  # with a single group s is None until here
                 latents.append(latent)
             else:
-                s = layer(s, training=training)
+                s = layer(s, scope=scope)
         for cell in self.postprocess:
-            s = cell(s, training=training)
-        return NVAEOutput(tf.cast(self.image_head(tf.nn.elu(s)), tf.float32), latents)
+            s = cell(s, scope=scope)
+        parameters = self.image_head(tf.nn.elu(s), scope=scope)
+        return NVAEOutput(tf.cast(parameters, tf.float32), latents)
+
+    def autoencode(self, images, noise, scope: Scope) -> NVAEOutput:
+        """One pass with z from the posterior, which changes nothing.
+
+        Args:
+            images: As for `call`.
+            noise: As for `call`.
+            scope: How the layers are run.
+        """
+        return self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
 
     def call(self, images, noise, training=False):
         """One pass with z from the posterior."""
-        encoded = self.bottom_up(images, training=training)
-        return self.top_down(FromPosterior(encoded, noise), training=training)
+        scope = self.scope(training)
+        output = self.autoencode(images, noise, scope)
+        update_running_averages(scope.statistics)
+        return output
+
+    def scope(self, training: bool = False) -> Scope:
+        """How the model's layers are run, with its weights as they are.
+
+        Args:
+            training: Use the statistics of the batch.
+        """
+        stacks = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.stacks}
+        return Scope(training=training, values=rows_of(weights_below(self), stacks))
 
     def encode(self, images, noise=None):
         """Latents of images.
@@ -236,7 +267,7 @@ class NVAE(tf_keras.Model):
         output = self(images, self._noise_or_zeros(images, noise))
         return self.render(output.parameters, seed)
 
-    def sample(self, numbers, temperature=1.0, latents=(), seed=(1, 0)):
+    def sample(self, numbers, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
         """Generates images.
 
         Args:
@@ -247,6 +278,7 @@ class NVAE(tf_keras.Model):
             latents: z of the first groups, each (batch, height, width, latents), top of the hierarchy
                 first; the other groups' are drawn.
             seed: two integers, or one: 3 stands for (3, 0), which is also what ``--seed 3`` samples.
+            scope: How the layers are run; default: `scope`.
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; of binary ones the mean.
@@ -254,7 +286,8 @@ class NVAE(tf_keras.Model):
         temperature = checks.as_temperature(temperature, len(self.groups), self._draws_pixels)
         noise = self.draw_noise(numbers, seed)
         checks.check_maps("latents", latents, self.latent_shapes, checks.batch_of(noise[0]), False)
-        parameters = self.top_down(Given(latents, FromPrior(noise, temperature))).parameters
+        source = Given(latents, FromPrior(noise, temperature))
+        parameters = self.top_down(source, scope).parameters
         return self.render(parameters, seed, numbers, tf.reduce_min(temperature))
 
     def render(self, parameters, seed=None, numbers=None, temperature=1.0):
@@ -351,8 +384,7 @@ class NVAE(tf_keras.Model):
             noise: as for `call`.
         """
         if self.needs_data_initialization:
-            with data_initialization():
-                self(images, noise)
+            self.autoencode(images, noise, Scope(data_initialization=True))
 
     @property
     def needs_data_initialization(self) -> bool:
@@ -361,8 +393,13 @@ class NVAE(tf_keras.Model):
 
     @property
     def convolutions(self) -> list[Convolution]:
-        """Every convolution of the model, in a fixed order."""
-        return [layer for layer in self.submodules if isinstance(layer, Convolution)]
+        """Every convolution of the model, in the order in which they were made."""
+        return [layer for _, layer in walk(self) if isinstance(layer, Convolution)]
+
+    @property
+    def batch_norms(self) -> list[BatchNorm]:
+        """Every batch norm of the model, in the order in which they were made."""
+        return [layer for _, layer in walk(self) if isinstance(layer, BatchNorm)]
 
     def get_config(self):
         """The constructor's arguments."""
@@ -385,11 +422,12 @@ class NVAE(tf_keras.Model):
             return [tf.zeros((tf.shape(images)[0], *shape)) for shape in self.latent_shapes]
         return noise
 
-    def _top(self, batch_size):
-        """The learned map that the walk starts from; nothing where there is one group only."""
+    def _initial_state(self, batch_size, scope: Scope):
+        """The learned map that the walk starts from; None where there is one group only."""
         if self.top is None:
             return None
-        return tf.tile(tf.cast(read(self.top), self.precision)[None], [batch_size, 1, 1, 1])
+        top = tf.cast(scope.value(self.top), self.precision)
+        return tf.tile(top[None], [batch_size, 1, 1, 1])
 
     @property
     def _draws_pixels(self) -> bool:
@@ -402,16 +440,18 @@ class NVAE(tf_keras.Model):
         mixtures = self.config.num_mixture_dec
         return 2 * self.image.channels if mixtures == 1 else 10 * mixtures
 
-    def _create_variables(self):
+    def _create_weights(self):
+        """Makes all weights from the shapes of the maps, and the stacks that hold them."""
         self.top = None
         if len(self.groups) > 1:
-            self.top = self.add_weight("top", self.top_shape, initializer=uniform(0.0, 1.0))
-        build_chain([self.stem, *self.preprocess], self.image.channels)
+            self.top = Weight(self.top_shape, Uniform(0.0, 1.0))
+        create_chain([self.stem, *self.preprocess], self.image.channels)
         width = self.config.num_channels_enc * 2**self.config.num_preprocess_blocks
         for cells in self.encoder_tower:
-            build_chain(cells, width)
+            create_chain(cells, width)
             width = cells[-1].filters
-        build_chain([self.encoder_top], width)
+        create_chain([self.encoder_top], width)
         start = self.top_shape[-1] if self.top is not None else 0
-        build_chain([*self.decoder_tower, *self.postprocess, self.image_head], start)
+        create_chain([*self.decoder_tower, *self.postprocess, self.image_head], start)
+        self.stacks = stack_weights(self)
         self.built = True

@@ -1,8 +1,8 @@
 """Terms and coefficients of the objective (paper, sections 2, 3.2 and 3.3, appendix A).
 
-They are functions of the KL that the model returned, of the step, of the configuration and, for the
-batch-norm term, of layers; the spectral term is in `nvae_tf.training.spectral`. The KL is in nats;
-images are its first axis and groups its second, coarsest first.
+They are functions of the KL that the model returned, of the scales of batch norms, of the step and of
+the configuration; the spectral term is in `nvae_tf.engine.kernels`. The KL is in nats; images are its
+first axis and groups its second, coarsest first.
 """
 
 import math
@@ -10,8 +10,6 @@ import math
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, TrainConfig
-from nvae_tf.layers.base import read_stacked
-from nvae_tf.layers.normalization import BatchNorm
 
 ACTIVE_NATS = 0.1  # a latent channel counts as active above this mean KL
 
@@ -67,12 +65,12 @@ def regularization_coefficient(beta, config: TrainConfig):
     return tf.exp((1.0 - beta) * start + beta * end)
 
 
-def batch_norm_penalty(layers: list[BatchNorm]):
-    """Sum over batch norms of the largest |gamma|, which the paper regularises with the kernels."""
-    by_width = {}
-    for layer in layers:
-        by_width.setdefault(layer.gamma.shape[0], []).append(layer.gamma)
-    gammas = [read_stacked(alike) for alike in by_width.values()]
+def batch_norm_penalty(gammas: list):
+    """Sum over batch norms of the largest |gamma|, which the paper regularises with the kernels.
+
+    Args:
+        gammas: Scales of batch norms; of those of one width one tensor (n, channels).
+    """
     return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(gamma), 1)) for gamma in gammas])
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from nvae_tf import torch_file
 from nvae_tf.config import KEYS, LARGEST_INT, Config, ModelConfig, from_dict
+from nvae_tf.engine.weights import Weight, assign_all
 from nvae_tf.errors import UserError
 from nvae_tf.layers.cells import ActivatedConvolution, InvertedResidual, ResidualCell, SkipDown
 from nvae_tf.layers.convolution import Convolution
@@ -45,15 +45,15 @@ class Official(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One of our variables under its official name.
+    """One of our weights under its official name.
 
     Attributes:
-        variable: ours.
+        weight: Ours.
         to_ours: turns the official array into ours.
         to_official: the inverse.
     """
 
-    variable: tf.Variable
+    weight: Weight
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_official: Callable[[np.ndarray], np.ndarray]
 
@@ -90,7 +90,7 @@ def model_config(flags: dict) -> ModelConfig:
 
 
 def official_entries(model: NVAE) -> dict[str, Entry]:
-    """Every variable of the model by its key in the official ``state_dict``, see `canonical_key`."""
+    """Every weight of the model by its key in the official ``state_dict``, see `canonical_key`."""
     entries = {}
     for name, layer in official_modules(model).items():
         if isinstance(layer, Convolution):
@@ -119,7 +119,7 @@ def official_entries(model: NVAE) -> dict[str, Entry]:
 
 
 def load_state(model: NVAE, state: dict) -> None:
-    """Assigns an official ``state_dict`` to the model's variables.
+    """Assigns an official ``state_dict`` to the model's weights.
 
     Args:
         model: built from the same configuration.
@@ -146,14 +146,13 @@ def load_state(model: NVAE, state: dict) -> None:
             raise UserError(f"the official weights do not fit: {min(keys)}{more} {problem}")
     found = {key: np.asarray(state[name]) for key, name in names.items()}
     for key, array in found.items():
-        expected = entries[key].to_official(np.empty(entries[key].variable.shape)).shape
+        expected = entries[key].to_official(np.empty(tuple(entries[key].weight.shape))).shape
         if array.shape != expected:
             raise UserError(
                 f"the official weights do not fit: {names[key]} has shape {array.shape}, not "
                 f"{expected}"
             )
-    for key, array in found.items():
-        entries[key].variable.assign(entries[key].to_ours(array))
+    assign_all({entries[key].weight: entries[key].to_ours(a) for key, a in found.items()})
 
 
 def canonical_key(key: str) -> str:
@@ -194,7 +193,7 @@ def official_modules(model: NVAE) -> dict:
             number += 1
         if not isinstance(layer, LatentGroup):
             continue
-        index = layer.index
+        index = model.groups.index(layer)
         modules[f"enc_sampler.{index}"] = layer.posterior_sampler
         if layer.prior_sampler is not None:
             modules[f"dec_sampler.{index - 1}.1"] = layer.prior_sampler
@@ -267,8 +266,8 @@ def _to_oihw(kernel):
     return np.transpose(kernel, (3, 2, 0, 1))
 
 
-def _as_is(variable):
-    return Entry(variable, np.asarray, np.asarray)
+def _as_is(weight):
+    return Entry(weight, np.asarray, np.asarray)
 
 
 def convert(path: Path, output: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from nvae_tf import torch_import
 from nvae_tf.cli.flags import Parser, add_key_flags, overrides
 from nvae_tf.config import ImageSpec, TrainConfig
+from nvae_tf.engine.weights import rows_of, weights_below
 from nvae_tf.errors import UserError
 
 # After Python's own modules but before TensorFlow: nvae_tf chooses the Keras that TensorFlow shows.
@@ -127,7 +128,6 @@ def run(path, **settings):
             comparison.compare(f"state/{key}", imported.get(key, np.nan), 0.0)
         state = imported
     torch_import.load_state(model, state)
-    trainer.gather()
     load_singular_vectors(trainer.spectral, model, comparison)
 
     comparison.compare("eps", len(model.groups), 0.0)
@@ -139,14 +139,13 @@ def run(path, **settings):
     @tf.function(autograph=False)
     def run_step(*arguments):
         found = trainer.losses_and_gradients(*arguments)
-        trainer.keep_state(found)
+        trainer.update_state(found)
         return found.losses, found.gradients
 
     step = 0
     while f"train/{step}/loss" in file:
         compare_step(comparison, trainer, run_step, images, step)
         step += 1
-    trainer.scatter()
     compare_final_state(comparison, model)
     for key in sorted(comparison.unused):
         comparison.rows.append(Row(f"{key} (not compared)", np.inf, np.inf))
@@ -201,24 +200,24 @@ def compare_step(comparison, trainer, run_step, images, step):
     comparison.compare(prefix + "sr_loss", losses.spectral)
     comparison.compare(prefix + "bn_loss", losses.batch_norm)
     comparison.compare(prefix + "loss", losses.loss)
-    apart = trainer.weights.split(gradients), trainer.weights.variables
-    compare_gradients(comparison, trainer.model, prefix + "grad/", *apart)
+    compare_gradients(comparison, trainer, prefix + "grad/", gradients)
     trainer.optimizer.apply_gradients(gradients)
 
 
-def compare_gradients(comparison, model, prefix, gradients, variables):
+def compare_gradients(comparison, trainer, prefix, gradients):
     keys = [key for key in comparison.file if key.startswith(prefix)]
     largest = max((np.max(np.abs(comparison.file[key])) for key in keys), default=0.0)
-    ours = {id(v): g for v, g in zip(variables, gradients, strict=True)}
-    entries = torch_import.official_entries(model)
+    stacks = {v.ref(): g for v, g in zip(trainer.weights, gradients, strict=True)}
+    ours = rows_of(weights_below(trainer.model), stacks)
+    entries = torch_import.official_entries(trainer.model)
     for key in keys:
         official = torch_import.canonical_key(key.removeprefix(prefix))
         entry = entries.get(official)
-        if entry is None or id(entry.variable) not in ours:
+        if entry is None or entry.weight not in ours:
             # The unused parameter of official one-group models.
             comparison.compare(key, np.zeros_like(comparison.file[key]))
             continue
-        gradient = entry.to_official(ours[id(entry.variable)].numpy())
+        gradient = entry.to_official(ours[entry.weight].numpy())
         comparison.compare(key, gradient, GRADIENT, GRADIENT_OF_MODEL * largest)
 
 
@@ -231,7 +230,7 @@ def compare_final_state(comparison, model):
         if torch_import.is_ignored(official):
             comparison.take(key)
         elif official in entries:
-            ours = entries[official].to_official(entries[official].variable.numpy())
+            ours = entries[official].to_official(entries[official].weight.numpy())
             theirs = comparison.file[key]
             relative = max(STATE, STATE_ABSOLUTE / max(np.max(np.abs(theirs)), 1e-30))
             comparison.compare(key, ours, relative)

@@ -12,7 +12,6 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DataConfig
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizer import Adamax, MovingAverage
-from nvae_tf.training.stacked import Stacked
 from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written
 
 MODEL = ModelConfig(
@@ -49,7 +48,6 @@ def make(digits, train, weights=None, model=MODEL):
     if weights:
         for variable, value in zip(trainer.variables, weights, strict=True):
             variable.assign(value)
-        trainer.gather()
     return trainer
 
 
@@ -59,7 +57,7 @@ def gradients_of(trainer, images):
     @tf.function(autograph=False)
     def gradients():
         found = trainer.losses_and_gradients(images, noise, 0.5, 1e-2)
-        return found.losses.loss, found.gradients, [tuple(o) for o in found.observed]
+        return found.losses.loss, found.gradients, [tuple(s) for s in found.statistics]
 
     return gradients()
 
@@ -99,8 +97,6 @@ def test_accumulated_passes_make_one_step_of_their_mean(digits, weights):
     np.testing.assert_allclose(logs["gradient_norm"], tf.linalg.global_norm(mean), rtol=1e-4)
     np.testing.assert_allclose(logs["loss"], np.mean([one.losses.loss for one in found]), rtol=1e-5)
     apart.optimizer.apply_gradients(mean)
-    for trainer in (two, apart):
-        trainer.scatter()
     for ours, expected in zip(
         two.model.trainable_variables, apart.model.trainable_variables, strict=True
     ):
@@ -128,7 +124,6 @@ def test_half_precision_learns_as_float32_does(precision, digits, weights):
 
 
 def state(trainer):
-    trainer.scatter()
     kept = [*trainer.model.variables, *trainer.spectral.variables, *trainer.optimizer.variables]
     counter = trainer.optimizer.iterations
     return [variable.numpy() for variable in kept if variable is not counter]
@@ -204,13 +199,11 @@ def test_large_gradients_are_skipped_or_clipped_on_request(digits, weights):
 
 def test_moving_averages_follow_the_weights():
     variables = [tf.Variable([1.0, 2.0]), tf.Variable(5.0), tf.Variable([3.0, 3.0])]
-    weights = Stacked(variables)
-    moving = MovingAverage(weights, decay=0.5)
+    moving = MovingAverage(variables, decay=0.5)
     expected = None
     for step in range(1, 30):
         for variable in variables:
             variable.assign_add(tf.ones_like(variable))
-        weights.gather()
         moving.update(tf.constant(step))
         now = [variable.numpy() for variable in variables]
         decay = min(0.5, (step - 1) / (step + 9))
@@ -219,9 +212,7 @@ def test_moving_averages_follow_the_weights():
             if step == 1
             else [decay * e + (1 - decay) * n for e, n in zip(expected, now, strict=True)]
         )
-    for value, average in zip(expected, weights.split(moving.stacks), strict=True):
-        np.testing.assert_allclose(average, value, rtol=1e-5)
-    np.testing.assert_array_equal(weights.split(weights.stacks)[0], [30.0, 31.0])
     moving.update(tf.constant(30), tf.constant(False))
-    weights.scatter(moving.stacks)
-    np.testing.assert_allclose(variables[1], expected[1], rtol=1e-5)
+    for value, average in zip(expected, moving.stacks, strict=True):
+        np.testing.assert_allclose(average, value, rtol=1e-5)
+    np.testing.assert_array_equal(variables[0], [30.0, 31.0])

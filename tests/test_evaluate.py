@@ -9,10 +9,10 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.cli.evaluate import main
+from nvae_tf.engine.weights import weights_below
 from nvae_tf.errors import UserError
 from nvae_tf.evaluation import likelihood, loading, sampling
 from nvae_tf.layers.latent_group import FromPrior
-from nvae_tf.layers.normalization import observed_statistics
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -85,16 +85,17 @@ def test_samples_are_written_and_reproducible(run, tmp_path, capsys):
 
 
 def decoder_statistics(model, seed, numbers):
-    with observed_statistics() as statistics:
-        model.top_down(FromPrior(model.draw_noise(numbers, seed), 0.7), training=True)
+    scope = model.scope(training=True)
+    model.top_down(FromPrior(model.draw_noise(numbers, seed), 0.7), scope)
     return [
-        (layer, mean.numpy(), variance.numpy()) for layer, (mean, variance, _) in statistics.items()
+        (layer, seen.mean.numpy(), seen.variance.numpy())
+        for layer, seen in scope.statistics.items()
     ]
 
 
 def test_readjusting_pools_the_statistics_of_samples(run):
     model = loading.load(str(run)).model
-    before = [weight.copy() for weight in model.get_weights()]
+    before = {weight: weight.numpy() for weight in weights_below(model)}
     options = dict(batches=3, batch_size=4, seed=5)
     statistics, left_out = sampling.batch_norm_statistics(model, 0.7, **options)
     assert left_out == 0
@@ -105,9 +106,7 @@ def test_readjusting_pools_the_statistics_of_samples(run):
     layer, mean, variance = decoder_statistics(model, stream, tf.range(12, dtype=tf.int64))[0]
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-3)
-    changed = sum(
-        not np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True)
-    )
+    changed = sum(not np.array_equal(w.numpy(), value) for w, value in before.items())
     assert changed == 2 * len(decoder_statistics(model, stream, tf.range(2, dtype=tf.int64)))
 
 

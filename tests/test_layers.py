@@ -1,5 +1,6 @@
 """The building blocks, each against a plain statement of what it should compute."""
 
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.layers import cells, convolution, flows, latent_group, normalization
-from nvae_tf.layers.compiled import compiled_parts
+from nvae_tf.engine.kernels import SpectralNorms
+from nvae_tf.engine.scope import Scope
+from nvae_tf.engine.shared_functions import trace_key
+from nvae_tf.engine.weights import Weight, assign_all, rows_of, walk, weights_below
+from nvae_tf.layers import cells, flows, latent_group, normalization
 from nvae_tf.layers.convolution import Convolution
-from nvae_tf.training.spectral import SpectralNorms
 
 pytestmark = pytest.mark.core
 
@@ -99,27 +102,28 @@ def test_shared_kernels_and_their_gradients_are_the_layers_own(photographs, comp
     for layer in layers:
         layer.build(x.shape)
     variables = [v for layer in layers for v in layer.trainable_variables]
+    weights = [weight for layer in layers for weight in weights_below(layer)]
     spectral = SpectralNorms(layers)
     assert [len(group) for group in spectral.groups] == [2, 1, 2]
 
-    def loss(total):
-        return tf.add_n([tf.reduce_sum(tf.sin(layer(x))) for layer in layers]) + 3.0 * total
+    def loss(total, scope):
+        outputs = [tf.reduce_sum(tf.sin(layer(x, scope=scope))) for layer in layers]
+        return tf.add_n(outputs) + 3.0 * total
 
-    with (
-        compiled_parts(compiled),
-        tf.GradientTape() as tape,
-        spectral.shared_kernels() as (total, vectors),
-    ):
-        shared = loss(total)
+    with tf.GradientTape() as tape:
+        tensors = {variable.ref(): tf.convert_to_tensor(variable) for variable in variables}
+        total, kernels, vectors = spectral.normalized_kernels(tensors, compiled)
+        scope = Scope(values=rows_of(weights, tensors), kernels=kernels, custom_gradients=True)
+        shared = loss(total, scope)
     gradients = tape.gradient(shared, variables)
 
     left, right = ([v for stack in half for v in stack] for half in (vectors[:3], vectors[3:]))
     with tf.GradientTape() as tape:
         norms = [
-            tf.einsum("i,io,o", v, tf.reshape(layer.effective_kernel(), [-1, 4]), u)
+            tf.einsum("i,io,o", v, tf.reshape(layer.effective_kernel(Scope()), [-1, 4]), u)
             for layer, u, v in zip(sum(spectral.groups, []), left, right, strict=True)
         ]
-        apart = loss(tf.add_n(norms))
+        apart = loss(tf.add_n(norms), Scope())
     np.testing.assert_allclose(shared, apart, rtol=1e-5)
     expected = tape.gradient(apart, variables)
     for found, wanted in zip(gradients, expected, strict=True):
@@ -130,8 +134,7 @@ def test_data_initialization_leaves_mean_0_and_deviation_a_fifth(photographs):
     x = photo_maps(photographs, 4)
     layer = Convolution(6, 3, data_init=True)
     before = layer(x).numpy()
-    with convolution.data_initialization():
-        layer(x)
+    layer(x, scope=Scope(data_initialization=True))
     out = layer(x).numpy().reshape(-1, 6)
     np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(out.std(0, ddof=1), 0.2, rtol=1e-3)
@@ -150,7 +153,9 @@ def test_doublings(size, photographs):
 def test_batch_norm_statistics(photographs):
     x = photo_maps(photographs, 3)
     layer = normalization.BatchNorm("swish")
-    out = layer(x, training=True).numpy()
+    scope = Scope(training=True)
+    out = layer(x, scope=scope).numpy()
+    normalization.update_running_averages(scope.statistics)
     flat = x.numpy().reshape(-1, 3).astype(np.float64)
     normal = (x.numpy() - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
     np.testing.assert_allclose(out, normal / (1 + np.exp(-normal)), rtol=1e-3, atol=1e-4)
@@ -164,8 +169,9 @@ def test_batch_norm_statistics(photographs):
 
 def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
     script = """
-        import nvae_tf, numpy as np, tensorflow as tf
+        import numpy as np, tensorflow as tf
         from sklearn.datasets import load_digits
+        from nvae_tf.engine.scope import Scope
         from nvae_tf.layers.normalization import BatchNorm
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -176,12 +182,16 @@ def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
             apart.build((None, 8, 8, 1))
         halves = strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(x[4 * context.replica_id_in_sync_group :][:4]))
-        run = tf.function(lambda half: apart(half, training=True))
-        out = tf.concat(strategy.experimental_local_results(strategy.run(run, [halves])), 0)
-        joint = BatchNorm()
-        np.testing.assert_allclose(out, joint(x, training=True), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(apart.moving_mean, joint.moving_mean, rtol=1e-5)
-        np.testing.assert_allclose(apart.moving_variance, joint.moving_variance, rtol=1e-5)
+        def step(half):
+            scope = Scope(training=True)
+            return apart(half, scope=scope), scope.statistics[apart]
+        out, seen = strategy.run(tf.function(step), [halves])
+        out = tf.concat(strategy.experimental_local_results(out), 0)
+        joint, scope = BatchNorm(), Scope(training=True)
+        np.testing.assert_allclose(out, joint(x, scope=scope), rtol=1e-4, atol=1e-5)
+        for ours, wanted in zip(seen, scope.statistics[joint], strict=True):
+            for half in strategy.experimental_local_results(ours):
+                np.testing.assert_allclose(half, wanted, rtol=1e-5)
     """
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
@@ -210,13 +220,13 @@ def test_flow_inverts_and_preserves_volume():
     cell = flows.FlowCell()
     z = 2.0 * tf.random.stateless_normal((2, 4, 4, 3), (3, 4))
     cell.build(z.shape)
-    for bijector in cell.bijectors():
+    for bijector in cell.bijectors(Scope()):
         moved = bijector.forward(z)
         assert np.abs(moved - z).max() > 1e-3
         # A copy, so that TFP cannot answer from what it remembers of the forward pass.
         np.testing.assert_allclose(bijector.inverse(tf.identity(moved)), z, atol=1e-5)
         np.testing.assert_array_equal(bijector.forward_log_det_jacobian(z, 3), 0.0)
-    first, second = cell.bijectors()
+    first, second = cell.bijectors(Scope())
     np.testing.assert_allclose(cell(z), second.forward(first.forward(z)), atol=1e-6)
 
 
@@ -243,9 +253,77 @@ def test_layers_rebuild_from_their_configuration(layer, channels, photographs):
 
 
 def test_latent_group_rebuilds_from_its_configuration():
-    group = latent_group.LatentGroup(1, (4, 4, 3), 8, 8, ("mconv_e3k5g0",), 1, True, True, 1)
+    group = latent_group.LatentGroup(False, (4, 4, 3), 8, 8, ("mconv_e3k5g0",), 1, True, True, 1)
     again = latent_group.LatentGroup.from_config(group.get_config())
     group.build((None, None, None, 8))
     again.build((None, None, None, 8))
     shapes = [w.shape for w in group.get_weights()]
     assert shapes and shapes == [w.shape for w in again.get_weights()]
+
+
+# Another value of every argument, for each kind of layer: (the layer, what may change).
+CHANGES = [
+    (
+        Convolution(8, 3),
+        dict(filters=4, kernel_size=5, strides=2, dilation=2, groups=2, use_bias=False,
+             weight_norm=False, mask="causal", mirror=True, log_norm_shift=1.0, data_init=True),
+    ),
+    (normalization.BatchNorm("elu"), dict(activation="swish")),
+    (
+        cells.ResidualCell(("res_bnswish",), 8),
+        dict(operations=("res_bnelu",), filters=4, direction="up", use_se=False),
+    ),
+    (
+        cells.ActivatedConvolution(8, True, "elu", 1, "normal"),
+        dict(filters=4, normalization=False, activation="swish", dilation=2, direction="up"),
+    ),
+    (
+        cells.InvertedResidual(8, 3, 5, 0, "normal"),
+        dict(filters=4, expansion=6, kernel_size=3, groups=8, direction="up"),
+    ),
+    (cells.SqueezeExcitation(), {}),
+    (cells.SkipDown(8), dict(filters=4)),
+    (cells.SkipUp(8), dict(filters=4)),
+    (flows.AutoregressiveShift(), dict(mirror=True)),
+    (flows.FlowCell(), {}),
+    (
+        latent_group.LatentGroup(False, (4, 4, 3), 8, 8, ("mconv_e3k5g0",), 1, True, True, 1),
+        dict(first=True, latent_shape=(4, 4, 2), filters_enc=4, filters_dec=4,
+             operations=("mconv_e6k5g0",), num_cells=2, use_se=False, res_dist=False, num_flows=0),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "changes"), CHANGES, ids=lambda v: getattr(v, "name", ""))
+def test_every_argument_of_a_layer_changes_the_key_of_its_functions(layer, changes):
+    arguments = set(inspect.signature(type(layer).__init__).parameters) - {"self", "kwargs"}
+    assert set(changes) == arguments
+    again = type(layer).from_config(layer.get_config())
+    assert trace_key(again) == trace_key(layer) and hash(trace_key(layer))
+    keys = {trace_key(layer)}
+    for name, value in changes.items():
+        keys.add(trace_key(type(layer).from_config({**layer.get_config(), name: value})))
+    assert len(keys) == 1 + len(changes)
+    assert all(
+        trace_key(other) not in keys for other, _ in CHANGES if type(other) is not type(layer)
+    )
+
+
+def test_weights_of_a_shape_are_rows_of_one_variable(photographs):
+    cell = cells.ResidualCell(("res_bnswish", "res_bnswish"), 4)
+    x = photo_maps(photographs, 4)
+    before = cell(x)
+    found = dict(walk(cell))
+    names = [name for name, content in found.items() if isinstance(content, Weight)]
+    assert "branch/0/convolution/kernel" in names and "squeeze/expand_bias" in names
+    shapes = {(weight.kind, tuple(weight.shape)) for weight in weights_below(cell)}
+    assert len(cell.variables) == len(shapes) < len(names)
+    kernel = found["branch/1/convolution/kernel"]
+    other = found["branch/0/convolution/kernel"].numpy()
+    kernel.assign(2.0 * kernel.numpy())
+    np.testing.assert_array_equal(found["branch/0/convolution/kernel"].numpy(), other)
+    np.testing.assert_allclose(cell(x), before, atol=1e-5)  # weight norm takes the factor away
+    assign_all({weight: np.zeros(weight.shape) for weight in weights_below(cell)})
+    np.testing.assert_allclose(cell(x), x, atol=1e-6)  # the skip alone
+    with pytest.raises(ValueError, match="cannot hold"):
+        kernel.assign(np.zeros(3))

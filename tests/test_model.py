@@ -71,8 +71,9 @@ def test_latents_come_coarsest_first_and_their_probabilities_add_up(model, image
 def test_flows_transform_the_posterior_that_tfp_sees(model, images):
     group = model.groups[0]
     encoded = model.bottom_up(images)
-    top = tf.tile(model.top[None], [4, 1, 1, 1])
-    posterior = group.posterior(top, encoded[0], group.prior_parameters(top))
+    top = tf.tile(model.top.value()[None], [4, 1, 1, 1])
+    scope = model.scope()
+    posterior = group.posterior(top, encoded[0], group.prior_parameters(top, scope), scope)
     z = posterior.sample(seed=(1, 2))
     assert z.shape == (4, *group.latent_shape)
     # A copy, so that TFP cannot answer from what it remembers of the sampling.

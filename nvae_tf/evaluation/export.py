@@ -1,15 +1,16 @@
 """A SavedModel that needs TensorFlow alone, in the layout that TensorFlow Serving reads."""
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
 
 import tensorflow as tf
 
+from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.sampling import SAMPLING_STREAM, Statistics
 from nvae_tf.files import cannot_write, make_folder
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
-from nvae_tf.layers.normalization import given_statistics
 from nvae_tf.model import NVAE
 
 SAME_TEMPERATURE = 1e-3  # temperatures that differ by less share their statistics
@@ -23,12 +24,12 @@ class StorablePosterior(FromPosterior):
     nothing depends on the other any more, and converters leave it away.
     """
 
-    def __call__(self, group, s) -> Latent:
+    def __call__(self, group, index, s, scope: Scope) -> Latent:
         """Draws a group's z from its posterior."""
-        latent = super().__call__(group, s)
+        latent = super().__call__(group, index, s, scope)
         if group.num_flows:  # then the KL is log q(z) - log p(z), without an Expm1
             return latent
-        prior = group.prior(s)
+        prior = group.prior(s, scope)
         ratio = latent.deviation / prior.scale
         shift = (latent.mean - prior.loc) / prior.scale
         kl = 0.5 * (tf.square(ratio) + tf.square(shift) - 1.0) - tf.math.log(ratio)
@@ -60,17 +61,19 @@ class Exported(tf.Module):
         ]
         latents, noise = _specs(model, "z"), _specs(model, "noise")
 
+        def scope_at(temperature):
+            scope = model.scope()
+            given = _statistics_at(temperature, readjusted, scope)
+            return dataclasses.replace(scope, given_statistics=given)
+
         def sample(batch_size, temperature, seed):
-            with given_statistics(_statistics_at(temperature, readjusted)):
-                images = model.sample(
-                    batch_size, temperature, seed=tf.stack([seed, SAMPLING_STREAM])
-                )
-            return {"images": images}
+            scope, seed = scope_at(temperature), tf.stack([seed, SAMPLING_STREAM])
+            return {"images": model.sample(batch_size, temperature, seed=seed, scope=scope)}
 
         def generate(inputs):
             source = FromPrior([inputs[name] for name in noise], inputs["temperature"])
-            with given_statistics(_statistics_at(inputs["temperature"], readjusted)):
-                return {"images": model.render(model.top_down(source).parameters)}
+            output = model.top_down(source, scope_at(inputs["temperature"]))
+            return {"images": model.render(output.parameters)}
 
         def decode(inputs):
             return {"images": model.decode([inputs[name] for name in latents])}
@@ -140,13 +143,14 @@ def _specs(model: NVAE, name: str) -> dict[str, tf.TensorSpec]:
     }
 
 
-def _statistics_at(temperature, readjusted: dict[float, Statistics]) -> dict:
+def _statistics_at(temperature, readjusted: dict[float, Statistics], scope: Scope) -> dict:
     """The statistics for a temperature, a tensor: readjusted ones if it is one of those, or none."""
     chosen = {}
     for at, statistics in readjusted.items():
         here = tf.abs(temperature - at) < SAME_TEMPERATURE
         for layer, of_samples in statistics.items():
-            otherwise = chosen.get(layer, (layer.moving_mean, layer.moving_variance))
+            running = scope.value(layer.moving_mean), scope.value(layer.moving_variance)
+            otherwise = chosen.get(layer, running)
             chosen[layer] = tuple(
                 tf.where(here, *pair) for pair in zip(of_samples, otherwise, strict=True)
             )

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.devices import join, on_devices, share
+from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.likelihood import draw_terms
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
 from nvae_tf.model import NVAE
@@ -26,9 +27,9 @@ class NoiseOf:
         self.latents, self.noise = latents, []
         self.batch_size = tf.shape(latents[0])[0]
 
-    def __call__(self, group, s) -> Latent:
+    def __call__(self, group, index, s, scope: Scope) -> Latent:
         """Hands out a group's z."""
-        z, prior = self.latents[group.index], group.prior(s)
+        z, prior = self.latents[index], group.prior(s, scope)
         self.noise.append((z - prior.loc) / prior.scale)
         return Latent(z)
 

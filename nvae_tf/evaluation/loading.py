@@ -9,12 +9,12 @@ from nvae_tf import config as configuration
 from nvae_tf import torch_import
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
+from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.checkpoints import NAME, Layout, has_averages, newest_whole
 from nvae_tf.training.optimizer import MovingAverage
-from nvae_tf.training.stacked import Stacked
 
 
 class Loaded(NamedTuple):
@@ -53,23 +53,21 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     )
     model = NVAE(config.model, catalog.describe(config.data).image)
     step = tf.Variable(0, dtype=tf.int64)
-    averaged = None
-    if config.train.ema_decay:
-        weights = Stacked(model.trainable_variables)
-        averaged = MovingAverage(weights, config.train.ema_decay)
+    averages = MovingAverage(model.trainable_variables, config.train.ema_decay)
 
     def restore(path: Path) -> None:
         # The optimiser's slots and the singular vectors stay unread.
+        Layout({"weights": layout(model)}).check(path)
         wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
-        if averaged and has_averages(path):
-            Layout({"weights": weights.names(model)}).check(path)
-            wanted["averages"] = averaged
+        if config.train.ema_decay and has_averages(path):
+            wanted["averages"] = averages
         saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
         saved.read(str(path / NAME)).assert_existing_objects_matched().expect_partial()
 
     newest = newest_whole(place.checkpoints, restore)
-    if averaged and has_averages(newest):
-        weights.scatter(averaged.stacks)
+    if config.train.ema_decay and has_averages(newest):
+        for stack, average in zip(model.trainable_variables, averages.stacks, strict=True):
+            stack.assign(average)
     return Loaded(model, config, int(step.numpy()), folder.path)
 
 

@@ -9,9 +9,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.devices import join, on_devices, share
+from nvae_tf.engine.weights import assign_all
 from nvae_tf.errors import UserError
 from nvae_tf.layers.latent_group import FromPrior
-from nvae_tf.layers.normalization import BatchNorm, observed_statistics
+from nvae_tf.layers.normalization import BatchNorm
 from nvae_tf.model import NVAE
 from nvae_tf.pictures import to_bytes
 
@@ -47,10 +48,10 @@ def batch_norm_statistics(
 
     def observe(numbers):
         noise = model.draw_noise(numbers, (seed, READJUSTING_STREAM))
-        with observed_statistics() as statistics:
-            model.top_down(FromPrior(noise, temperature), training=True)
-        layers[:] = statistics
-        mean, variance, _ = zip(*statistics.values(), strict=True)
+        scope = model.scope(training=True)
+        model.top_down(FromPrior(noise, temperature), scope)
+        layers[:] = scope.statistics
+        mean, variance, _ = zip(*scope.statistics.values(), strict=True)
         return [tf.concat(mean, 0), tf.concat(variance, 0)]
 
     # The statistics are those of the whole batch on every device. Parts of one size are needed for
@@ -87,9 +88,8 @@ def batch_norm_statistics(
 
 def readjust_batch_norm(model: NVAE, statistics: Statistics) -> None:
     """Replaces the running statistics of the statistics' layers (see `batch_norm_statistics`)."""
-    for layer, (mean, variance) in statistics.items():
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(variance)
+    assign_all({layer.moving_mean: mean for layer, (mean, _) in statistics.items()})
+    assign_all({layer.moving_variance: variance for layer, (_, variance) in statistics.items()})
 
 
 def compiled_sampler(model: NVAE):

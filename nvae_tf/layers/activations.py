@@ -2,12 +2,23 @@
 
 import tensorflow as tf
 
-from nvae_tf.layers.base import takes_gradients
+
+def swish(x, custom_gradients: bool = False):
+    """``x * sigmoid(x)``; with custom gradients it keeps x alone for the backward pass."""
+    return tf.nn.silu(x) if custom_gradients else x * tf.sigmoid(x)
 
 
-def swish(x):
-    """``x * sigmoid(x)``; where gradients are taken it keeps x alone for the backward pass."""
-    return tf.nn.silu(x) if takes_gradients() else x * tf.sigmoid(x)
+def activate(name: str, x, custom_gradients: bool = False):
+    """Applies an activation.
+
+    Args:
+        name: One of `ACTIVATIONS`.
+        x: A tensor.
+        custom_gradients: See `nvae_tf.engine.scope.Scope`.
+    """
+    if name == "swish":
+        return swish(x, custom_gradients)
+    return {"none": tf.identity, "elu": tf.nn.elu}[name](x)
 
 
-ACTIVATIONS = {"none": tf.identity, "elu": tf.nn.elu, "swish": swish}
+ACTIVATIONS = ("none", "elu", "swish")

@@ -5,11 +5,12 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.activations import ACTIVATIONS, swish
-from nvae_tf.layers.base import Layer, read
-from nvae_tf.layers.convolution import Convolution, build_chain, uniform_fan_in
+from nvae_tf.engine.scope import BN_ACT, Scope
+from nvae_tf.engine.shared_functions import call_block
+from nvae_tf.layers.activations import activate, swish
+from nvae_tf.layers.base import Layer, create_chain, uniform_fan_in
+from nvae_tf.layers.convolution import Convolution
 from nvae_tf.layers.normalization import BatchNorm
-from nvae_tf.layers.pieces import NORMALIZED, run_piece
 
 # arch_instance -> the operations in the branch of each kind of cell.
 _TWICE = {op: (op, op) for op in ("res_elu", "res_bnelu", "res_bnswish")}
@@ -91,27 +92,25 @@ class ResidualCell(_Widening):
             {DOWN: SkipDown, UP: SkipUp}[direction](filters) if direction != NORMAL else None
         )
 
-    def build(self, input_shape):
-        """Builds branch and skip for the input's channels."""
+    def create(self, input_shape):
+        """Makes branch and skip for the input's channels."""
         channels = int(input_shape[-1])
-        build_chain(self.branch + ([self.squeeze] if self.squeeze else []), channels)
-        build_chain([self.skip] if self.skip else [], channels)
-        super().build(input_shape)
+        create_chain(self.branch + ([self.squeeze] if self.squeeze else []), channels)
+        create_chain([self.skip] if self.skip else [], channels)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs, scope: Scope):
+        """Adds skip and branch, in a function that identical cells share."""
+        return call_block(ResidualCell.compute, [self], [inputs], scope)
+
+    def compute(self, inputs, scope: Scope):
         """Adds skip and branch."""
-
-        def compute(inputs):
-            branch = inputs
-            for operation in self.branch:
-                branch = operation(branch, training=training)
-            if self.squeeze:
-                branch = self.squeeze(branch)
-            skip = self.skip(inputs) if self.skip else inputs
-            return skip + BRANCH_SCALE * branch
-
-        kind = (self.operations, self.filters, self.direction, self.use_se, training)
-        return run_piece(compute, [self], [inputs], kind=kind)
+        branch = inputs
+        for operation in self.branch:
+            branch = operation(branch, scope=scope)
+        if self.squeeze:
+            branch = self.squeeze(branch, scope=scope)
+        skip = self.skip(inputs, scope=scope) if self.skip else inputs
+        return skip + BRANCH_SCALE * branch
 
     def get_config(self):
         """The constructor's arguments."""
@@ -157,23 +156,25 @@ class ActivatedConvolution(_Widening):
             data_init=not normalization,
         )
 
-    def build(self, input_shape):
-        """Builds batch norm and convolution for the input's channels."""
+    def create(self, input_shape):
+        """Makes batch norm and convolution for the input's channels."""
         layers = [self.norm, self.convolution] if self.norm else [self.convolution]
-        build_chain(layers, int(input_shape[-1]))
-        super().build(input_shape)
+        create_chain(layers, int(input_shape[-1]))
 
-    def call(self, inputs, training=False):
+    def call(self, inputs, scope: Scope):
+        """Activates, doubles the map if asked to, convolves; rematerialized where asked for."""
+        function = ActivatedConvolution.compute
+        return call_block(function, [self], [inputs], scope, share=False, remat_when=BN_ACT)
+
+    def compute(self, inputs, scope: Scope):
         """Activates, doubles the map if asked to, convolves."""
-
-        def compute(inputs):
-            if self.norm:
-                outputs = self.norm(inputs, training=training)
-            else:
-                outputs = ACTIVATIONS[self.activation](inputs)
-            return self.convolution(nearest_x2(outputs) if self.direction == UP else outputs)
-
-        return run_piece(compute, [self], [inputs], recomputed_in=NORMALIZED)
+        if self.norm:
+            outputs = self.norm(inputs, scope=scope)
+        else:
+            outputs = activate(self.activation, inputs, scope.custom_gradients)
+        if self.direction == UP:
+            outputs = nearest_x2(outputs)
+        return self.convolution(outputs, scope=scope)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -202,7 +203,7 @@ class InvertedResidual(_Widening):
         self.expansion, self.kernel_size = expansion, kernel_size
         self.groups, self.direction = groups, direction
 
-    def build(self, input_shape):
+    def create(self, input_shape):
         """Makes the layers for the input's channels."""
         hidden = self.expansion * int(input_shape[-1])
         plain = dict(use_bias=False, weight_norm=False)
@@ -218,25 +219,25 @@ class InvertedResidual(_Widening):
         in_order = [self.norms[0]]
         for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
             in_order += [convolution, norm]
-        build_chain(in_order, int(input_shape[-1]))
-        super().build(input_shape)
+        create_chain(in_order, int(input_shape[-1]))
 
-    def call(self, inputs, training=False):
+    def call(self, inputs, scope: Scope):
         """Runs the seven steps in order."""
         outputs = nearest_x2(inputs) if self.direction == UP else inputs
-        for norm, convolution in zip(self.norms[:3], self.convolutions, strict=True):
-
-            def compute(inputs, norm=norm, convolution=convolution):
-                return convolution(norm(inputs, training=training))
-
-            layers = [norm, convolution]
-            outputs = run_piece(compute, layers, [outputs], recomputed_in=NORMALIZED)
-        return self.norms[3](outputs, training=training)
+        for pair in zip(self.norms[:3], self.convolutions, strict=True):
+            outputs = call_block(
+                _normalize_and_convolve, pair, [outputs], scope, share=False, remat_when=BN_ACT
+            )
+        return self.norms[3](outputs, scope=scope)
 
     def get_config(self):
         """The constructor's arguments."""
         names = ("expansion", "kernel_size", "groups", "direction")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _normalize_and_convolve(norm, convolution, inputs, scope: Scope):
+    return convolution(norm(inputs, scope=scope), scope=scope)
 
 
 class SqueezeExcitation(Layer):
@@ -247,26 +248,26 @@ class SqueezeExcitation(Layer):
     Reference: Hu et al., *Squeeze-and-Excitation Networks*, 2018.
     """
 
-    def build(self, input_shape):
-        """Creates both dense layers' weights."""
+    def create(self, input_shape):
+        """Makes both dense layers' weights."""
         channels = int(input_shape[-1])
         hidden = max(channels // 16, 4)
         inner, outer = uniform_fan_in(channels), uniform_fan_in(hidden)
-        self.reduce_kernel = self.add_weight("reduce_kernel", (channels, hidden), initializer=inner)
-        self.reduce_bias = self.add_weight("reduce_bias", (hidden,), initializer=inner)
-        self.expand_kernel = self.add_weight("expand_kernel", (hidden, channels), initializer=outer)
-        self.expand_bias = self.add_weight("expand_bias", (channels,), initializer=outer)
-        super().build(input_shape)
+        self.reduce_kernel = self.add_weight((channels, hidden), inner)
+        self.reduce_bias = self.add_weight((hidden,), inner)
+        self.expand_kernel = self.add_weight((hidden, channels), outer)
+        self.expand_bias = self.add_weight((channels,), outer)
 
     def compute_output_shape(self, input_shape):
         """The input's."""
         return input_shape
 
-    def call(self, inputs):
+    def call(self, inputs, scope: Scope):
         """Scales the channels of a (batch, height, width, channels) map."""
+        value = scope.value
         gate = tf.reduce_mean(tf.cast(inputs, tf.float32), [1, 2])
-        gate = tf.nn.relu(tf.matmul(gate, read(self.reduce_kernel)) + read(self.reduce_bias))
-        gate = tf.nn.sigmoid(tf.matmul(gate, read(self.expand_kernel)) + read(self.expand_bias))
+        gate = tf.nn.relu(tf.matmul(gate, value(self.reduce_kernel)) + value(self.reduce_bias))
+        gate = tf.nn.sigmoid(tf.matmul(gate, value(self.expand_kernel)) + value(self.expand_bias))
         return inputs * tf.cast(gate, inputs.dtype)[:, None, None, :]
 
 
@@ -283,23 +284,26 @@ class SkipDown(_Widening):
         widths = (quarter, quarter, quarter, filters - 3 * quarter)
         self.convolutions = [Convolution(width, 1, strides=2) for width in widths]
 
-    def build(self, input_shape):
-        """Builds the four convolutions for the input's channels."""
+    def create(self, input_shape):
+        """Makes the four convolutions for the input's channels."""
         for convolution in self.convolutions:
-            build_chain([convolution], int(input_shape[-1]))
-        super().build(input_shape)
+            create_chain([convolution], int(input_shape[-1]))
 
-    def call(self, inputs):
+    def call(self, inputs, scope: Scope):
         """(batch, height, width, channels) to (batch, height / 2, width / 2, filters)."""
         # Convolution i looks at one pixel of every 2x2 block: together they are one 2x2 convolution.
         pixels = ((0, 0), (1, 1), (0, 1), (1, 0))
         kernels = [
-            tf.pad(conv.effective_kernel(), [[row, 1 - row], [column, 1 - column], [0, 0], [0, 0]])
+            tf.pad(
+                conv.effective_kernel(scope), [[row, 1 - row], [column, 1 - column], [0, 0], [0, 0]]
+            )
             for conv, (row, column) in zip(self.convolutions, pixels, strict=True)
         ]
         kernel = tf.cast(tf.concat(kernels, -1), inputs.dtype)
-        bias = tf.cast(tf.concat([read(conv.bias) for conv in self.convolutions], 0), inputs.dtype)
-        return tf.nn.conv2d(swish(inputs), kernel, 2, "VALID") + bias
+        biases = [scope.value(conv.bias) for conv in self.convolutions]
+        activated = swish(inputs, scope.custom_gradients)
+        bias = tf.cast(tf.concat(biases, 0), inputs.dtype)
+        return tf.nn.conv2d(activated, kernel, 2, "VALID") + bias
 
 
 class SkipUp(_Widening):
@@ -313,22 +317,22 @@ class SkipUp(_Widening):
         super().__init__(filters, **kwargs)
         self.convolution = Convolution(filters, 1, use_bias=False)
 
-    def build(self, input_shape):
-        """Builds the convolution for the input's channels."""
-        build_chain([self.convolution], int(input_shape[-1]))
-        super().build(input_shape)
+    def create(self, input_shape):
+        """Makes the convolution for the input's channels."""
+        create_chain([self.convolution], int(input_shape[-1]))
 
-    def call(self, inputs):
+    def call(self, inputs, scope: Scope):
         """(batch, height, width, channels) to (batch, 2 height, 2 width, filters)."""
         # Officially the map is doubled first. Both steps are linear, one over pixels and one over
         # channels, so they commute, and this order convolves a quarter of the pixels.
-        return bilinear_x2(self.convolution(inputs))
+        return bilinear_x2(self.convolution(inputs, scope=scope))
 
 
 def nearest_x2(maps):
     """Doubles height and width by repeating each pixel."""
     _, height, width, channels = maps.shape
-    tiled = tf.tile(maps[:, :, None, :, None, :], [1, 1, 2, 1, 2, 1])
+    apart = tf.reshape(maps, [-1, height, 1, width, 1, channels])
+    tiled = tf.tile(apart, [1, 1, 2, 1, 2, 1])
     return tf.reshape(tiled, [-1, 2 * height, 2 * width, channels])
 
 

@@ -5,46 +5,17 @@ per group, output channels), depthwise ones included, so that whatever works on 
 normalisation, the spectral term, import) sees one layout.
 """
 
-import contextvars
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.base import Layer, during, fresh_seed, read, takes_gradients
+from nvae_tf.engine.kernels import kernel_norm, normalize
+from nvae_tf.engine.scope import Scope
+from nvae_tf.engine.weights import Weight
+from nvae_tf.layers.base import Layer, uniform_fan_in
 
-_shared_kernels = contextvars.ContextVar("shared_kernels", default=None)
-_data_initialization = contextvars.ContextVar("data_initialization", default=False)
-
-NORM_EPSILON = 1e-5
-DATA_INIT_DEVIATION = 0.2  # of every output channel, after data-dependent initialisation
-
-
-def uniform(low: float, high: float):
-    """Initialiser U(low, high)."""
-    return lambda shape, dtype, **_: tf.random.stateless_uniform(
-        shape, fresh_seed(), low, high, dtype
-    )
-
-
-def uniform_fan_in(fan_in: int):
-    """Initialiser U(-b, b), b = 1 / sqrt(fan_in)."""
-    bound = fan_in**-0.5
-    return uniform(-bound, bound)
-
-
-def build_chain(layers, channels: int) -> None:
-    """Builds layers that follow each other, the first on maps of so many channels.
-
-    Building layers by their shapes alone, instead of running them once, is what lets a model of
-    several thousand variables start quickly. So does leaving variables without names of their own: for
-    each name TensorFlow would make a kernel, and keep it.
-    """
-    shape = tf.TensorShape((None, None, None, channels))
-    for layer in layers:
-        if not layer.built:
-            layer.build(shape)
-        shape = layer.compute_output_shape(shape)
+DATA_INIT_STDDEV = 0.2  # of every output channel, after data-dependent initialisation
 
 
 class Convolution(Layer):
@@ -66,7 +37,7 @@ class Convolution(Layer):
             order (see `causal_mask`).
         mirror: flip the mask in both spatial axes: what comes *earlier* is hidden.
         log_norm_shift: added to g's initial value.
-        data_init: take part in `data_initialization`.
+        data_init: Set norm and bias from the input where `Scope.data_initialization` asks for it.
 
     Input shape: (batch, height, width, channels).
     Output shape: (batch, height / strides, width / strides, filters).
@@ -104,8 +75,8 @@ class Convolution(Layer):
         """Whether every channel is convolved apart."""
         return self.filters is None
 
-    def build(self, input_shape):
-        """Creates kernel, bias and log-norm for the input's channels."""
+    def create(self, input_shape):
+        """Makes kernel, bias and log-norm for the input's channels."""
         channels = int(input_shape[-1])
         filters = channels if self.depthwise else self.filters
         groups = channels if self.depthwise else self.groups
@@ -114,42 +85,43 @@ class Convolution(Layer):
         size = self.kernel_size
         shape = (size, size, channels // groups, filters)
         initializer = uniform_fan_in(size * size * channels // groups)
-        self.kernel_mask = self.mask and causal_mask(
-            shape, strict=self.mask == "strictly_causal", mirror=self.mirror
-        )
-        self.kernel = self.add_weight("kernel", shape, initializer=initializer)
+        self.kernel_mask = None
+        if self.mask:
+            strict = self.mask == "strictly_causal"
+            self.kernel_mask = causal_mask(shape, strict=strict, mirror=self.mirror)
+        self.kernel = self.add_weight(shape, initializer)
         if self.weight_norm:
-            norm = _norm(_masked(self.kernel, self.kernel_mask))
-            self.log_norm = self.add_weight(
-                "log_norm",
-                (filters,),
-                initializer=lambda *_, **__: tf.math.log(norm + 1e-2) + self.log_norm_shift,
-            )
+            first = LogNormOf(self, self.log_norm_shift)
+            self.log_norm = self.add_weight((filters,), first)
         if self.use_bias:
-            self.bias = self.add_weight("bias", (filters,), initializer=initializer)
-        super().build(input_shape)
+            self.bias = self.add_weight((filters,), initializer)
+
+    @property
+    def kernel_weights(self) -> list[Weight]:
+        """The weights that the effective kernel is made from."""
+        return [self.kernel, self.log_norm] if self.weight_norm else [self.kernel]
 
     def compute_output_shape(self, input_shape):
         """The input's shape with this layer's channels; height and width are left open."""
         channels = input_shape[-1] if self.depthwise else self.filters
         return tf.TensorShape((input_shape[0], None, None, channels))
 
-    def effective_kernel(self):
-        """The kernel that convolves: masked and normalised. From `shared_kernels` where active."""
-        shared = _shared_kernels.get()
-        if shared is not None:
-            return shared[self].effective
-        kernel = _masked(read(self.kernel), self.kernel_mask)
-        return normalize(kernel, read(self.log_norm)) if self.weight_norm else kernel
+    def effective_kernel(self, scope: Scope):
+        """The kernel that convolves: masked and normalised, in this step beforehand or here."""
+        if self in scope.kernels:
+            return scope.kernels[self].effective
+        kernel = _masked(scope.value(self.kernel), self.kernel_mask)
+        return normalize(kernel, scope.value(self.log_norm)) if self.weight_norm else kernel
 
-    def call(self, inputs):
+    def call(self, inputs, scope: Scope):
         """Convolves a batch of maps."""
-        if self.data_init and _data_initialization.get():
+        if self.data_init and scope.data_initialization:
             self._initialize_from(inputs)
-        outputs = self._convolve(inputs, tf.cast(self.effective_kernel(), inputs.dtype))
-        return outputs + tf.cast(read(self.bias), inputs.dtype) if self.use_bias else outputs
+        kernel = tf.cast(self.effective_kernel(scope), inputs.dtype)
+        outputs = self._convolve(inputs, kernel, scope.custom_gradients)
+        return outputs + tf.cast(scope.value(self.bias), inputs.dtype) if self.use_bias else outputs
 
-    def _convolve(self, inputs, kernel):
+    def _convolve(self, inputs, kernel, custom_gradients=False):
         pad, strides = self.kernel_size // 2, self.strides
         if self.dilation == 2 and strides == 2:
             # Every tap of a dilated kernel then falls on an even pixel.
@@ -166,7 +138,7 @@ class Convolution(Layer):
             # (k, k, 1, C) and TensorFlow's (k, k, C, 1) are the same numbers in the same order.
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, -1, 1])
             on_gpu = bool(tf.config.list_physical_devices("GPU"))
-            if strides == 1 and not on_gpu and takes_gradients():
+            if strides == 1 and not on_gpu and custom_gradients:
                 return _depthwise_on_cpus(inputs, kernel)
             return tf.nn.depthwise_conv2d(inputs, kernel, [1, strides, strides, 1], padding)
         if self.groups == 1:
@@ -178,12 +150,13 @@ class Convolution(Layer):
         return tf.concat([tf.nn.conv2d(x, w, strides, padding) for x, w in parts], -1)
 
     def _initialize_from(self, inputs):
-        """Sets log-norm and bias so that this batch leaves with mean 0 and deviation 1/5."""
-        outputs = self._convolve(inputs, normalize(self.kernel, tf.zeros_like(self.log_norm)))
+        """Sets log-norm and bias so that this batch leaves with mean 0 and standard deviation 1/5."""
+        kernel = normalize(self.kernel.value(), tf.zeros(self.log_norm.shape))
+        outputs = self._convolve(inputs, kernel)
         mean, variance = tf.nn.moments(outputs, [0, 1, 2])
         count = tf.cast(tf.size(outputs) // tf.size(mean), variance.dtype)
-        deviation = tf.sqrt(variance * count / (count - 1.0))
-        scale = DATA_INIT_DEVIATION / (deviation + 1e-5)
+        stddev = tf.sqrt(variance * count / (count - 1.0))
+        scale = DATA_INIT_STDDEV / (stddev + 1e-5)
         self.log_norm.assign(tf.math.log(scale))
         self.bias.assign(-mean * scale)
 
@@ -206,33 +179,45 @@ def _depthwise_on_cpus(inputs, kernel):
     shapes = tf.shape(inputs), tf.shape(kernel)
 
     def gradient(upstream):
-        of_inputs = tf.nn.depthwise_conv2d_backprop_input(shapes[0], kernel, upstream, ones, "SAME")
-        of_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        d_inputs = tf.nn.depthwise_conv2d_backprop_input(shapes[0], kernel, upstream, ones, "SAME")
+        d_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
             input=inputs, filter_sizes=shapes[1], out_backprop=upstream, strides=ones,
             padding="EXPLICIT", explicit_paddings=[0, 0, pad, pad, pad, pad, 0, 0],
         )  # fmt: skip
-        return of_inputs, of_kernel
+        return d_inputs, d_kernel
 
     return tf.nn.depthwise_conv2d(inputs, kernel, ones, "SAME"), gradient
 
 
-def normalize(kernel, log_norm):
-    """Weight normalisation of a kernel.
+class LogNormOf(NamedTuple):
+    """The initial log-norm of a convolution: the logarithm of what its kernel's norm is.
 
-    Args:
-        kernel: (k, k, in, out), masked already.
-        log_norm: (out,), natural logarithms of the norms wanted.
+    Attributes:
+        convolution: The convolution, whose kernel has its values already.
+        shift: Added to the logarithm.
     """
-    return kernel * scale_to(log_norm, _norm(kernel))
 
+    convolution: Convolution
+    shift: float
 
-def scale_to(log_norm, norm):
-    """What brings output channels of these norms to those wanted, given as logarithms."""
-    return tf.exp(log_norm) / (norm + NORM_EPSILON)
+    @property
+    def key(self):
+        """The same for all: the norms of a stack of kernels are computed at once."""
+        return LogNormOf
 
-
-def _norm(kernel):
-    return tf.sqrt(tf.reduce_sum(tf.square(kernel), [0, 1, 2]))
+    def draw(self, shape, initializers):
+        """The log-norms of several convolutions, (n, filters)."""
+        norms = {}
+        for stack in {i.convolution.kernel.stack.ref() for i in initializers}:
+            norms[stack] = tf.sqrt(tf.reduce_sum(tf.square(stack.deref()), [1, 2, 3]))
+        rows = []
+        for layer, _ in initializers:
+            if layer.kernel_mask is None:
+                rows.append(norms[layer.kernel.stack.ref()][layer.kernel.row])
+            else:
+                rows.append(kernel_norm(layer.kernel.value() * layer.kernel_mask))
+        shifts = tf.constant([[shift] for _, shift in initializers])
+        return tf.math.log(tf.stack(rows) + 1e-2) + shifts
 
 
 def _masked(kernel, mask):
@@ -267,49 +252,3 @@ def causal_mask(shape, strict: bool, mirror: bool) -> np.ndarray:
     seen = place_in[:, None] < place_out if strict else place_in[:, None] <= place_out
     mask[centre, centre] = seen
     return mask[::-1, ::-1].copy() if mirror else mask
-
-
-class SharedKernel(NamedTuple):
-    """What a convolution's effective kernel is made from, where that is computed for many at once.
-
-    Of the effective kernels themselves only those exist that are in use: a kernel and its scales are
-    multiplied where they convolve.
-
-    Attributes:
-        kernel: masked, (k, k, input channels per group, output channels). As its gradient it gets the
-            effective kernel's.
-        scale: what normalises each output channel, (output channels,); None without weight norm. It
-            gets no gradient.
-    """
-
-    kernel: tf.Tensor
-    scale: tf.Tensor | None = None
-
-    @property
-    def effective(self):
-        """The kernel that convolves."""
-        return self.kernel if self.scale is None else _scaled(self.kernel, self.scale)
-
-
-@tf.custom_gradient
-def _scaled(kernel, scale):
-    return kernel * scale, lambda upstream: (upstream, None)
-
-
-def shared_kernels(kernels):
-    """Within the block convolutions use these kernels.
-
-    Args:
-        kernels: `Convolution` -> its `SharedKernel`; None: every layer computes its own.
-    """
-    return during(_shared_kernels, kernels)
-
-
-def current_kernels():
-    """The kernels of the innermost `shared_kernels`, or None."""
-    return _shared_kernels.get()
-
-
-def data_initialization():
-    """Within the block, convolutions with ``data_init`` set log-norm and bias from their input."""
-    return during(_data_initialization, True)

@@ -1,10 +1,13 @@
 """Normalizing flows on a group's latents: inverse autoregressive, volume-preserving shifts."""
 
+import functools
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.layers.base import Layer
-from nvae_tf.layers.convolution import Convolution, build_chain
+from nvae_tf.engine.scope import Scope
+from nvae_tf.layers.base import Layer, create_chain
+from nvae_tf.layers.convolution import Convolution
 
 HIDDEN_PER_LATENT = 6
 
@@ -25,7 +28,7 @@ class AutoregressiveShift(Layer):
         super().__init__(**kwargs)
         self.mirror = mirror
 
-    def build(self, input_shape):
+    def create(self, input_shape):
         """Makes the convolutions for the input's latent channels."""
         latents = int(input_shape[-1])
         hidden, mirror = HIDDEN_PER_LATENT * latents, self.mirror
@@ -35,19 +38,18 @@ class AutoregressiveShift(Layer):
             # A shift that starts at a tenth keeps the flow near the identity.
             Convolution(latents, 1, mask="causal", mirror=mirror, log_norm_shift=LOG_TENTH),
         ]
-        build_chain(self.convolutions, latents)
-        super().build(input_shape)
+        create_chain(self.convolutions, latents)
 
     def compute_output_shape(self, input_shape):
         """The input's."""
         return input_shape
 
-    def call(self, inputs):
+    def call(self, inputs, scope: Scope):
         """Computes mu(z)."""
         widen, spread, project = self.convolutions
-        hidden = spread(tf.nn.elu(widen(inputs)))
+        hidden = spread(tf.nn.elu(widen(inputs, scope=scope)), scope=scope)
         # The second ELU is intended: one ends the hidden layers, one begins the projection.
-        return project(tf.nn.elu(tf.nn.elu(hidden)))
+        return project(tf.nn.elu(tf.nn.elu(hidden)), scope=scope)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -65,7 +67,7 @@ class ShiftBijector(tfp.bijectors.Bijector):
     latents in raster order are exact, and it stops as soon as nothing changes.
 
     Args:
-        shift: the layer, or any callable with its dependencies, that computes mu.
+        shift: A function with the dependencies of `AutoregressiveShift`, which computes mu.
     """
 
     def __init__(self, shift, name="shift"):
@@ -107,21 +109,20 @@ class FlowCell(Layer):
         super().__init__(**kwargs)
         self.shifts = [AutoregressiveShift(mirror=False), AutoregressiveShift(mirror=True)]
 
-    def build(self, input_shape):
-        """Builds both shifts for the input's latent channels."""
-        build_chain(self.shifts, int(input_shape[-1]))
-        super().build(input_shape)
+    def create(self, input_shape):
+        """Makes both shifts for the input's latent channels."""
+        create_chain(self.shifts, int(input_shape[-1]))
 
     def compute_output_shape(self, input_shape):
         """The input's."""
         return input_shape
 
-    def bijectors(self):
+    def bijectors(self, scope: Scope):
         """The cell's bijectors, first applied first."""
-        return [ShiftBijector(shift) for shift in self.shifts]
+        return [ShiftBijector(functools.partial(shift, scope=scope)) for shift in self.shifts]
 
-    def call(self, inputs):
+    def call(self, inputs, scope: Scope):
         """Transforms z."""
         for shift in self.shifts:
-            inputs = inputs - shift(inputs)
+            inputs = inputs - shift(inputs, scope=scope)
         return inputs

@@ -8,7 +8,6 @@ from nvae_tf.config import BUILT_IN_OPTIMIZERS
 from nvae_tf.devices import own_copy
 from nvae_tf.errors import ConfigError
 from nvae_tf.training.optimizer import Optimizer
-from nvae_tf.training.stacked import Stacked
 
 INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 
@@ -16,7 +15,8 @@ INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 class AddonsOptimizer(Optimizer):
     """An optimiser of TensorFlow Addons, in the place of a built-in one.
 
-    It updates the variables one by one, because some (LAMB) look at each as a whole. Those that wrap
+    It updates weights one by one, because some (LAMB) look at each as a whole; for that it holds them a
+    second time. Those that wrap
     another optimiser (Lookahead, SWA) wrap NVAE's Adamax. Decay is the optimiser's own where it has
     one, else L2 decay inside the gradient.
 
@@ -33,26 +33,31 @@ class AddonsOptimizer(Optimizer):
         super().__init__(learning_rate)
         self._optimizer, self.l2 = _make(name, lambda: self.learning_rate, weight_decay)
 
-    def build(self, weights: Stacked) -> None:
-        """Creates the slots of all variables."""
-        self._weights = weights
-        self._optimizer._create_all_weights(weights.variables)
-
-    def apply_gradients(self, gradients, condition=True) -> None:
-        """Takes one step, of the variables and then of their stacks."""
-        weights, variables = self._weights, self._weights.variables
-        pairs = [
-            (gradient + self.l2 * variable, variable)
-            for gradient, variable in zip(weights.split(gradients), variables, strict=True)
+    def build(self, variables) -> None:
+        """Makes a variable for each weight, and the optimiser's slots for those."""
+        self._stacks = list(variables)
+        self._rows = [
+            [tf.Variable(value, trainable=False) for value in tf.unstack(stack)]
+            for stack in variables
         ]
-        kept = [*variables, *self._optimizer.variables()]
-        before = [tf.identity(variable) for variable in kept]
+        self._optimizer._create_all_weights(sum(self._rows, []))
+
+    def apply_gradients(self, gradients, condition=True, compile: bool = False) -> None:  # noqa: A002
+        """Takes one step, weight by weight, from the stacks' values to the stacks."""
+        pairs = []
+        for stack, rows, gradient in zip(self._stacks, self._rows, gradients, strict=True):
+            values = zip(rows, tf.unstack(stack), tf.unstack(gradient), strict=True)
+            for row, value, row_gradient in values:
+                own_copy(row).assign(value)
+                pairs.append((row_gradient + self.l2 * value, row))
+        slots = self._optimizer.variables()
+        before = [tf.identity(slot) for slot in slots]
         # The gradients are means over all replicas already.
         self._optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
-        for variable, value in zip(kept, before, strict=True):
-            own_copy(variable).assign(tf.where(condition, variable, value))
-        for stack, value in zip(weights.stacks, weights.stack(variables), strict=True):
-            own_copy(stack).assign(value)
+        for slot, value in zip(slots, before, strict=True):
+            own_copy(slot).assign(tf.where(condition, slot, value))
+        for stack, rows in zip(self._stacks, self._rows, strict=True):
+            own_copy(stack).assign(tf.where(condition, tf.stack(rows), stack))
         own_copy(self.iterations).assign_add(1)
 
 

@@ -58,14 +58,13 @@ class Checkpoints:
         return time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(self) -> Path:
-        """Writes a checkpoint, named by the step; brings the model up to date for it.
+        """Writes a checkpoint, named by the step.
 
         Callers make sure that training has not diverged: what is saved is what it continues from.
 
         Raises:
             UserError: it cannot be written; the older ones are intact.
         """
-        self._trainer.scatter()
         self._saved_at = time.monotonic()
         parent = self.folder.checkpoints
         path = parent / f"step-{int(self._iterations.numpy())}"
@@ -105,7 +104,6 @@ class Checkpoints:
                     "so that the product stays"
                 )
             self._images_per_step.assign(self._expected)
-            self._trainer.gather()
             if self._trainer.averages and not has_averages(self._newest):
                 self._trainer.averages.start()
             self._trainer.forget_bad_steps()

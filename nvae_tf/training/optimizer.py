@@ -1,11 +1,12 @@
 """The optimisers, Adamax as NVAE is trained with first of all, and moving averages of weights."""
 
+import functools
+
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.devices import own_copy
-from nvae_tf.layers.compiled import compiled_part
-from nvae_tf.training.stacked import Stacked
+from nvae_tf.engine.xla import xla_region
 
 LARGE = 2**20  # values in a stack from which on its update is compiled, on CPUs
 
@@ -49,16 +50,21 @@ class Optimizer(tf.Module):
         rate = self._learning_rate
         return rate(self.iterations) if callable(rate) else tf.constant(rate, tf.float32)
 
-    def build(self, weights: Stacked) -> None:
-        """Creates the slots."""
-        raise NotImplementedError
-
-    def apply_gradients(self, gradients, condition=True) -> None:
-        """Takes one step, of the weights' stacks.
+    def build(self, variables) -> None:
+        """Creates the slots.
 
         Args:
-            gradients: stacked as the weights.
-            condition: a scalar; where it is false weights and slots stay, and the step counts.
+            variables: What the optimiser will change: stacks of weights.
+        """
+        raise NotImplementedError
+
+    def apply_gradients(self, gradients, condition=True, compile: bool = False) -> None:  # noqa: A002
+        """Takes one step.
+
+        Args:
+            gradients: One for each variable.
+            condition: A scalar; where it is false variables and slots stay, and the step counts.
+            compile: Whether to compile the update of large variables (see `nvae_tf.engine.xla`).
         """
         raise NotImplementedError
 
@@ -82,13 +88,13 @@ class StackedOptimizer(Optimizer):
         self.weight_decay, self.epsilon = weight_decay, epsilon
         self.beta_1, self.beta_2 = beta_1, beta_2
 
-    def build(self, weights: Stacked) -> None:
-        """Creates the slots, stacked as the weights."""
-        self._weights = weights
+    def build(self, variables) -> None:
+        """Creates the slots, shaped as the variables."""
+        self._variables = list(variables)
         for name in self.SLOTS:
-            setattr(self, name, weights.zeros())
+            setattr(self, name, zeros_like(variables))
 
-    def apply_gradients(self, gradients, condition=True) -> None:
+    def apply_gradients(self, gradients, condition=True, compile: bool = False) -> None:  # noqa: A002
         """Takes one step, all weights of a shape at once."""
         step = tf.cast(self.iterations + 1, tf.float32)
         coefficients = tf.stack(
@@ -102,14 +108,20 @@ class StackedOptimizer(Optimizer):
             ]
         )
         slots = [getattr(self, name) for name in self.SLOTS]
-        for gradient, *own in zip(gradients, self._weights.stacks, *slots, strict=True):
-            self.update(gradient, list(map(own_copy, own)), coefficients, condition)
+        for gradient, *changed in zip(gradients, self._variables, *slots, strict=True):
+            local = list(map(own_copy, changed))
+            self.update(gradient, local, coefficients, condition, compile=compile)
         own_copy(self.iterations).assign_add(1)
 
     @staticmethod
-    def update(gradient, own, coefficients, condition):
-        """Changes a stack and its slots, variables all; unless the condition is false."""
+    def update(gradient, variables, coefficients, condition, compile):  # noqa: A002
+        """Changes a stack and its slots, unless the condition is false."""
         raise NotImplementedError
+
+
+def zeros_like(variables) -> list[tf.Variable]:
+    """New variables of the same shapes, of zeros."""
+    return [tf.Variable(tf.zeros(variable.shape), trainable=False) for variable in variables]
 
 
 def _update_by(rule):
@@ -123,16 +135,16 @@ def _update_by(rule):
             to weight and slots.
     """
 
-    def update(gradient, own, coefficients, condition):
+    def update(gradient, variables, coefficients, condition):
         def choose(new, old):
             return tf.where(condition, new, old)
 
-        before = [variable.read_value() for variable in own]
+        before = [variable.read_value() for variable in variables]
         after = rule(choose, gradient, *before, *tf.unstack(coefficients))
-        for variable, value in zip(own, after, strict=True):
+        for variable, value in zip(variables, after, strict=True):
             variable.assign(value)
 
-    return staticmethod(compiled_part(update, worthwhile=LARGE))
+    return staticmethod(xla_region(update, min_size=LARGE))
 
 
 def _adamax(choose, gradient, weight, mean, peak, rate, _, decay, beta_1, beta_2, epsilon):
@@ -200,45 +212,44 @@ class AdamW(Adam):
 
 
 class MovingAverage(tf.Module):
-    """Exponential moving averages of a model's weights.
+    """Exponential moving averages of variables.
 
     Args:
-        weights: of the model.
+        variables: Stacks of weights.
         decay: Decay of the averages per step; early on they are close to a plain mean of the steps so
             far.
+
+    Attributes:
+        stacks: The averages, one variable for each of the variables.
     """
 
-    def __init__(self, weights: Stacked, decay: float):
+    def __init__(self, variables, decay: float):
         super().__init__()
-        self._weights, self.decay, self._averages = weights, decay, weights.zeros()
-
-    @property
-    def stacks(self) -> list[tf.Variable]:
-        """The averages, stacked as the weights."""
-        return list(self._averages)
+        self._variables, self.decay = list(variables), decay
+        self.stacks = zeros_like(variables)
 
     def start(self) -> None:
-        """Begins from the weights as they are, in a run that had no averages until now."""
-        for average, stack in zip(self._averages, self._weights.stacks, strict=True):
-            average.assign(stack)
+        """Begins from the variables as they are, in a run that had no averages until now."""
+        for average, variable in zip(self.stacks, self._variables, strict=True):
+            average.assign(variable)
 
-    def update(self, step, condition=True) -> None:
-        """Moves the averages towards the weights' stacks.
+    def update(self, step, condition=True, compile: bool = False) -> None:  # noqa: A002
+        """Moves the averages towards the variables.
 
         Args:
-            step: steps taken, this one included.
-            condition: a scalar; where it is false nothing changes.
+            step: Steps taken, this one included.
+            condition: A scalar; where it is false nothing changes.
+            compile: As for `Optimizer.apply_gradients`.
         """
         done = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
-        for average, stack in zip(self._averages, self._weights.stacks, strict=True):
-            _average(stack.read_value(), own_copy(average), decay, condition)
+        for average, variable in zip(self.stacks, self._variables, strict=True):
+            value = variable.read_value()
+            _move_average(value, own_copy(average), decay, condition, compile=compile)
 
 
-def _average_of(value, average, decay, condition):
+@functools.partial(xla_region, min_size=LARGE)
+def _move_average(value, average, decay, condition):
     before = average.read_value()
-    moved = decay * before + (1.0 - decay) * value
-    average.assign(tf.where(condition, moved, before))
-
-
-_average = compiled_part(_average_of, worthwhile=LARGE)
+    after = decay * before + (1.0 - decay) * value
+    average.assign(tf.where(condition, after, before))

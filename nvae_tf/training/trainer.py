@@ -13,14 +13,12 @@ import tensorflow as tf
 from nvae_tf import objective
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
-from nvae_tf.layers.base import gradients_taken
-from nvae_tf.layers.compiled import compiled_parts
-from nvae_tf.layers.normalization import BatchNorm, Observed, moved, observed_statistics
-from nvae_tf.layers.pieces import pieces
+from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
+from nvae_tf.engine.scope import BatchStatistics, Scope
+from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
+from nvae_tf.layers.normalization import moved
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.optimizer import MovingAverage, Optimizer
-from nvae_tf.training.spectral import WARM_UP_ITERATIONS, SpectralNorms
-from nvae_tf.training.stacked import Stacked
 
 VALIDATION_STREAM = 2**31 - 1  # of noise; training's streams are numbered by the step
 
@@ -56,15 +54,15 @@ class Pass(NamedTuple):
     Attributes:
         losses: the objective's terms.
         channel_kl: of every latent channel in nats, mean over the batch, (groups, latents).
-        gradients: of the model's trainable variables, as stacks (`Trainer.weights`).
-        observed: Statistics of the batch, in the order of `Trainer.batch_norms`.
-        vectors: iterated singular vectors.
+        gradients: Gradients with respect to the model's trainable variables.
+        statistics: Statistics of the batch, in the order of `Trainer.batch_norms`.
+        vectors: Iterated singular vectors.
     """
 
     losses: Losses
     channel_kl: tf.Tensor
     gradients: list[tf.Tensor]
-    observed: list[Observed]
+    statistics: list[BatchStatistics]
     vectors: list[tf.Tensor]
 
 
@@ -73,9 +71,6 @@ class Trainer(tf.Module):
 
     Whatever varies during training (annealing, noise, schedules) is a function of the optimiser's step
     count, so a resumed run goes on as if it had never stopped.
-
-    Steps work on the model's weights and running statistics as stacks (see `Stacked`). The model itself
-    follows at `scatter`; what else changes the model is told by `gather`.
 
     Args:
         model: the NVAE to train.
@@ -100,10 +95,8 @@ class Trainer(tf.Module):
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.alphas = objective.balancing_weights(model.config)
         self.spectral = SpectralNorms(model.convolutions)
-        self.batch_norms = [m for m in model.submodules if isinstance(m, BatchNorm)]
-        self.weights = Stacked(model.trainable_variables)
-        self.means = Stacked([norm.moving_mean for norm in self.batch_norms])
-        self.variances = Stacked([norm.moving_variance for norm in self.batch_norms])
+        self.batch_norms = model.batch_norms
+        self.weights = model.trainable_variables
         if optimizer:
             optimizer.build(self.weights)
         self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
@@ -127,24 +120,11 @@ class Trainer(tf.Module):
             noise = self.model.draw_noise(len(images), (self.seed, 0))
             self.model.initialize_from_data(images, noise)
         self.warm_up_spectral_norms()
-        self.gather()
-
-    def gather(self) -> None:
-        """Goes on from the model's weights and running statistics; outside of steps."""
-        for stacked in (self.weights, self.means, self.variances):
-            stacked.gather()
-
-    def scatter(self) -> None:
-        """Gives the model the weights and running statistics of training; outside of steps."""
-        for stacked in (self.weights, self.means, self.variances):
-            stacked.scatter()
 
     def layout(self) -> dict[str, list[list[str]]]:
         """Which weight stands where in the stacks that training keeps, by kind of stack."""
-        return {
-            "weights": self.weights.names(self.model),
-            "convolutions": self.spectral.names(self.model),
-        }
+        names = {content: path for path, content in walk(self.model)}
+        return {"weights": layout(self.model), "convolutions": self.spectral.layout(names)}
 
     @property
     def skipped_in_row(self) -> int:
@@ -170,20 +150,24 @@ class Trainer(tf.Module):
 
         Afterwards, and without moving averages, the model has the weights of training.
         """
-        self.weights.scatter((self.averages or self.weights).stacks)
+        if not self.averages:
+            yield
+            return
+        before = [tf.identity(stack) for stack in self.weights]
+        _assign(self.weights, self.averages.stacks)
         try:
             yield
         finally:
-            if self.averages:
-                self.weights.scatter()
+            _assign(self.weights, before)
 
     def warm_up_spectral_norms(self):
         """Brings fresh singular vectors near those of the kernels."""
-        with self.spectral.shared_kernels(WARM_UP_ITERATIONS) as (_, vectors):
-            self.spectral.keep(vectors)
+        _, _, vectors = self.spectral.normalized_kernels({}, False, WARM_UP_ITERATIONS)
+        self.spectral.update_vectors(vectors)
 
-    @gradients_taken()
-    def losses_and_gradients(self, images, noise, beta, regularization, loss_scale=None) -> Pass:
+    def losses_and_gradients(
+        self, images, noise, beta, regularization, loss_scale=None, weights=None
+    ) -> Pass:
         """One training-mode pass, which changes nothing.
 
         Args:
@@ -192,57 +176,77 @@ class Trainer(tf.Module):
             beta: the KL coefficient.
             regularization: lambda.
             loss_scale: factor on the loss while gradients are computed.
+            weights: Tensors in the place of the model's trainable variables; default: their values.
         """
-        weights = [stack.read_value() for stack in self.weights.stacks]
-        with (
-            tf.GradientTape() as tape,
-            self._watched(tape, weights),
-            compiled_parts(self._compiles_parts),
-            self.spectral.shared_kernels() as (spectral, vectors),
-            observed_statistics() as observed,
-            pieces(self.config.gradient_checkpointing, shared=num_replicas() == 1),
-        ):
-            output = self.model(images, noise, training=True)
-            losses = self._losses(output, images, beta, regularization, spectral)
+        if weights is None:
+            weights = [stack.read_value() for stack in self.weights]
+        tensors = self._by_reference(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            spectral, kernels, vectors = self.spectral.normalized_kernels(
+                tensors, self._compiles_regions
+            )
+            scope = Scope(
+                training=True,
+                values=rows_of(weights_below(self.model), tensors),
+                kernels=kernels,
+                rematerialize=self.config.gradient_checkpointing,
+                functions={} if num_replicas() == 1 else None,
+                xla_regions=self._compiles_regions,
+                custom_gradients=True,
+            )
+            output = self.model.autoencode(images, noise, scope)
+            batch_norm = objective.batch_norm_penalty(self._gammas(tensors))
+            losses = self._losses(output, images, beta, regularization, spectral, batch_norm)
             scaled = losses.loss * (1.0 if loss_scale is None else loss_scale)
         gradients = tape.gradient(scaled, weights)
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
-        in_order = [observed[norm] for norm in self.batch_norms]
-        return Pass(losses, _channel_kl(output), gradients, in_order, vectors)
+        statistics = [scope.statistics[norm] for norm in self.batch_norms]
+        return Pass(losses, _channel_kl(output), gradients, statistics, vectors)
+
+    def _by_reference(self, tensors) -> dict:
+        """Tensors that stand for the model's trainable variables, by those."""
+        return {stack.ref(): tensor for stack, tensor in zip(self.weights, tensors, strict=True)}
+
+    def _gammas(self, tensors) -> list[tf.Tensor]:
+        """The scales of all batch norms: of those of one width one tensor (n, channels)."""
+        widths: dict = {}
+        for norm in self.batch_norms:
+            widths.setdefault(norm.gamma.shape[0], []).append(norm.gamma)
+        return [stacked(gammas, tensors) for gammas in widths.values()]
 
     @property
-    def _compiles_parts(self):
-        """Whether parts of a step are compiled, on a CPU with ``jit_compile: auto``."""
+    def _compiles_regions(self):
+        """Whether regions of a step are compiled, on a CPU with ``jit_compile: auto``."""
         return (
             self.config.jit_compile == "auto" and not uses_xla(self.config) and num_replicas() == 1
         )
 
-    @contextlib.contextmanager
-    def _watched(self, tape, weights):
-        tape.watch(weights)
-        with self.weights.replaced(weights):
-            yield
-
-    def _losses(self, output: NVAEOutput, images, beta, regularization, spectral) -> Losses:
+    def _losses(
+        self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
+    ) -> Losses:
         recon = -self.model.log_likelihood(output.parameters, images)
         kl_per_group = output.kl_per_group
         balanced_kl, gamma = objective.balance_kl(
             kl_per_group, self.alphas, beta, lambda kl: mean_over_replicas(tf.reduce_mean(kl, 0))
         )
-        batch_norm = objective.batch_norm_penalty(self.batch_norms)
         loss = tf.reduce_mean(recon + beta * balanced_kl)
         loss += regularization * (spectral + batch_norm)
         return Losses(loss, recon, kl_per_group, balanced_kl, gamma, spectral, batch_norm)
 
-    def keep_state(self, found: Pass, condition=True) -> None:
-        """Moves running statistics and singular vectors to where a pass brought them."""
-        means, variances, counts = map(self.means.stack, zip(*found.observed, strict=True))
-        unbiased = [v * (n / (n - 1.0)) for v, n in zip(variances, counts, strict=True)]
-        for stacked, seen in ((self.means, means), (self.variances, unbiased)):
-            for running, value in zip(stacked.stacks, seen, strict=True):
-                own_copy(running).assign(tf.where(condition, moved(running, value), running))
-        self.spectral.keep(found.vectors, condition)
+    def update_state(self, result: Pass, condition=True) -> None:
+        """Moves running averages and singular vectors to where a pass brought them."""
+        by_norm = dict(zip(self.batch_norms, result.statistics, strict=True))
+        means = by_stack({norm.moving_mean: seen for norm, seen in by_norm.items()})
+        variances = by_stack({norm.moving_variance: seen for norm, seen in by_norm.items()})
+        for (mean, rows), (variance, _) in zip(means, variances, strict=True):
+            in_order = [rows[row] for row in range(mean.shape[0])]
+            seen = BatchStatistics(*map(tf.stack, zip(*in_order, strict=True)))
+            for running, value in ((mean, seen.mean), (variance, seen.unbiased)):
+                after = moved(running, value)
+                own_copy(running).assign(tf.where(condition, after, running))
+        self.spectral.update_vectors(result.vectors, condition)
 
     def train_step(self, images):
         """One step on this replica.
@@ -284,11 +288,10 @@ class Trainer(tf.Module):
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        with compiled_parts(self._compiles_parts):
-            self.optimizer.apply_gradients(gradients, apply)
-            if self.averages:
-                self.averages.update(step + 1, apply)
-        self.keep_state(found, apply)
+        self.optimizer.apply_gradients(gradients, apply, self._compiles_regions)
+        if self.averages:
+            self.averages.update(step + 1, apply, self._compiles_regions)
+        self.update_state(found, apply)
 
         return {
             **self._epoch_means(step, recon, tf.reduce_sum(kl_per_group), apply),
@@ -344,13 +347,13 @@ class Trainer(tf.Module):
         losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
         channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
         shapes = [norm.moving_mean.shape for norm in self.batch_norms]
-        observed = [Observed(tf.zeros(s), tf.zeros(s), tf.zeros(1)) for s in shapes]
+        statistics = [BatchStatistics(tf.zeros(s), tf.zeros(s), tf.zeros(1)) for s in shapes]
         return Pass(
             losses._replace(kl_per_group=groups, gamma=groups),
             channel_kl,
-            [tf.zeros(stack.shape) for stack in self.weights.stacks],
-            observed,
-            [tf.zeros(v.shape) for v in self.spectral.left + self.spectral.right],
+            [tf.zeros(stack.shape) for stack in self.weights],
+            statistics,
+            [tf.zeros(vectors.shape) for vectors in self.spectral.vectors],
         )
 
     def _count(self, good, ended, terms, kl_per_group):
@@ -381,7 +384,7 @@ class Trainer(tf.Module):
         return self._summary(recon, kl)
 
     def _summary(self, recon, kl):
-        bits = self.model.image.bits_per_dim(recon + kl)
+        bits = self.model.bits_per_dim(recon + kl)
         return {"nelbo": recon + kl, "bpd": bits, "recon": recon, "kl": kl}
 
     def validation_step(self, images, numbers, weights):
@@ -399,9 +402,11 @@ class Trainer(tf.Module):
             (groups, latents).
         """
         noise = self.model.draw_noise(numbers, (self.seed, VALIDATION_STREAM))
-        values = (self.averages or self.weights).stacks
-        with self.weights.replaced(values), self.means.replaced(), self.variances.replaced():
-            output = self.model(images, noise)
+        tensors = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.model.stacks}
+        if self.averages:
+            tensors.update(self._by_reference(self.averages.stacks))
+        scope = Scope(values=rows_of(weights_below(self.model), tensors))
+        output = self.model.autoencode(images, noise, scope)
         recon = -self.model.log_likelihood(output.parameters, images)
         sums = [
             tf.reduce_sum(weights),
@@ -434,6 +439,11 @@ class Trainer(tf.Module):
             **self._summary(recon / count, tf.reduce_sum(channel_kl)),
             **_group_report(channel_kl),
         }
+
+
+def _assign(variables, values) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def uses_xla(config: TrainConfig) -> bool:

@@ -1,0 +1,84 @@
+"""What a pass over layers is run with: one argument that is handed down to every layer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from nvae_tf.engine.weights import Weight
+
+# What is computed again in the backward pass instead of being kept (`Scope.rematerialize`).
+NONE, BN_ACT, CELLS = "none", "bn_swish", "cells"
+REMATERIALIZATIONS = (NONE, BN_ACT, CELLS)
+
+
+class BatchStatistics(NamedTuple):
+    """Statistics of a layer's batch, over all replicas.
+
+    Attributes:
+        mean: Per channel, (channels,).
+        variance: Per channel, biased, (channels,).
+        count: Number of elements per channel that they were computed from, float32, (1,).
+    """
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+    count: tf.Tensor
+
+    @property
+    def unbiased(self):
+        """The unbiased variance, which running averages take."""
+        return self.variance * (self.count / (self.count - 1.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scope:
+    """How a pass is run. Layers ask it for the values of their weights, and leave statistics in it.
+
+    Without arguments: an evaluation pass with the weights as they are.
+
+    Attributes:
+        training: Batch norm uses the statistics of the batch.
+        values: Tensors that stand for weights; others are read from their stacks.
+        kernels: The kernels of this step, normalised beforehand, by convolution.
+        statistics: What batch norms saw in training, by layer; filled in the order of the calls.
+        given_statistics: Mean and biased variance, (channels,) each, that batch norms use in evaluation
+            instead of their running averages, by layer.
+        rematerialize: What is computed again in the backward pass (gradient checkpointing): ``"none"``;
+            ``"bn_swish"``: batch norm, its activation and the convolution that follows; ``"cells"``:
+            whole residual cells, and per group the draw of its latents and its combiner.
+        functions: The functions that identical blocks share, by key (see
+            `nvae_tf.engine.shared_functions`); None: nothing is shared.
+        xla_regions: What stands between convolutions is compiled.
+        custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
+            never frees a graph that contains a custom gradient.
+        data_initialization: Convolutions with ``data_init`` set their norm and bias from their input.
+    """
+
+    training: bool = False
+    values: Mapping[Weight, tf.Tensor] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+    statistics: dict[Any, BatchStatistics] = dataclasses.field(default_factory=dict)
+    given_statistics: Mapping[Any, tuple] = dataclasses.field(default_factory=dict)
+    rematerialize: str = NONE
+    functions: dict | None = None
+    xla_regions: bool = False
+    custom_gradients: bool = False
+    data_initialization: bool = False
+
+    def value(self, weight: Weight) -> tf.Tensor:
+        """The value of a layer's weight in this pass."""
+        found = self.values.get(weight)
+        return weight.value() if found is None else found
+
+    @property
+    def settings(self) -> tuple:
+        """All that changes what a layer computes, but for tensors; hashable."""
+        return (
+            self.training,
+            self.rematerialize,
+            self.xla_regions,
+            self.custom_gradients,
+            self.data_initialization,
+        )

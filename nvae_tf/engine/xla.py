@@ -1,0 +1,31 @@
+"""Regions of a step that XLA compiles where the step as a whole is not compiled.
+
+On CPUs XLA makes arithmetic on long tensors several times faster, since it reads them once, but its
+depthwise convolutions are some twenty times slower. So convolutions stay TensorFlow's there, and what
+stands between them is compiled. Not where several replicas share the work.
+"""
+
+import functools
+
+import tensorflow as tf
+
+
+def xla_region(function, min_size: int = 0):
+    """Makes a function of tensors a region, compiled once for all inputs of the same shapes.
+
+    Args:
+        function: Of tensors, or structures of tensors.
+        min_size: Run the function as it is if the first argument has fewer elements: compiling would
+            cost more than it saves.
+
+    Returns:
+        A function of the same arguments and the keyword ``compile``: whether to use XLA.
+    """
+    compiled = tf.function(function, autograph=False, jit_compile=True)
+
+    @functools.wraps(function)
+    def run(*arguments, compile: bool):  # noqa: A002
+        large = not min_size or arguments[0].shape.num_elements() >= min_size
+        return (compiled if large and compile else function)(*arguments)
+
+    return run
