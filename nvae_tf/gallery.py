@@ -68,8 +68,8 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
         for name, value in card.facts(loaded)
     )
     parts = [f"<table>{facts}</table>", "<h2>Samples</h2>"]
+    options = dict(batch_size=SAMPLES, seed=seed, draw=sampling.compiled_sampler(model))
     for temperature in TEMPERATURES:
-        options = dict(batch_size=SAMPLES, seed=seed)
         images, _ = sampling.sample(model, SAMPLES, temperature, **options)
         parts.append(_figure(images, SAMPLES, f"temperature {temperature:g}"))
 

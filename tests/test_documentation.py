@@ -34,6 +34,7 @@ ELSEWHERE = {
     "export": "for several machines, which tests/test_resume.py and tests/test_tuning.py start",
     "srun": "a cluster",
     "#SBATCH": "a cluster",
+    "python -m tf2onnx": "another project's converter: tests/test_export_formats.py runs it",
     "python benchmarks/": "minutes: tests/test_benchmarks.py runs them",
 }
 

@@ -1,8 +1,10 @@
 """Errors of commands: one line on standard error, and an exit status."""
 
 import os
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from nvae_tf.errors import Diverged, UserError, reason
@@ -27,6 +29,8 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
         The exit status.
     """
     _print_any_name()
+    # Large images are refused with a line of our own, and odd metadata do not matter.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         command()
         sys.stdout.flush()
@@ -77,9 +81,11 @@ def _of_tensorflow(error: Exception) -> str | None:
     from tensorflow import errors
 
     if isinstance(error, errors.ResourceExhaustedError) and "No space" not in str(error):
+        wanted = re.search(r"OOM when allocating tensor with shape\[[\d,]*\]", str(error))
         return (
-            f"not enough memory on the device ({reason(error)}); choose a smaller --batch_size, with "
-            "--accumulate_steps for training, or --gradient_checkpointing cells"
+            f"not enough memory on the device ({wanted[0] if wanted else reason(error)}); choose a "
+            "smaller --batch_size, with --accumulate_steps for training, or --gradient_checkpointing "
+            "cells"
         )
     outside = (
         errors.ResourceExhaustedError, errors.NotFoundError, errors.PermissionDeniedError,

@@ -55,7 +55,7 @@ def evaluate(arguments) -> None:
             chunk=arguments.iw_chunk,
             seed=arguments.seed,
         )
-    summary = likelihood.summarize(found, dataset.image.bits_per_dim)
+    summary = likelihood.summarize(found, loaded.model.bits_per_dim)
     report = {
         **summary,
         "num_images": len(source),

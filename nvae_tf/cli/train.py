@@ -1,5 +1,7 @@
 """The command ``train_keras.py``."""
 
+import time
+
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import (
@@ -69,11 +71,13 @@ def _parser() -> Parser:
 
 
 def _train(arguments) -> None:
+    begin = time.monotonic()
     config, note = configured(arguments)
     check_data(config.data)
     folder = RunFolder(named_folder(arguments))
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.cluster import connect
+    from nvae_tf.training.reports import duration
     from nvae_tf.training.run import train
 
     cluster = connect(arguments.world_size, arguments.join_timeout)
@@ -83,5 +87,9 @@ def _train(arguments) -> None:
     if not cluster.is_chief or results is None:
         return
     print(f"test: nelbo {results['nelbo']:.2f} nats, {results['bpd']:.4f} bits per dim")
+    print(f"time: {duration(time.monotonic() - begin)}")
     print(f"written: {folder.path} (samples.png, reconstructions.png, checkpoints/)")
     print(f"curves: tensorboard --logdir {folder.logs}")
+    print(
+        f"next: python evaluate_keras.py --checkpoint {folder.path} --eval_mode sample --temp 0.7"
+    )

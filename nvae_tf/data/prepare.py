@@ -20,7 +20,6 @@ import os
 import sys
 import tarfile
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -433,7 +432,6 @@ def main(argv: Iterable[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Of huge images, which are refused here, and of odd metadata, which do not matter. The command may
     # say so for its whole process.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     return run_command(
         lambda: _prepare(arguments), if_interrupted="the same command continues from here"
     )

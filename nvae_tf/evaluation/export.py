@@ -1,15 +1,13 @@
 """A SavedModel that needs TensorFlow alone, in the layout that TensorFlow Serving reads."""
 
 import dataclasses
-import shutil
-import tempfile
 from pathlib import Path
 
 import tensorflow as tf
 
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.sampling import SAMPLING_STREAM, Statistics
-from nvae_tf.files import cannot_write, make_folder
+from nvae_tf.files import cannot_write, make_folder, temporary_folder
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
 from nvae_tf.model import NVAE
 
@@ -119,20 +117,14 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
     """
     make_folder(folder)
     module = Exported(model, readjusted)
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".", suffix=".part"))
-        signatures = {name: getattr(module, name) for name in SIGNATURES}
-        tf.saved_model.save(module, str(temporary), signatures=signatures)
-        temporary.chmod(0o755)
+    signatures = {name: getattr(module, name) for name in SIGNATURES}
+    with temporary_folder(folder / "export") as temporary:
+        try:
+            tf.saved_model.save(module, str(temporary), signatures=signatures)
+        except tf.errors.OpError as error:
+            raise cannot_write(folder, error) from None
         numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
-        version = folder / str(max(numbers, default=0) + 1)
-        return temporary.rename(version)
-    except (OSError, tf.errors.OpError) as error:
-        raise cannot_write(folder, error) from None
-    finally:
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
+        return temporary.rename(folder / str(max(numbers, default=0) + 1))
 
 
 def _specs(model: NVAE, name: str) -> dict[str, tf.TensorSpec]:
