@@ -14,7 +14,7 @@ import tensorflow as tf  # isort: skip
 
 from nvae_tf import config as configuration
 from nvae_tf.data import catalog
-from nvae_tf.layers.normalization import BatchNorm
+from nvae_tf.layers.batch_norm import BatchNorm
 from nvae_tf.model import NVAE
 
 LATENCY = 20e-6  # seconds of one small all-reduce

@@ -23,7 +23,7 @@ from nvae_tf.cli.flags import add_config_flags, configured
 from nvae_tf.data import catalog, pipeline, tfrecords
 from nvae_tf.data.source import ArraySource
 from nvae_tf.model import NVAE
-from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.optimizers import Adamax
 from nvae_tf.training.trainer import Trainer
 
 import tensorflow as tf  # isort: skip

@@ -40,7 +40,7 @@ def measure(config: Config, arguments) -> dict:
     """Builds the recipe's model, traces a step, runs it once, then `--steps` times more."""
     import tensorflow as tf
 
-    from nvae_tf.training.optimizer import Adamax
+    from nvae_tf.training.optimizers import Adamax
     from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written, uses_xla
 
     settings = config.train

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from nvae_tf.config import KEYS, SECTIONS, allowed_range
-from nvae_tf.files import write_text
+from nvae_tf.io.files import write_text
 
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration

@@ -14,7 +14,7 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
 from nvae_tf.evaluation import latents
 from nvae_tf.evaluation.loading import load
-from nvae_tf.files import write_text
+from nvae_tf.io.files import write_text
 
 PAGE = Path(__file__).parent / "latents.md"
 SAMPLES, TEMPERATURE, SEED, BATCH = 100, 0.8, 1, 128

@@ -13,8 +13,8 @@ import numpy as np
 
 from nvae_tf.evaluation.latents import interpolate
 from nvae_tf.evaluation.loading import load
-from nvae_tf.files import write_animation
-from nvae_tf.pictures import enlarge, grid
+from nvae_tf.io.files import write_animation
+from nvae_tf.io.image_grid import enlarge, grid
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")

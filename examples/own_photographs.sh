@@ -9,12 +9,12 @@ photos=$1 out=$2
 shift 2
 
 # 1. Crop, scale and pack them once; unreadable files are skipped and listed.
-python -m nvae_tf.data.prepare images --input "$photos" --output "$out/tfrecords" --size 64
+nvae-prepare images --input "$photos" --output "$out/tfrecords" --size 64
 # 2. See what training will see.
-python -m nvae_tf.data.inspect --dataset tfrecords --data "$out/tfrecords" --output "$out/inspect.png"
+nvae-inspect --dataset tfrecords --data "$out/tfrecords" --output "$out/inspect.png"
 # 3. Train (a GPU-day or more for good samples). The same command with --cont_training goes on.
 python train_keras.py --config celeba64 --dataset tfrecords --data "$out/tfrecords" --root "$out" --save run "$@"
 # 4. How good is it?
 python evaluate_keras.py --checkpoint "$out/run" --eval_mode evaluate --num_iw_samples 10
-# 5. One page with samples, reconstructions, interpolations and curves.
-python -m nvae_tf.gallery "$out/run"
+# 5. One page with samples, reconstructions and curves.
+nvae-gallery "$out/run"

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ImageSpec
-from nvae_tf.errors import UserError, shown
+from nvae_tf.io.errors import UserError, shown
 
 ROUNDING = 1e-3  # by which pixels may leave [0, 1]
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nvae_tf.errors import ConfigError, reason, shown
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.io.errors import ConfigError, reason, shown
+from nvae_tf.io.paths import is_regular, user_path
 
 _INSTALLED = Path(__file__).resolve().parent / "configs"  # in a wheel; in a checkout beside nvae_tf
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
@@ -27,6 +27,8 @@ ARCH_INSTANCES = (
 )  # fmt: skip
 
 
+CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
+VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # of images that are not split yet
 LARGEST_INT = 2**31 - 1  # of whole numbers everywhere: TensorFlow's int32
 LARGEST_FLOAT = 3e38  # of other numbers: float32
 MOST_HALVINGS = 16  # of an image
@@ -150,10 +152,10 @@ class DataConfig:
         minimum=0,
     )
     crop: str = _key(
-        "centre",
+        CENTRE,
         "how images of a folder become square: the centre, a random crop anew on every visit (of "
         "the centre in evaluation), or none: squeezed; random also for tfrecords prepared so",
-        choices=("centre", "random", "none"),
+        choices=CROPS,
     )
     batch_size: int = _key(200, "images per replica (GPU) and pass", minimum=1)
     seed: int = _key(
@@ -359,6 +361,11 @@ def load(name_or_path: str) -> Config:
         return from_dict(read_yaml(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def data_override(folder: str | None) -> dict:
+    """The key ``data`` for a folder that a user names, absolute: later commands may run elsewhere."""
+    return {"data": str(user_path(folder).resolve())} if folder else {}
 
 
 def read_yaml(path: Path) -> dict:

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
-from nvae_tf import noise
+from nvae_tf import stateless_random
 
 CLAMP = 5.0
 MINIMUM_SCALE = 1e-2
@@ -233,7 +233,7 @@ def _draw_uniform(distribution, n, seed):
     batch, event = distribution.batch_shape_tensor(), distribution.event_shape_tensor()
     shape = tf.concat([[n], batch, event[:-1], [distribution.num_uniform]], 0)
     seed = tfp.random.sanitize_seed(seed)
-    return tf.random.stateless_uniform(shape, seed, minval=noise.SMALLEST)
+    return tf.random.stateless_uniform(shape, seed, minval=stateless_random.SMALLEST)
 
 
 def _chain(values, coefficients):

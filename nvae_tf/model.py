@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf import checks, noise
+from nvae_tf import checks, stateless_random
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
 from nvae_tf.distributions import (
     DiscretizedLogisticMixture,
@@ -23,6 +23,7 @@ from nvae_tf.distributions import (
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
 from nvae_tf.layers.base import Uniform, create_chain
+from nvae_tf.layers.batch_norm import BatchNorm, update_running_averages
 from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
 from nvae_tf.layers.convolution import Convolution
 from nvae_tf.layers.latent_group import (
@@ -32,7 +33,6 @@ from nvae_tf.layers.latent_group import (
     Latent,
     LatentGroup,
 )
-from nvae_tf.layers.normalization import BatchNorm, update_running_averages
 
 PIXEL_STREAM = -1  # of a seed; its others are told apart from it by hashing
 
@@ -311,7 +311,7 @@ class NVAE(tf_keras.Model):
             seed = tf.random.experimental.stateless_fold_in(checks.as_seed(seed), PIXEL_STREAM)
             shape = (self.image.size, self.image.size, distribution.num_uniform)
             numbers = tf.shape(parameters)[0] if numbers is None else numbers
-            images = distribution.from_uniform(noise.uniform([shape], numbers, seed)[0])
+            images = distribution.from_uniform(stateless_random.uniform([shape], numbers, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
 
     def image_distribution(self, parameters, temperature=1.0):
@@ -374,7 +374,7 @@ class NVAE(tf_keras.Model):
             Tensors (batch, height, width, latents), one per group.
         """
         checks.check_numbers(numbers)
-        return noise.normal(self.latent_shapes, numbers, checks.as_seed(seed))
+        return stateless_random.normal(self.latent_shapes, numbers, checks.as_seed(seed))
 
     def initialize_from_data(self, images, noise):
         """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).

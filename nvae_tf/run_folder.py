@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nvae_tf import config as configuration
 from nvae_tf.config import Config
-from nvae_tf.errors import UserError
-from nvae_tf.files import make_folder, write_text
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import make_folder, write_text
 
 
 class RunFolder:

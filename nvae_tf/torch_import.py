@@ -1,9 +1,6 @@
 """Weights of the official implementation: a table from the keys of its ``state_dict`` to ours.
 
-    python -m nvae_tf.torch_import model.pt OUT
-
-turns an official checkpoint into the folder of a run. This is the only file that knows the official
-names.
+This is the only file that knows the official names.
 """
 
 if __name__ == "__main__":  # before TensorFlow is imported
@@ -12,22 +9,20 @@ if __name__ == "__main__":  # before TensorFlow is imported
     keep_out()
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf import torch_file
 from nvae_tf.config import KEYS, LARGEST_INT, Config, ModelConfig, from_dict
 from nvae_tf.engine.weights import Weight, assign_all
-from nvae_tf.errors import UserError
+from nvae_tf.io import torch_file
+from nvae_tf.io.errors import UserError
+from nvae_tf.layers.batch_norm import BatchNorm
 from nvae_tf.layers.cells import ActivatedConvolution, InvertedResidual, ResidualCell, SkipDown
 from nvae_tf.layers.convolution import Convolution
-from nvae_tf.layers.normalization import BatchNorm
 from nvae_tf.model import NVAE, LatentGroup
-from nvae_tf.paths import user_path
 
 
 class Official(NamedTuple):
@@ -268,57 +263,3 @@ def _to_oihw(kernel):
 
 def _as_is(weight):
     return Entry(weight, np.asarray, np.asarray)
-
-
-def convert(path: Path, output: Path) -> None:
-    """Writes an official checkpoint as the folder of a run, from which training can continue.
-
-    Weights, running statistics and the step are the file's. The optimiser's moments start at zero, and
-    the singular vectors are iterated anew.
-
-    Raises:
-        UserError: as `read`; or the folder holds a run already.
-    """
-    from nvae_tf.data import catalog
-    from nvae_tf.run_folder import RunFolder
-    from nvae_tf.training.checkpoints import Checkpoints
-    from nvae_tf.training.optimizer import make_optimizer
-    from nvae_tf.training.trainer import Trainer
-
-    official = read(path)
-    config, folder = official.config, RunFolder(output)
-    folder.check(config, resume=False)
-    model = NVAE(config.model, catalog.describe(config.data).image)
-    load_state(model, official.state)
-    optimizer = make_optimizer(config.train, config.train.learning_rate)
-    trainer = Trainer(model, config.train, total_steps=1, optimizer=optimizer)
-    optimizer.iterations.assign(official.step)
-    trainer.warm_up_spectral_norms()
-    folder.create(config)
-    Checkpoints(folder, trainer, config.train.keep).save()
-    print(
-        f"read: {path}, {config.data.dataset}, {len(model.groups)} latent groups, step {official.step}"
-    )
-    print(f"run: {output}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    from nvae_tf.cli.errors import run_command
-    from nvae_tf.cli.flags import Parser
-
-    parser = Parser(
-        prog="python -m nvae_tf.torch_import",
-        description="Turn an official checkpoint into the folder of a run.",
-    )
-    parser.add_argument("checkpoint", help="a .pt file of the official implementation")
-    parser.add_argument("output", help="the folder to make")
-    arguments = parser.parse_args(argv)
-    return run_command(
-        lambda: convert(user_path(arguments.checkpoint), user_path(arguments.output)),
-        if_interrupted="nothing is complete",
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,7 @@ from nvae_tf import torch_import
 from nvae_tf.cli.flags import Parser, add_key_flags, overrides
 from nvae_tf.config import ImageSpec, TrainConfig
 from nvae_tf.engine.weights import rows_of, weights_below
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 # After Python's own modules but before TensorFlow: nvae_tf chooses the Keras that TensorFlow shows.
 import tensorflow as tf  # isort: skip
@@ -29,7 +29,7 @@ import tensorflow as tf  # isort: skip
 from nvae_tf.distributions import mean_image
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
-from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.optimizers import Adamax
 from nvae_tf.training.trainer import Trainer
 
 FORWARD = 1e-4  # of the quantity's largest entry

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from nvae_tf.cli.train import main
 from nvae_tf.config import TrainConfig
-from nvae_tf.errors import ConfigError
-from nvae_tf.training.optimizer import Adamax, make_optimizer
+from nvae_tf.io.errors import ConfigError
+from nvae_tf.training.optimizers import Adamax, make_optimizer
 
 pytestmark = pytest.mark.core
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf.config import ImageSpec, ModelConfig
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 from nvae_tf.model import NVAE
 
 pytestmark = pytest.mark.core

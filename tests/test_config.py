@@ -7,7 +7,7 @@ import pytest
 from nvae_tf import config
 from nvae_tf.cli.train import main
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
-from nvae_tf.errors import ConfigError
+from nvae_tf.io.errors import ConfigError
 
 pytestmark = pytest.mark.core
 

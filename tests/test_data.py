@@ -11,7 +11,7 @@ from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DataSet
 from nvae_tf.data.source import ArraySource
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 COLOUR = DataSet("photographs", ImageSpec(32, 3), open=None, flip=False)
 FLIPPED = DataSet("photographs", ImageSpec(32, 3), open=None)

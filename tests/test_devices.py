@@ -12,9 +12,9 @@ import tensorflow as tf
 from nvae_tf.cli import train
 from nvae_tf.cli.evaluate import main
 from nvae_tf.data.arrays import read_digits
-from nvae_tf.devices import local_strategy
-from nvae_tf.errors import UserError
+from nvae_tf.engine.devices import local_strategy
 from nvae_tf.evaluation import fid
+from nvae_tf.io.errors import UserError
 
 COMMANDS = {
     "evaluate": "--num_iw_samples 3 --iw_chunk 2 --batch_size 50",

@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = dict(  # a console script -> the module that it runs
+    re.findall(r"^    (nvae-\w+) = ([\w.]+):main$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SMALL = (
@@ -44,7 +47,7 @@ INSTEAD = {
     "python train_keras.py --config cifar10 --data DIR": "python train_keras.py --help",
     "python train_keras.py --config celeba64 --dataset": "python train_keras.py --help",
     "python train_keras.py --config celeba256": "python train_keras.py --help",
-    "python -m nvae_tf.data.prepare images --input DIR": "python -m nvae_tf.data.prepare --help",
+    "nvae-prepare images --input DIR": "nvae-prepare --help",
     # Scores with Inception's weights, which are not here.
     f"{EVALUATE} --eval_mode fid": "python evaluate_keras.py --help",
     f"{EVALUATE} --eval_mode evaluate_fid": "python evaluate_keras.py --help",
@@ -52,7 +55,7 @@ INSTEAD = {
 ADDED = {
     "python train_keras.py --config digits": BRIEF,
     "python tune_keras.py --config digits": f"{BRIEF} --max_trials 1",
-    "python -m nvae_tf.data.inspect": "--seconds 0.1",
+    "nvae-inspect": "--seconds 0.1",
     "python evaluate_keras.py": "--readjust_batches 1 --num_iw_samples 2",
     "python tests/parity.py tests/reference/cifar10_flow.npz": "--jit_compile off",
     "python examples/interpolation_video.py": "--steps 2 --stations 2",
@@ -90,7 +93,9 @@ def runnable():
 def run(command):
     """Runs a Python command in this process; returns its exit status."""
     program, *words = shlex.split(command)
-    assert program == "python", f"{command}: neither runnable here nor listed"
+    assert program == "python" or program in SCRIPTS, f"{command}: neither runnable here nor listed"
+    if program in SCRIPTS:
+        words = ["-m", SCRIPTS[program], *words]
     before = sys.argv, sys.path[:]
     if words[0] == "-m":
         name, arguments = words[1], words[2:]
@@ -122,7 +127,7 @@ def test_commands_are_found():
     found = {command for _, command in commands()}
     assert {
         "python train_keras.py --config digits",
-        "python -m nvae_tf.gallery runs/digits",
+        "nvae-gallery runs/digits",
     } <= found
     assert len(found) > 30
     for listed in (*ELSEWHERE, *INSTEAD, *ADDED):  # nothing stays listed that is no longer written
@@ -158,7 +163,7 @@ def test_own_photographs_need_five_commands(photographs, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "run" / "gallery.html").is_file()
     text = script.read_text(encoding="utf-8")
-    assert len(re.findall(r"^python", text, re.MULTILINE)) == 5
+    assert len(re.findall(r"^(?:python|nvae-)", text, re.MULTILINE)) == 5
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DataConfig
 from nvae_tf.model import NVAE
-from nvae_tf.training.optimizer import Adamax, MovingAverage
+from nvae_tf.training.optimizers import Adamax, MovingAverage
 from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written
 
 MODEL = ModelConfig(

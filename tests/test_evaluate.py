@@ -10,8 +10,8 @@ from PIL import Image
 
 from nvae_tf.cli.evaluate import main
 from nvae_tf.engine.weights import weights_below
-from nvae_tf.errors import UserError
 from nvae_tf.evaluation import likelihood, loading, sampling
+from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import FromPrior
 
 REFERENCE = Path(__file__).parent / "reference"

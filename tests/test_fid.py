@@ -11,8 +11,8 @@ import scipy.linalg
 import tensorflow as tf
 
 from nvae_tf.cli.evaluate import main
-from nvae_tf.errors import UserError
 from nvae_tf.evaluation import fid, inception
+from nvae_tf.io.errors import UserError
 
 
 def accumulate(features, batch=7):

@@ -9,15 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from nvae_tf.data import prepare
-from nvae_tf.errors import UserError
-from nvae_tf.files import make_folder, replacing, replacing_folder, temporary_folder, write_png
+from nvae_tf.cli import prepare
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import make_folder, replacing, replacing_folder, temporary_folder, write_png
 
 # Replaces a folder and kills itself just before the system call of that number.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nvae_tf.files import replacing_folder
+from nvae_tf.io.files import replacing_folder
 path, moment, exchanges = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchanges"
 calls, counting = 0, False
 def watch(event, arguments):

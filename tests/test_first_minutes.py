@@ -7,9 +7,8 @@ import sys
 import pytest
 from processes import COMMAND
 
-from nvae_tf import config, gallery, torch_import
-from nvae_tf.cli import evaluate, train, tune
-from nvae_tf.data import inspect, prepare
+from nvae_tf import config
+from nvae_tf.cli import evaluate, gallery, import_official, inspect, prepare, train, tune
 
 pytestmark = pytest.mark.core
 
@@ -67,10 +66,10 @@ def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ("-m", "nvae_tf.gallery", "RUN", "--output", "OUT/page.html"),
+        ("-m", "nvae_tf.cli.gallery", "RUN", "--output", "OUT/page.html"),
         (
             "-m",
-            "nvae_tf.data.inspect",
+            "nvae_tf.cli.inspect",
             "--dataset",
             "digits",
             "--seconds",
@@ -78,9 +77,9 @@ def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
             "--output",
             "OUT/x",
         ),
-        ("-m", "nvae_tf.data.inspect", "--dataset", "nosuch"),
-        ("-m", "nvae_tf.data.prepare", "tar", "--input", "/nowhere", "--output", "OUT"),
-        ("-m", "nvae_tf.torch_import", "/nowhere", "OUT"),
+        ("-m", "nvae_tf.cli.inspect", "--dataset", "nosuch"),
+        ("-m", "nvae_tf.cli.prepare", "tar", "--input", "/nowhere", "--output", "OUT"),
+        ("-m", "nvae_tf.cli.import_official", "/nowhere", "OUT"),
     ],
     ids=lambda words: " ".join(words[1:]),
 )
@@ -132,10 +131,9 @@ def test_mistakes_are_found_before_tensorflow_starts(command, arguments, message
         (tune.main, "/usr/bin/nvae-tune", "nvae-tune"),
         (tune.main, "tune_keras.py", "tune_keras.py"),
         (prepare.main, "/usr/bin/nvae-prepare", "nvae-prepare"),
-        (prepare.main, "nvae_tf/data/prepare.py", "python -m nvae_tf.data.prepare"),
-        (inspect.main, "nvae_tf/data/inspect.py", "python -m nvae_tf.data.inspect"),
-        (gallery.main, "nvae_tf/gallery.py", "python -m nvae_tf.gallery"),
-        (torch_import.main, "nvae_tf/torch_import.py", "python -m nvae_tf.torch_import"),
+        (inspect.main, "/usr/bin/nvae-inspect", "nvae-inspect"),
+        (gallery.main, "nvae_tf/cli/gallery.py", "nvae-gallery"),
+        (import_official.main, "nvae_tf/cli/import_official.py", "nvae-import"),
     ],
 )
 def test_help_has_the_name_that_the_command_was_started_by(

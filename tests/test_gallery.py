@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nvae_tf.gallery import bars, chart, main
+from nvae_tf.cli.gallery import main
+from nvae_tf.evaluation.gallery import bars, chart
 
 
 class Page(HTMLParser):

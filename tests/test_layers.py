@@ -13,7 +13,8 @@ from nvae_tf.engine.kernels import SpectralNorms
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import trace_key
 from nvae_tf.engine.weights import Weight, assign_all, rows_of, walk, weights_below
-from nvae_tf.layers import cells, flows, latent_group, normalization
+from nvae_tf.layers import batch_norm as normalization
+from nvae_tf.layers import cells, flows, latent_group
 from nvae_tf.layers.convolution import Convolution
 
 pytestmark = pytest.mark.core
@@ -172,7 +173,7 @@ def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
         import numpy as np, tensorflow as tf
         from sklearn.datasets import load_digits
         from nvae_tf.engine.scope import Scope
-        from nvae_tf.layers.normalization import BatchNorm
+        from nvae_tf.layers.batch_norm import BatchNorm
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         x = np.float32(load_digits().images[:8, :, :, None])

@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from nvae_tf.cli import prepare as prepare_command
 from nvae_tf.cli import train
-from nvae_tf.config import DataConfig
+from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
-from nvae_tf.errors import UserError
-from nvae_tf.lock import alone_in
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.lock import alone_in
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def folder(tmp_path, pictures):
 
 
 def run(*arguments):
-    return prepare.main([str(a) for a in arguments])
+    return prepare_command.main([str(a) for a in arguments])
 
 
 def records(root, split, size):
@@ -78,11 +79,11 @@ def test_a_centre_crop_is_pillows(folder, tmp_path, pictures):
         width, height = image.size
         left = (width - height) // 2
         expected = image.crop((left, 0, left + height, height)).resize((32, 32), Image.BILINEAR)
-    found = images.load_image(path, path, 32, images.CENTRE)
+    found = images.load_image(path, path, 32, CENTRE)
     np.testing.assert_allclose(found, np.asarray(expected), atol=3)
-    squeezed = images.load_image(path, path, 32, images.NONE)
+    squeezed = images.load_image(path, path, 32, NONE)
     assert squeezed.shape == (32, 32, 3) and not np.array_equal(squeezed, found)
-    assert images.load_image(path, path, 32, images.RANDOM).shape == (
+    assert images.load_image(path, path, 32, RANDOM).shape == (
         32,
         round(width * 32 / height),
         3,
@@ -120,13 +121,13 @@ def test_files_of_every_mode_are_read(tmp_path, pictures):
     }
     for name, image in modes.items():
         image.save(tmp_path / name)
-        found = images.load_image(tmp_path / name, name, 32, images.CENTRE)
+        found = images.load_image(tmp_path / name, name, 32, CENTRE)
         close = np.abs(found.astype(int).mean() - np.asarray(picture).astype(int).mean())
         assert found.shape == (32, 32, 3) and close < 12, name
     turned = Image.Exif()
     turned[0x0112] = 6  # turn right to see it upright
     picture.crop((0, 0, 64, 32)).save(tmp_path / "turned.jpg", exif=turned, quality=95)
-    upright = images.load_image(tmp_path / "turned.jpg", "turned", 32, images.NONE)
+    upright = images.load_image(tmp_path / "turned.jpg", "turned", 32, NONE)
     sideways = (
         picture.crop((0, 0, 64, 32)).rotate(-90, expand=True).resize((32, 32), Image.BILINEAR)
     )
@@ -301,7 +302,7 @@ def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, t
     )
     assert "UserWarning: odd metadata" in shown.stderr
     Image.new("1", (10_000, 10_000)).save(folder / "huge.png")  # Pillow calls it a bomb
-    command = [sys.executable, "-m", "nvae_tf.data.prepare", "images", "--size", "32"]
+    command = [sys.executable, "-m", "nvae_tf.cli.prepare", "images", "--size", "32"]
     command += ["--input", str(folder), "--output", str(tmp_path / "out")]
     silent = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Bomb" not in silent.stderr and "skipped 1 unreadable images" in silent.stdout

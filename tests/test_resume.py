@@ -25,11 +25,11 @@ import nvae_tf
 from nvae_tf import config
 from nvae_tf.cli.train import main
 from nvae_tf.data import catalog
-from nvae_tf.errors import ConfigError
+from nvae_tf.io.errors import ConfigError
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.checkpoints import Checkpoints
-from nvae_tf.training.optimizer import Adamax
+from nvae_tf.training.optimizers import Adamax
 from nvae_tf.training.trainer import Trainer
 
 KILLS = 10

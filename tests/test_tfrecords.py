@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.cli import inspect
 from nvae_tf.cli.train import main
 from nvae_tf.config import DataConfig
-from nvae_tf.data import catalog, inspect, pipeline
+from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
-from nvae_tf.errors import ConfigError, UserError
+from nvae_tf.io.errors import ConfigError, UserError
 
 
 def example(image, label=0, shape=None):

@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nvae_tf import config, plain_pickle, torch_file, torch_import
-from nvae_tf.errors import UserError
+from nvae_tf import config, torch_import
+from nvae_tf.cli import import_official
+from nvae_tf.io import safe_pickle as plain_pickle
+from nvae_tf.io import torch_file
+from nvae_tf.io.errors import UserError
 
 HERE = Path(__file__).parent
 BUNDLED = HERE / "reference"
@@ -225,7 +228,7 @@ def test_old_files_lack_some_flags():
 
 def test_an_imported_run_is_a_run_folder(tmp_path, capsys):
     path = BUNDLED / "cifar10_normal_decoder.pt"
-    assert torch_import.main([str(path), str(tmp_path / "run")]) == 0
+    assert import_official.main([str(path), str(tmp_path / "run")]) == 0
     assert config.load(str(tmp_path / "run" / "config.yaml")).data.dataset == "cifar10"
     from nvae_tf.evaluation.loading import load
 
@@ -233,5 +236,5 @@ def test_an_imported_run_is_a_run_folder(tmp_path, capsys):
     for one, other in zip(ours.model.get_weights(), theirs.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert ours.step == theirs.step
-    assert torch_import.main([str(path), str(tmp_path / "run")]) == 2
+    assert import_official.main([str(path), str(tmp_path / "run")]) == 2
     assert "holds a run already" in capsys.readouterr().err

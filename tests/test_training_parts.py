@@ -9,7 +9,7 @@ from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.engine.kernels import SpectralNorms
 from nvae_tf.engine.scope import Scope
 from nvae_tf.layers.convolution import Convolution
-from nvae_tf.training.optimizer import Adam, Adamax, AdamW
+from nvae_tf.training.optimizers import Adam, Adamax, AdamW
 from nvae_tf.training.schedules import WarmupCosine
 
 pytestmark = pytest.mark.core

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from nvae_tf import config
 from nvae_tf.cli.tune import main
-from nvae_tf.errors import ConfigError
+from nvae_tf.io.errors import ConfigError
 from nvae_tf.tuning.space import Dimension, load_space
 
 COMMAND = Path(__file__).parent.parent / "tune_keras.py"

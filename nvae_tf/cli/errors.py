@@ -7,13 +7,12 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from nvae_tf.errors import Diverged, UserError, reason
+from nvae_tf.io.errors import Diverged, UserError, one_line, reason
 
 SOFTWARE_ERROR = 1
 USER_ERROR = 2
 DIVERGED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-LONGEST = 2000  # characters of a line
 
 
 def run_command(command: Callable[[], None], if_interrupted: str) -> int:
@@ -47,12 +46,6 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
         print(f"error: {one_line(text)}", file=sys.stderr)
         return DIVERGED if isinstance(error, Diverged) else USER_ERROR
     return 0
-
-
-def one_line(text: str) -> str:
-    """A text with line breaks and control characters (of file names, say) escaped, cut if too long."""
-    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST + 1])
-    return escaped if len(escaped) <= LONGEST else escaped[:LONGEST] + "..."
 
 
 def _print_any_name() -> None:

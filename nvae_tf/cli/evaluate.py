@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     def run():
         locate(arguments.checkpoint)
         # TensorFlow takes seconds to import: only after the flags are known to be right.
-        from nvae_tf.devices import local_strategy
+        from nvae_tf.engine.devices import local_strategy
 
         with local_strategy(arguments.world_size).scope():
             MODES[arguments.eval_mode](arguments)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nvae_tf.cli.errors import one_line
 from nvae_tf.config import (
     KEYS,
     LARGEST_INT,
@@ -16,11 +15,12 @@ from nvae_tf.config import (
     Overridden,
     allowed_range,
     check_value,
+    data_override,
     load,
     override,
 )
-from nvae_tf.errors import ConfigError, UserError
-from nvae_tf.paths import user_path
+from nvae_tf.io.errors import ConfigError, UserError, one_line
+from nvae_tf.io.paths import user_path
 
 TITLES = {"model": "model", "data": "data", "train": "training"}
 
@@ -125,11 +125,6 @@ def configured(arguments: argparse.Namespace) -> Overridden:
             raise ConfigError(f"--{error}") from None
         flags = " and ".join(f"--{name}" for name in error.keys if name in given)
         raise ConfigError(f"{flags} with {arguments.config}: {error}") from None
-
-
-def data_override(folder: str | None) -> dict:
-    """The key ``data`` for a folder that a flag names, absolute: later commands may run elsewhere."""
-    return {"data": str(user_path(folder).resolve())} if folder else {}
 
 
 def named_folder(arguments: argparse.Namespace) -> Path:

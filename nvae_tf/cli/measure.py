@@ -5,10 +5,10 @@ TensorFlow takes seconds to import: only after the flags are known to be right, 
 
 import json
 
-from nvae_tf.cli.flags import data_override
-from nvae_tf.errors import UserError
-from nvae_tf.files import make_folder
-from nvae_tf.paths import user_path
+from nvae_tf.config import data_override
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import make_folder
+from nvae_tf.io.paths import user_path
 
 READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
 GRID_COLUMNS, GRID_IMAGES = 10, 100
@@ -33,7 +33,7 @@ def evaluate(arguments) -> None:
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import likelihood
-    from nvae_tf.files import write_text
+    from nvae_tf.io.files import write_text
 
     config = loaded.config
     dataset = catalog.describe(config.data)
@@ -106,8 +106,8 @@ def sample(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import sampling
-    from nvae_tf.files import replacing, replacing_folder, write_png
-    from nvae_tf.pictures import grid
+    from nvae_tf.io.files import replacing, replacing_folder, write_png
+    from nvae_tf.io.image_grid import grid
 
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or GRID_IMAGES
@@ -143,7 +143,7 @@ def fid_stats(arguments) -> None:
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import fid, inception
-    from nvae_tf.pictures import to_bytes
+    from nvae_tf.io.image_grid import to_bytes
 
     features = inception.load(arguments.inception)
     dataset = catalog.describe(loaded.config.data)
@@ -173,7 +173,7 @@ def evaluate_fid(arguments) -> None:
             "--fid_stats their file"
         )
     from nvae_tf.evaluation import fid, inception, sampling
-    from nvae_tf.files import write_text
+    from nvae_tf.io.files import write_text
 
     features = inception.load(arguments.inception)
     reference = fid.Statistics.load(user_path(arguments.fid_stats))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nvae_tf.cli.measure import load, statistics_at
-from nvae_tf.errors import UserError
-from nvae_tf.files import replacing, write_animation, write_png, write_text
-from nvae_tf.paths import user_path
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import replacing, write_animation, write_png, write_text
+from nvae_tf.io.paths import user_path
 
 RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
@@ -25,7 +25,7 @@ def reconstruct(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import latents
-    from nvae_tf.pictures import grid, with_captions
+    from nvae_tf.io.image_grid import grid, with_captions
 
     images, names = _chosen(arguments, loaded, most=RECONSTRUCTED)
     found = latents.reconstruct(loaded.model, images, arguments.seed)
@@ -49,7 +49,7 @@ def interpolate(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import latents
-    from nvae_tf.pictures import enlarge, grid
+    from nvae_tf.io.image_grid import enlarge, grid
 
     if arguments.images or arguments.indices:
         images, _ = _chosen(arguments, loaded)
@@ -75,7 +75,7 @@ def traverse(arguments) -> None:
     """A row for each image and group: what that group's noise alone changes."""
     loaded, output = load(arguments)
     from nvae_tf.evaluation import latents
-    from nvae_tf.pictures import grid
+    from nvae_tf.io.image_grid import grid
 
     model, groups = loaded.model, _groups(arguments, loaded.model)
     if arguments.images or arguments.indices:
@@ -173,7 +173,7 @@ def card(arguments) -> None:
 def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
     from nvae_tf.evaluation import card as cards
     from nvae_tf.evaluation import sampling
-    from nvae_tf.pictures import grid
+    from nvae_tf.io.image_grid import grid
 
     options = dict(batch_size=min(arguments.batch_size, CARD_SAMPLES), seed=arguments.seed)
     images, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)

@@ -16,9 +16,9 @@ from nvae_tf.cli.flags import (
     program,
 )
 from nvae_tf.data.where import check_data
-from nvae_tf.errors import UserError
-from nvae_tf.files import make_folder
-from nvae_tf.paths import user_path
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import make_folder
+from nvae_tf.io.paths import user_path
 from nvae_tf.tuning.space import load_space
 
 ALGORITHMS = ("hyperband", "bayesian", "random")

@@ -6,11 +6,12 @@ import numpy as np
 import tf_keras
 from PIL import Image
 
-from nvae_tf import array_file, plain_pickle
 from nvae_tf.data.source import ArraySource, Source, StackedSource
-from nvae_tf.errors import UserError, reason, shown
-from nvae_tf.files import downloading
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.io import npz as array_file
+from nvae_tf.io import safe_pickle as plain_pickle
+from nvae_tf.io.errors import UserError, reason, shown
+from nvae_tf.io.files import downloading
+from nvae_tf.io.paths import is_regular, user_path
 
 Splits = tuple[Source, Source]  # training and test images
 

@@ -11,7 +11,7 @@ from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, tfrecords
 from nvae_tf.data.source import CachedSource, Source
 from nvae_tf.data.where import check_data
-from nvae_tf.errors import ConfigError
+from nvae_tf.io.errors import ConfigError
 
 CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 

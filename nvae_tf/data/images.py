@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from nvae_tf.config import ImageSpec
+from nvae_tf.config import CENTRE, RANDOM, SPLIT_SEED, VALIDATION_PORTION, ImageSpec
 from nvae_tf.data.source import PythonSource
-from nvae_tf.errors import UserError, reason
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.io.errors import UserError, reason
+from nvae_tf.io.paths import is_regular, user_path
 
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory for each
-
-CENTRE, RANDOM, NONE = "centre", "random", "none"
-VALIDATION_PORTION, SPLIT_SEED = 0.1, 0
 
 
 class UnreadableImage(UserError):

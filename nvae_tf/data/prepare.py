@@ -1,26 +1,20 @@
 """Turns any source of images into GLOW's tfrecords.
 
-    python -m nvae_tf.data.prepare images --input DIR --output DIR --size 64
+    nvae-prepare images --input DIR --output DIR --size 64
 
 The output holds ``train/`` and ``validation/`` (of CelebA also ``test/``) and ``prepare.json``, which
 says what was done. A shard is written under a temporary name and renamed when it is complete, so the
 same command continues where it was stopped.
 """
 
-if __name__ == "__main__":  # before TensorFlow is imported
-    from nvae_tf.cli.chatter import keep_out
-
-    keep_out()
-
 import concurrent.futures
 import functools
 import io
 import json
 import os
-import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +23,11 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from nvae_tf.cli.errors import one_line, run_command
-from nvae_tf.cli.flags import Parser, at_least, portion, program
 from nvae_tf.data import images, tfrecords
-from nvae_tf.errors import UserError, reason
-from nvae_tf.files import cannot_write, make_folder, read_json, replacing, write_text
-from nvae_tf.lock import alone_in
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.io.errors import UserError, one_line, reason
+from nvae_tf.io.files import cannot_write, make_folder, read_json, replacing, write_text
+from nvae_tf.io.lock import alone_in
+from nvae_tf.io.paths import is_regular
 
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
@@ -342,100 +334,3 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
         assert content is not None  # of a regular file, which `unpack` has checked
         while block := content.read(1 << 20):
             file.write(block)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog=program("python -m nvae_tf.data.prepare"),
-        description="Write images as tfrecords in GLOW's layout.",
-    )
-    parser.add_argument(
-        "source",
-        choices=("images", "celeba", "ffhq", "lsun", "tar"),
-        help="images: any folder of image files; celeba: aligned images and their split file; ffhq: "
-        "the 1024x1024 PNGs; lsun: a scene's LMDBs; tar: GLOW's celeba-tfr.tar or "
-        "imagenet-oord-tfr.tar, which is only unpacked",
-    )
-    parser.add_argument("--input", required=True, metavar="PATH", help="folder, or the tar")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tfrecords")
-    parser.add_argument(
-        "--size",
-        type=at_least(8),
-        metavar="N",
-        help="side of the images in pixels, a power of two (celeba: 64, ffhq: 256)",
-    )
-    parser.add_argument(
-        "--crop",
-        choices=(images.CENTRE, images.RANDOM, images.NONE),
-        default=images.CENTRE,
-        help="images: centre square; random: cropped anew on every visit of training; none: the whole "
-        "image is squeezed into the square (default: centre)",
-    )
-    parser.add_argument(
-        "--validation",
-        type=portion,
-        default=images.VALIDATION_PORTION,
-        metavar="X",
-        help="images and ffhq: portion held out at random (default: 0.1)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=at_least(0),
-        default=images.SPLIT_SEED,
-        metavar="N",
-        help="of that draw (default: 0)",
-    )
-    return parser
-
-
-def _items(arguments, folder: Path, size: int) -> dict[str, list[Item]]:
-    if arguments.source == "celeba":
-        return celeba_items(folder, size)
-    if arguments.source == "lsun":
-        return lsun_items(folder, size)
-    return image_items(folder, size, arguments.crop, arguments.validation, arguments.seed)
-
-
-def _prepare(arguments) -> None:
-    source, output = user_path(arguments.input), user_path(arguments.output)
-    if arguments.source == "tar":
-        if not is_regular(source):
-            raise UserError(f"{source}: no such file; --input names the tar")
-        _report(unpack(source, output), output)
-        return
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; --input names the folder of the images")
-    size = arguments.size or {"celeba": 64, "ffhq": 256}.get(arguments.source)
-    if not size or size & (size - 1) or size > LARGEST_SIZE:
-        raise UserError(
-            f"--size: {size} is not allowed; expected a power of two, 8 to {LARGEST_SIZE}"
-        )
-    settings = {"source": arguments.source, "size": size}
-    if arguments.source in ("images", "ffhq"):
-        chosen = ("crop", "validation", "seed")
-        settings.update({name: getattr(arguments, name) for name in chosen})
-    manifest = prepare(_items(arguments, source, size), size, output, settings)
-    _report(manifest["counts"], output)
-    if manifest["unreadable"]:
-        print(
-            f"skipped {len(manifest['unreadable'])} unreadable images, listed in {output / MANIFEST}"
-        )
-
-
-def _report(counts: dict[str, int], output: Path) -> None:
-    print("written: " + ", ".join(f"{count} images in {name}" for name, count in counts.items()))
-    print(f"tfrecords: {output}")
-
-
-def main(argv: Iterable[str] | None = None) -> int:
-    """Prepares a data set; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    # Of huge images, which are refused here, and of odd metadata, which do not matter. The command may
-    # say so for its whole process.
-    return run_command(
-        lambda: _prepare(arguments), if_interrupted="the same command continues from here"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ import traceback
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 
 class Source:

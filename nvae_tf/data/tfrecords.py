@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.source import PythonSource
-from nvae_tf.errors import UserError
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.paths import is_regular, user_path
 
 SHARD = re.compile(
     r"(?P<split>\w+)-r(?P<bits>\d\d)-s-(?P<index>\d{4})-of-(?P<count>\d{4})\.tfrecords"

@@ -3,21 +3,21 @@
 import re
 
 from nvae_tf.config import DataConfig
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 # Those that are missing here come with scikit-learn or are fetched by Keras.
 _NEEDED = {
     "omniglot": "fetch chardata.mat of the IWAE release; --data names its folder",
     "celeba_64": "fetch CelebA's aligned images and prepare them with "
-    "'python -m nvae_tf.data.prepare celeba'; --data names the folder that it writes",
+    "'nvae-prepare celeba'; --data names the folder that it writes",
     "celeba_256": "fetch celeba-tfr.tar of GLOW's release (github.com/openai/glow) and unpack it; "
     "--data names its folder",
     "imagenet_(32|64)": "fetch imagenet-oord-tfr.tar of GLOW's release (github.com/openai/glow) and "
     "unpack it; --data names its folder",
     "ffhq": "fetch FFHQ's PNGs of 1024x1024 and prepare them with "
-    "'python -m nvae_tf.data.prepare ffhq'; --data names the folder that it writes",
+    "'nvae-prepare ffhq'; --data names the folder that it writes",
     "lsun_(bedroom|church|tower)_(64|128|256)": "fetch the scene's LMDBs and prepare them with "
-    "'python -m nvae_tf.data.prepare lsun'; --data names the folder that it writes",
+    "'nvae-prepare lsun'; --data names the folder that it writes",
     "images": "--data names the folder of your images",
     "tfrecords": "--data names the folder of the tfrecords",
 }

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.devices import own_copy
+from nvae_tf.engine.devices import own_copy
 from nvae_tf.engine.weights import fresh_seed, stacked
 from nvae_tf.engine.xla import xla_region
 

@@ -3,9 +3,9 @@
 import itertools
 from pathlib import Path
 
-from nvae_tf.errors import UserError
 from nvae_tf.evaluation.loading import Loaded
-from nvae_tf.files import read_json
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import read_json
 from nvae_tf.version import __version__
 
 REPORTS = ("evaluate.json", "fid.json")

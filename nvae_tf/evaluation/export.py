@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.sampling import SAMPLING_STREAM, Statistics
-from nvae_tf.files import cannot_write, make_folder, temporary_folder
+from nvae_tf.io.files import cannot_write, make_folder, temporary_folder
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
 from nvae_tf.model import NVAE
 

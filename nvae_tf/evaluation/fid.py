@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf import array_file
-from nvae_tf.errors import UserError
-from nvae_tf.files import replacing
+from nvae_tf.io import npz as array_file
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import replacing
 
 KEPT_FEATURES = 10_000  # of a set, for KID and for precision and recall
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000

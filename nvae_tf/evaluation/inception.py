@@ -14,11 +14,11 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework import op_def_registry
 
-from nvae_tf import torch_file
-from nvae_tf.devices import join, on_devices, share
-from nvae_tf.errors import UserError, reason, shown
-from nvae_tf.files import downloading
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.engine.devices import join, on_devices, share
+from nvae_tf.io import torch_file
+from nvae_tf.io.errors import UserError, reason, shown
+from nvae_tf.io.files import downloading
+from nvae_tf.io.paths import is_regular, user_path
 
 PORT = "pt_inception-2015-12-05-6726825d.pth"
 PORT_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

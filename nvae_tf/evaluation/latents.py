@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.devices import join, on_devices, share
+from nvae_tf.engine.devices import join, on_devices, share
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.likelihood import draw_terms
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.devices import join, on_devices, share
+from nvae_tf.engine.devices import join, on_devices, share
 from nvae_tf.layers.latent_group import FromPosterior
 from nvae_tf.model import NVAE
 

@@ -7,14 +7,13 @@ import tensorflow as tf
 
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
+from nvae_tf.checkpoint_files import NAME, Layout, has_averages, newest_whole
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
 from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training.checkpoints import NAME, Layout, has_averages, newest_whole
-from nvae_tf.training.optimizer import MovingAverage
 
 
 class Loaded(NamedTuple):
@@ -53,22 +52,22 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     )
     model = NVAE(config.model, catalog.describe(config.data).image)
     step = tf.Variable(0, dtype=tf.int64)
-    averages = MovingAverage(model.trainable_variables, config.train.ema_decay)
 
     def restore(path: Path) -> None:
-        # The optimiser's slots and the singular vectors stay unread.
         Layout({"weights": layout(model)}).check(path)
-        wanted = {"model": model, "optimizer": tf.train.Checkpoint(iterations=step)}
+        # The optimiser's slots and the singular vectors stay unread.
+        _read(path, model=model, optimizer=tf.train.Checkpoint(iterations=step))
         if config.train.ema_decay and has_averages(path):
-            wanted["averages"] = averages
-        saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**wanted))
-        saved.read(str(path / NAME)).assert_existing_objects_matched().expect_partial()
+            _read(path, averages=tf.train.Checkpoint(stacks=model.trainable_variables))
 
-    newest = newest_whole(place.checkpoints, restore)
-    if config.train.ema_decay and has_averages(newest):
-        for stack, average in zip(model.trainable_variables, averages.stacks, strict=True):
-            stack.assign(average)
+    newest_whole(place.checkpoints, restore)
     return Loaded(model, config, int(step.numpy()), folder.path)
+
+
+def _read(path: Path, **parts) -> None:
+    """Restores parts of what a checkpoint holds of the trainer, by their names there."""
+    saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**parts))
+    saved.read(str(path / NAME)).assert_existing_objects_matched().expect_partial()
 
 
 def _load_official(path: Path, data_overrides) -> Loaded:

@@ -4,8 +4,8 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from nvae_tf.errors import UserError
-from nvae_tf.paths import is_regular, user_path
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.run_folder import RunFolder
 
 LISTED = 8  # runs in an error

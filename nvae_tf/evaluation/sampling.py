@@ -8,13 +8,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.devices import join, on_devices, share
+from nvae_tf.engine.devices import join, on_devices, share
 from nvae_tf.engine.weights import assign_all
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.image_grid import to_bytes
+from nvae_tf.layers.batch_norm import BatchNorm
 from nvae_tf.layers.latent_group import FromPrior
-from nvae_tf.layers.normalization import BatchNorm
 from nvae_tf.model import NVAE
-from nvae_tf.pictures import to_bytes
 
 READJUSTING_STREAM, SAMPLING_STREAM = 1, 0  # of noise
 

@@ -9,8 +9,8 @@ from nvae_tf.engine.scope import BN_ACT, Scope
 from nvae_tf.engine.shared_functions import call_block
 from nvae_tf.layers.activations import activate, swish
 from nvae_tf.layers.base import Layer, create_chain, uniform_fan_in
+from nvae_tf.layers.batch_norm import BatchNorm
 from nvae_tf.layers.convolution import Convolution
-from nvae_tf.layers.normalization import BatchNorm
 
 # arch_instance -> the operations in the branch of each kind of cell.
 _TWICE = {op: (op, op) for op in ("res_elu", "res_bnelu", "res_bnswish")}

@@ -5,9 +5,9 @@ import inspect
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
-from nvae_tf.devices import own_copy
-from nvae_tf.errors import ConfigError
-from nvae_tf.training.optimizer import Optimizer
+from nvae_tf.engine.devices import own_copy
+from nvae_tf.io.errors import ConfigError
+from nvae_tf.training.optimizers import Optimizer
 
 INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 
@@ -102,7 +102,7 @@ def _fits(optimizer):
 
 
 def _adamax(learning_rate):
-    """NVAE's Adamax (see `nvae_tf.training.optimizer.Adamax`) as one of Keras's optimisers."""
+    """NVAE's Adamax (see `nvae_tf.training.optimizers.Adamax`) as one of Keras's optimisers."""
 
     class KerasAdamax(tf.keras.optimizers.legacy.Adamax):
         def _resource_apply_dense(self, grad, var, apply_state=None):

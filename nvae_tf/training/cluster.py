@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.devices import local_strategy
-from nvae_tf.errors import UserError
+from nvae_tf.engine.devices import local_strategy
+from nvae_tf.io.errors import UserError
 from nvae_tf.training.rendezvous import JOIN_SECONDS, wait_for_all
 
 TASKS = ("chief", "worker")

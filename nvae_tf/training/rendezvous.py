@@ -9,7 +9,7 @@ import contextlib
 import socket
 import time
 
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 JOIN_SECONDS = 600  # that workers wait for each other
 RETRY_SECONDS = 0.5

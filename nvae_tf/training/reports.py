@@ -7,8 +7,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.config import Config
-from nvae_tf.files import write_png
-from nvae_tf.pictures import grid
+from nvae_tf.io.files import write_png
+from nvae_tf.io.image_grid import grid
 from nvae_tf.run_folder import RunFolder
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)

@@ -15,15 +15,15 @@ from nvae_tf import __version__
 from nvae_tf.config import KEYS, Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
-from nvae_tf.devices import describe_devices
-from nvae_tf.errors import ConfigError, Diverged, UserError
-from nvae_tf.lock import alone_in
+from nvae_tf.engine.devices import describe_devices
+from nvae_tf.io.errors import ConfigError, Diverged, UserError
+from nvae_tf.io.lock import alone_in
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_workers
-from nvae_tf.training.optimizer import make_optimizer
+from nvae_tf.training.optimizers import make_optimizer
 from nvae_tf.training.reports import PICTURED
 from nvae_tf.training.schedules import WarmupCosine
 from nvae_tf.training.trainer import (

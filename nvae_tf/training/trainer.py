@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from nvae_tf import objective
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
-from nvae_tf.devices import mean_over_replicas, num_replicas, own_copy
+from nvae_tf.engine.devices import mean_over_replicas, num_replicas, own_copy
 from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
 from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
-from nvae_tf.layers.normalization import moved
+from nvae_tf.layers.batch_norm import moved
 from nvae_tf.model import NVAE, NVAEOutput
-from nvae_tf.training.optimizer import MovingAverage, Optimizer
+from nvae_tf.training.optimizers import MovingAverage, Optimizer
 
 VALIDATION_STREAM = 2**31 - 1  # of noise; training's streams are numbered by the step
 

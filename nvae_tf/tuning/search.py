@@ -13,8 +13,8 @@ from keras_tuner import errors, oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from nvae_tf.config import KEYS, Config, Overridden, override
-from nvae_tf.errors import ConfigError, UserError
-from nvae_tf.files import replacing, write_text
+from nvae_tf.io.errors import ConfigError, UserError
+from nvae_tf.io.files import replacing, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
 from nvae_tf.tuning.trial import TrialStopped, run_trial
 

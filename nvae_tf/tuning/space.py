@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvae_tf.config import KEYS, TRUTHS, check_value, read_yaml
-from nvae_tf.errors import ConfigError
+from nvae_tf.io.errors import ConfigError
 
 CHOICE, INT, FLOAT = "choice", "int", "float"
 FORMS = "{choice: [A, B, ...]}, {int: [LOW, HIGH], step: N} or {float: [LOW, HIGH], log: true}"

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from nvae_tf.config import Config
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 from nvae_tf.run_folder import RunFolder
 
 

@@ -7,7 +7,7 @@ import traceback
 
 from hypothesis import strategies as st
 
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 MOST_MEMORY = 2**30  # bytes that the cases of one test may add to the process's peak
 

@@ -9,12 +9,11 @@ from harness import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvae_tf import config, torch_import
-from nvae_tf.cli import evaluate, train, tune
+from nvae_tf import config
+from nvae_tf.cli import evaluate, import_official, inspect, prepare, train, tune
 from nvae_tf.cli.flags import Parser
 from nvae_tf.config import KEYS
-from nvae_tf.data import inspect, prepare
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 RECIPE = (config.RECIPES / "digits.yaml").read_bytes()
 TOKENS = [
@@ -147,7 +146,7 @@ def test_names_of_runs_stay_in_the_root(counts):
 
 def test_impossible_paths_of_an_import(counts):
     for name in ("x" * 5000, "~nobody-of-this-name/x"):
-        assert "not usable as a path" in counts.check_command(torch_import.main, [name, "out"])
+        assert "not usable as a path" in counts.check_command(import_official.main, [name, "out"])
 
 
 def test_inspect(counts):

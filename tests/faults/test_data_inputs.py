@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from nvae_tf.cli import prepare as prepare_command
+from nvae_tf.config import CENTRE
 from nvae_tf.data import arrays, images, prepare, tfrecords
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 SIZE = 8
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0]).resize((20, 16))
@@ -114,7 +116,7 @@ FILES = {
 
 def decode(path, content):
     path.write_bytes(content)
-    image = images.load_image(path, path, SIZE, images.CENTRE)
+    image = images.load_image(path, path, SIZE, CENTRE)
     assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
     return image
 
@@ -123,7 +125,7 @@ def decode(path, content):
 def test_every_kind_of_image_looks_alike(counts, tmp_path, kind):
     whole = FILES[kind]
     found = counts.check(lambda: decode(tmp_path / f"x.{kind}", whole))
-    expected = np.asarray(images.resize(PHOTOGRAPH, SIZE, images.CENTRE)).astype(float)
+    expected = np.asarray(images.resize(PHOTOGRAPH, SIZE, CENTRE)).astype(float)
     if kind.partition(".")[0] in ("sixteen", "grey", "bilevel", "float"):
         found, expected = found.mean(-1), expected.mean(-1)
     if kind != "exif.jpg":  # which is turned
@@ -183,12 +185,12 @@ def test_odd_entries_of_a_folder(counts, tmp_path):
     (folder / "self.png").symlink_to("self.png")
     (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(FILES["png"])
     for path in images.find_images(folder):
-        counts.check(lambda path=path: images.load_image(path, path, SIZE, images.CENTRE))
+        counts.check(lambda path=path: images.load_image(path, path, SIZE, CENTRE))
     assert counts.accepted == 21 and counts.refused == 4
     for entry in ("pipe.png", "endless.png", "nowhere.png", "self.png"):
         (folder / entry).unlink()
     arguments = ["images", "--input", str(folder), "--output", str(tmp_path / "out"), "--size", "8"]
-    assert not counts.check_command(prepare.main, arguments).startswith("error")
+    assert not counts.check_command(prepare_command.main, arguments).startswith("error")
 
 
 LIST = b"".join(b"%06d.jpg %d\n" % (number, number % 3) for number in range(12))
@@ -216,7 +218,7 @@ def test_damaged_manifests(counts, tmp_path, content):
     (out / "train").mkdir(parents=True, exist_ok=True)
     (out / prepare.MANIFEST).write_bytes(content)
     (out / "train" / "train-r03-s-0000-of-0001.unreadable").write_bytes(content)
-    items = prepare.image_items(folder, SIZE, images.CENTRE, 0.5, 0)
+    items = prepare.image_items(folder, SIZE, CENTRE, 0.5, 0)
     counts.check(lambda: prepare.prepare(items, SIZE, out, {"size": 8}))
 
 

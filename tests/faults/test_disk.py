@@ -14,8 +14,7 @@ import tensorflow as tf
 from PIL import Image
 from processes import COMMAND, own_lines, start
 
-from nvae_tf.cli import evaluate, train
-from nvae_tf.data import prepare
+from nvae_tf.cli import evaluate, prepare, train
 
 IN_A_SMALL_DISK = """
 mount -t tmpfs -o size={size} tmpfs {disk} && cp -a {source} {disk}/ || exit 99

@@ -12,8 +12,7 @@ from PIL import Image
 from processes import COMMAND, newest_step, own_lines, start, wait_for_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nvae_tf.cli import train
-from nvae_tf.data import prepare
+from nvae_tf.cli import prepare, train
 
 EVALUATE = COMMAND.parent / "evaluate_keras.py"
 
@@ -49,7 +48,7 @@ def test_two_preparations_of_one_folder(tmp_path, photographs, capsys):
     script = (
         "import sys, os, nvae_tf.data.images as images\n"
         "images.is_regular = lambda path: True  # so that the pipe holds it up\n"
-        "from nvae_tf.data import prepare\nsys.exit(prepare.main(sys.argv[1:]))"
+        "from nvae_tf.cli import prepare\nsys.exit(prepare.main(sys.argv[1:]))"
     )
     arguments = [
         "images",

@@ -15,9 +15,11 @@ from harness import damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvae_tf import array_file, torch_file, torch_import
-from nvae_tf.errors import UserError
+from nvae_tf import torch_import
 from nvae_tf.evaluation import fid, inception
+from nvae_tf.io import npz as array_file
+from nvae_tf.io import torch_file
+from nvae_tf.io.errors import UserError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "cifar10_normal_decoder.pt"
 WHOLE = REFERENCE.read_bytes()

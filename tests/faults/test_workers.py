@@ -25,7 +25,7 @@ from processes import (
 import nvae_tf
 from nvae_tf.cli import train
 from nvae_tf.config import RECIPES
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 from nvae_tf.training.cluster import Cluster, lost_workers
 
 BUSY = Path(__file__).parent.parent / "busy_chief.py"

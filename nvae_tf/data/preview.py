@@ -1,16 +1,6 @@
-"""Shows what training will see of a data set.
+"""What training will see of a data set: counts, values, a grid of images, and the speed of reading."""
 
-python -m nvae_tf.data.inspect --dataset cifar10 --data DIR
-"""
-
-if __name__ == "__main__":  # before TensorFlow is imported
-    from nvae_tf.cli.chatter import keep_out
-
-    keep_out()
-
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +8,15 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf import config as configuration
-from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_key_flags, overrides, positive
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
-from nvae_tf.files import write_png
-from nvae_tf.paths import user_path
-from nvae_tf.pictures import grid
+from nvae_tf.io.files import write_png
+from nvae_tf.io.image_grid import grid
 
 COLUMNS, ROWS = 10, 6
-KEYS = ("dataset", "data", "image_size", "crop", "num_x_bits", "batch_size", "seed")
 
 
-def inspect(config: configuration.Config, picture: Path, seconds: float) -> None:
+def preview(config: configuration.Config, picture: Path, seconds: float) -> None:
     """Prints counts, shapes, labels and throughput, and writes a grid of training images.
 
     Args:
@@ -83,29 +69,3 @@ def _throughput(batches: tf.data.Dataset, seconds: float) -> float:
             count += size
             bar.update(size)
     return count / (time.perf_counter() - start)
-
-
-def main(argv: Iterable[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    parser = Parser(
-        prog="python -m nvae_tf.data.inspect",
-        description="Show what training will see of a data set.",
-    )
-    add_key_flags(parser, KEYS)
-    parser.add_argument(
-        "--output", default="inspect.png", metavar="FILE", help="picture (default: inspect.png)"
-    )
-    parser.add_argument(
-        "--seconds", type=positive, default=3.0, help="to measure the throughput for (default: 3)"
-    )
-    arguments = parser.parse_args(argv)
-
-    def command():
-        config = configuration.from_dict(overrides(arguments))
-        inspect(config, user_path(arguments.output), arguments.seconds)
-
-    return run_command(command, if_interrupted="nothing was written")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

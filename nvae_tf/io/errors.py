@@ -5,6 +5,7 @@ import reprlib
 
 # Where in a graph TensorFlow was, which is for programmers.
 _OF_GRAPHS = re.compile(r"\{\{\w+ \S*\}\}\s*|\s*\[Op:\w+\].*")
+LONGEST = 2000  # characters of a line
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
@@ -45,3 +46,9 @@ def shown(value) -> str:
         return _SHORT.repr(value)
     except Exception:  # noqa: BLE001 - Python refuses to print integers of thousands of digits
         return f"a {type(value).__name__}"
+
+
+def one_line(text: str) -> str:
+    """A text with line breaks and control characters (of file names, say) escaped, cut if too long."""
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST + 1])
+    return escaped if len(escaped) <= LONGEST else escaped[:LONGEST] + "..."

@@ -11,7 +11,7 @@ import os
 
 import tensorflow as tf
 
-from nvae_tf.errors import UserError
+from nvae_tf.io.errors import UserError
 
 
 def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:

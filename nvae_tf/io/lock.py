@@ -6,8 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
-from nvae_tf.errors import UserError
-from nvae_tf.files import cannot_write, make_folder
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import cannot_write, make_folder
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
-from nvae_tf.errors import UserError, reason, shown
+from nvae_tf.io.errors import UserError, reason, shown
 
 Factories = dict[str, Callable[..., Any]]
 

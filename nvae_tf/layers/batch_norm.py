@@ -4,7 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from nvae_tf.devices import mean_over_replicas, num_replicas
+from nvae_tf.engine.devices import mean_over_replicas, num_replicas
 from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import by_stack
 from nvae_tf.engine.xla import xla_region

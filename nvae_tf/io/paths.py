@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nvae_tf.errors import UserError, reason, shown
+from nvae_tf.io.errors import UserError, reason, shown
 
 
 def user_path(text: str) -> Path:

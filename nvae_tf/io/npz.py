@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_tf.errors import UserError, reason
-from nvae_tf.paths import is_regular
+from nvae_tf.io.errors import UserError, reason
+from nvae_tf.io.paths import is_regular
 
 LARGEST = 2**30  # bytes of all arrays together
 _HEADERS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvae_tf.errors import UserError, reason
+from nvae_tf.io.errors import UserError, reason
 
 OLD = ".old.part"  # ending of a folder that another one takes the place of
 

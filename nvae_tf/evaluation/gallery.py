@@ -1,23 +1,15 @@
-"""One HTML file that shows a trained model, and opens from disk without a network.
-
-python -m nvae_tf.gallery runs/digits
-"""
+"""One HTML file that shows a trained model, and opens from disk without a network."""
 
 import base64
 import html
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from nvae_tf.cli.chatter import keep_out
-from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, data_override
-from nvae_tf.errors import UserError
-from nvae_tf.files import make_folder, write_text
-from nvae_tf.paths import user_path
+from nvae_tf.config import data_override
+from nvae_tf.io.errors import UserError
 
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 SAMPLES = 12  # at each temperature
@@ -200,7 +192,7 @@ def _legend(curves) -> str:
 
 
 def _figure(images, columns: int, caption: str) -> str:
-    from nvae_tf.pictures import grid
+    from nvae_tf.io.image_grid import grid
 
     canvas = grid(images, columns)
     picture = Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
@@ -225,34 +217,3 @@ def _test_images(loaded):
     batches = pipeline.evaluation_batches(test, dataset, batch_size=ENCODED, seed=1, num_bits=bits)
     with reading(test):
         return next(iter(batches)).numpy()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    parser = Parser(
-        prog="python -m nvae_tf.gallery",
-        description="Show a trained model in one HTML file.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", help="the folder of a run")
-    parser.add_argument(
-        "--output", metavar="FILE", help="the page (default: gallery.html in the run's folder)"
-    )
-    parser.add_argument("--data", metavar="DIR", help="where the data set is now")
-    parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
-    arguments = parser.parse_args(argv)
-    if argv is None:  # this process is the command
-        keep_out()
-
-    def command():
-        page = build(arguments.run, arguments.data, arguments.seed)
-        path = user_path(arguments.output or Path(arguments.run) / "gallery.html")
-        make_folder(path.parent)
-        write_text(path, page)
-        print(f"written: {path}")
-
-    return run_command(command, if_interrupted="nothing was written")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

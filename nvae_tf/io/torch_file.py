@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nvae_tf import plain_pickle
-from nvae_tf.errors import UserError, reason, shown
-from nvae_tf.paths import is_regular
+from nvae_tf.io import safe_pickle as plain_pickle
+from nvae_tf.io.errors import UserError, reason, shown
+from nvae_tf.io.paths import is_regular
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

@@ -5,7 +5,7 @@ import functools
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
-from nvae_tf.devices import own_copy
+from nvae_tf.engine.devices import own_copy
 from nvae_tf.engine.xla import xla_region
 
 LARGE = 2**20  # values in a stack from which on its update is compiled, on CPUs

@@ -1,0 +1,51 @@
+"""The command ``nvae-gallery``."""
+
+import sys
+from pathlib import Path
+
+from nvae_tf.cli.chatter import keep_out
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, at_least, program
+from nvae_tf.io.files import make_folder, write_text
+from nvae_tf.io.paths import user_path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Shows a trained model in one HTML file.
+
+    Args:
+        argv: The command's arguments; default: the process's.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+    """
+    parser = Parser(
+        prog=program("nvae-gallery"),
+        description="Show a trained model in one HTML file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the page (default: gallery.html in the run's folder)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="where the data set is now")
+    parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
+    arguments = parser.parse_args(argv)
+    if argv is None:  # this process is the command
+        keep_out()
+
+    def command():
+        # TensorFlow takes seconds to import: only after the flags are known to be right.
+        from nvae_tf.evaluation import gallery
+
+        page = gallery.build(arguments.run, arguments.data, arguments.seed)
+        path = user_path(arguments.output or Path(arguments.run) / "gallery.html")
+        make_folder(path.parent)
+        write_text(path, page)
+        print(f"written: {path}")
+
+    return run_command(command, if_interrupted="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

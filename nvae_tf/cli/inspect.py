@@ -1,0 +1,49 @@
+"""The command ``nvae-inspect``."""
+
+import sys
+
+from nvae_tf import config as configuration
+from nvae_tf.cli.chatter import keep_out
+from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.flags import Parser, add_key_flags, overrides, positive, program
+from nvae_tf.io.paths import user_path
+
+KEYS = ("dataset", "data", "image_size", "crop", "num_x_bits", "batch_size", "seed")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Shows what training will see of a data set.
+
+    Args:
+        argv: The command's arguments; default: the process's.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+    """
+    parser = Parser(
+        prog=program("nvae-inspect"),
+        description="Show what training will see of a data set.",
+    )
+    add_key_flags(parser, KEYS)
+    parser.add_argument(
+        "--output", default="inspect.png", metavar="FILE", help="picture (default: inspect.png)"
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=3.0, help="to measure the throughput for (default: 3)"
+    )
+    arguments = parser.parse_args(argv)
+    if argv is None:  # this process is the command
+        keep_out()
+
+    def command():
+        config = configuration.from_dict(overrides(arguments))
+        # TensorFlow takes seconds to import: only after the flags are known to be right.
+        from nvae_tf.data.preview import preview
+
+        preview(config, user_path(arguments.output), arguments.seconds)
+
+    return run_command(command, if_interrupted="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
