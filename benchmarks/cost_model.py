@@ -14,7 +14,7 @@ import tensorflow as tf  # isort: skip
 
 from nvae_tf import config as configuration
 from nvae_tf.data import catalog
-from nvae_tf.layers.batch_norm import BatchNorm
+from nvae_tf.layers.batch_norm import BatchNormAct
 from nvae_tf.model import NVAE
 
 LATENCY = 20e-6  # seconds of one small all-reduce
@@ -29,7 +29,7 @@ def count(name: str) -> dict[str, float]:
     term and the optimiser, whose cost does not grow with the batch, are left out.
     """
     config = configuration.load(name)
-    spec = catalog.describe(config.data).image
+    spec = catalog.get_dataset_info(config.data).image
     model = NVAE(config.model, spec)
 
     @tf.function(autograph=False)
@@ -50,7 +50,7 @@ def count(name: str) -> dict[str, float]:
     return {
         "parameters": model.num_parameters,
         "flops": profile.total_float_ops,
-        "batch_norms": sum(isinstance(layer, BatchNorm) for layer in model.submodules),
+        "batch_norms": sum(isinstance(layer, BatchNormAct) for layer in model.submodules),
         "batch": config.data.batch_size,
     }
 

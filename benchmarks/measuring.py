@@ -43,7 +43,7 @@ def fresh_model(config: configuration.Config):
     from nvae_tf.model import NVAE
 
     precision = config.train.precision.removeprefix("mixed_")
-    return NVAE(config.model, catalog.describe(config.data).image, precision)
+    return NVAE(config.model, catalog.get_dataset_info(config.data).image, precision)
 
 
 def random_images(model, count: int):

@@ -139,7 +139,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = configured(arguments).config
-    dataset = catalog.describe(config.data)
+    dataset = catalog.get_dataset_info(config.data)
     images = photographs(arguments.count, dataset.image.size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

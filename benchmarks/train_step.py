@@ -41,7 +41,7 @@ def measure(config: Config, arguments) -> dict:
     import tensorflow as tf
 
     from nvae_tf.training.optimizers import Adamax
-    from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written, uses_xla
+    from nvae_tf.training.trainer import Trainer, compiled, grappler_disabled, uses_xla
 
     settings = config.train
     begin = time.perf_counter()
@@ -64,7 +64,7 @@ def measure(config: Config, arguments) -> dict:
         print(f"step: {seconds:.2f} s, peak {peak_memory_gib():.2f} GiB", flush=True)
         return seconds
 
-    with graphs_as_written():
+    with grappler_disabled():
         first, *others = (timed() for _ in range(arguments.steps + 1))
     median = statistics.median(others) if others else first
     return {

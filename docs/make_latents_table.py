@@ -30,7 +30,7 @@ def tables(run: str) -> list[list[str]]:
         run: The folder of a run, or anything else that `loading.load` takes.
     """
     loaded = load(run, data_override(None))
-    model, dataset = loaded.model, catalog.describe(loaded.config.data)
+    model, dataset = loaded.model, catalog.get_dataset_info(loaded.config.data)
     train, test = (_encoded(loaded, dataset, source) for source in dataset.open(""))
     return [_groups_table(model, test), _points_table(model, train, test)]
 

@@ -29,7 +29,7 @@ options = parser.parse_args()
 
 loaded = load(options.run, {"data": options.data} if options.data else None)
 model, config = loaded.model, loaded.config
-dataset = catalog.describe(config.data)
+dataset = catalog.get_dataset_info(config.data)
 _, test = dataset.open(config.data.data)
 batches = pipeline.evaluation_batches(
     test, dataset, batch_size=options.count, seed=1, num_bits=config.model.num_x_bits

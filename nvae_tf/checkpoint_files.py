@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.io.errors import UserError, reason
+from nvae_tf.io.errors import UserError, short_message
 
 NAME = "state"  # of TensorFlow's files in a checkpoint's folder
 LAYOUT_KEY = "layout/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
@@ -92,7 +92,8 @@ def newest_whole(paths: list[Path], restore: Callable[[Path], None]) -> Path:
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
             if path is paths[-1]:
                 raise UserError(
-                    f"{path}: this checkpoint cannot be restored, nor can a newer one ({reason(error)})"
+                    f"{path}: this checkpoint cannot be restored, nor can a newer one "
+                    f"({short_message(error)})"
                 ) from None
-            print(f"warning: {path}: damaged, the one before it is used ({reason(error)})")
+            print(f"warning: {path}: damaged, the one before it is used ({short_message(error)})")
     raise UserError("no checkpoint")

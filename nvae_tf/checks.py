@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ImageSpec
-from nvae_tf.io.errors import UserError, shown
+from nvae_tf.io.errors import UserError, short_repr
 
 ROUNDING = 1e-3  # by which pixels may leave [0, 1]
 
@@ -147,7 +147,7 @@ def as_seed(seed):
     parts = tuple(seed) if isinstance(seed, (list, tuple)) else (seed, 0)
     if len(parts) == 2 and all(map(_is_integer, parts)):
         return parts
-    raise UserError(f"seed: {shown(seed)}; expected an integer, or two, of 64 bits")
+    raise UserError(f"seed: {short_repr(seed)}; expected an integer, or two, of 64 bits")
 
 
 def as_temperature(temperature, num_groups: int, above_zero: bool = False):
@@ -155,7 +155,7 @@ def as_temperature(temperature, num_groups: int, above_zero: bool = False):
 
     Args:
         temperature: A number, or one for each latent group.
-        num_groups: Latent groups of the model.
+        num_groups: GroupOutput groups of the model.
         above_zero: Whether 0 is not allowed, as where pixels are drawn at it.
 
     Raises:
@@ -165,7 +165,7 @@ def as_temperature(temperature, num_groups: int, above_zero: bool = False):
     try:
         values = tf.cast(temperature, tf.float32)
     except (TypeError, ValueError, tf.errors.OpError):
-        raise UserError(f"temperature: {shown(temperature)}; expected {expected}") from None
+        raise UserError(f"temperature: {short_repr(temperature)}; expected {expected}") from None
     shape = _shape(values)
     if not any(_fits(shape, allowed) for allowed in ((), (1,), (num_groups,))):
         raise UserError(f"temperature: shape {_text(shape)}; expected {expected}")

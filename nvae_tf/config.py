@@ -15,18 +15,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nvae_tf.io.errors import ConfigError, reason, shown
+from nvae_tf.architectures import ARCHITECTURES
+from nvae_tf.io.errors import ConfigError, short_message, short_repr
 from nvae_tf.io.paths import is_regular, user_path
 
 _INSTALLED = Path(__file__).resolve().parent / "configs"  # in a wheel; in a checkout beside nvae_tf
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
 
-ARCH_INSTANCES = (
-    "res_mbconv", "res_elu", "res_bnelu", "res_bnswish", "mbconv_sep", "mbconv_sep11",
-    "res53_mbconv", "res35_mbconv", "res55_mbconv", "mbconv_res", "mbconv_den",
-)  # fmt: skip
-
-
+# What is computed again in the backward pass (gradient checkpointing).
+NO_REMAT, BN_ACT, CELLS = REMAT_MODES = ("none", "bn_swish", "cells")
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # of images that are not split yet
 LARGEST_INT = 2**31 - 1  # of whole numbers everywhere: TensorFlow's int32
@@ -71,7 +68,7 @@ class ImageSpec:
         return nats / (math.log(2.0) * self.num_dims)
 
 
-def _key(
+def _field(
     default,
     help,
     *,
@@ -94,45 +91,47 @@ def _key(
 class ModelConfig:
     """The hierarchy of the model (paper, section 3 and figure 3)."""
 
-    arch_instance: str = _key(
-        "res_mbconv", "kinds of residual cells in encoder and decoder", choices=ARCH_INSTANCES
+    arch_instance: str = _field(
+        "res_mbconv", "kinds of residual cells in encoder and decoder", choices=tuple(ARCHITECTURES)
     )
-    num_latent_scales: int = _key(
+    num_latent_scales: int = _field(
         1, "spatial scales that hold latent groups", minimum=1, maximum=MOST_HALVINGS
     )
-    num_groups_per_scale: int = _key(10, "latent groups per scale", minimum=1)
-    ada_groups: bool = _key(False, "halve the number of groups at each coarser scale")
-    min_groups_per_scale: int = _key(1, "with ada_groups: groups that every scale keeps", minimum=1)
-    num_latent_per_group: int = _key(20, "latent channels per group", minimum=1)
-    num_channels_enc: int = _key(32, "encoder channels at full resolution", minimum=2, even=True)
-    num_channels_dec: int = _key(32, "decoder channels at full resolution", minimum=2, even=True)
-    num_preprocess_blocks: int = _key(
+    num_groups_per_scale: int = _field(10, "latent groups per scale", minimum=1)
+    ada_groups: bool = _field(False, "halve the number of groups at each coarser scale")
+    min_groups_per_scale: int = _field(
+        1, "with ada_groups: groups that every scale keeps", minimum=1
+    )
+    num_latent_per_group: int = _field(20, "latent channels per group", minimum=1)
+    num_channels_enc: int = _field(32, "encoder channels at full resolution", minimum=2, even=True)
+    num_channels_dec: int = _field(32, "decoder channels at full resolution", minimum=2, even=True)
+    num_preprocess_blocks: int = _field(
         2,
         "blocks before the encoder tower; each halves the image",
         minimum=0,
         maximum=MOST_HALVINGS,
     )
-    num_preprocess_cells: int = _key(3, "cells per preprocess block", minimum=1)
-    num_postprocess_blocks: int = _key(
+    num_preprocess_cells: int = _field(3, "cells per preprocess block", minimum=1)
+    num_postprocess_blocks: int = _field(
         2,
         "blocks after the decoder tower; each doubles the map",
         minimum=0,
         maximum=MOST_HALVINGS,
     )
-    num_postprocess_cells: int = _key(3, "cells per postprocess block", minimum=1)
-    num_cell_per_cond_enc: int = _key(1, "encoder cells per latent group", minimum=1)
-    num_cell_per_cond_dec: int = _key(1, "decoder cells per latent group", minimum=1)
-    use_se: bool = _key(False, "squeeze-and-excitation at the end of every residual cell")
-    res_dist: bool = _key(False, "posterior parameters relative to the prior's")
-    num_nf: int = _key(0, "normalizing-flow cells per latent group", minimum=0)
-    num_mixture_dec: int = _key(
+    num_postprocess_cells: int = _field(3, "cells per postprocess block", minimum=1)
+    num_cell_per_cond_enc: int = _field(1, "encoder cells per latent group", minimum=1)
+    num_cell_per_cond_dec: int = _field(1, "decoder cells per latent group", minimum=1)
+    use_se: bool = _field(False, "squeeze-and-excitation at the end of every residual cell")
+    res_dist: bool = _field(False, "posterior parameters relative to the prior's")
+    num_nf: int = _field(0, "normalizing-flow cells per latent group", minimum=0)
+    num_mixture_dec: int = _field(
         10, "logistics in the mixture of a colour pixel; 1: a normal distribution", minimum=1
     )
-    num_x_bits: int = _key(8, "bits per colour value that the model sees", minimum=1, maximum=8)
+    num_x_bits: int = _field(8, "bits per colour value that the model sees", minimum=1, maximum=8)
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """Latent groups of each scale, finest scale first."""
+        """GroupOutput groups of each scale, finest scale first."""
         counts = [self.num_groups_per_scale]
         while len(counts) < self.num_latent_scales:
             halved = max(counts[-1] // 2, self.min_groups_per_scale)
@@ -144,21 +143,21 @@ class ModelConfig:
 class DataConfig:
     """Which images, where they are, and how they are batched."""
 
-    dataset: str = _key("mnist", "name of the data set")
-    data: str = _key("", "folder that holds the data set; empty: the library's own cache")
-    image_size: int = _key(
+    dataset: str = _field("mnist", "name of the data set")
+    data: str = _field("", "folder that holds the data set; empty: the library's own cache")
+    image_size: int = _field(
         0,
         "side of the images in pixels, for images and tfrecords; 0: the data set's own",
         minimum=0,
     )
-    crop: str = _key(
+    crop: str = _field(
         CENTRE,
         "how images of a folder become square: the centre, a random crop anew on every visit (of "
         "the centre in evaluation), or none: squeezed; random also for tfrecords prepared so",
         choices=CROPS,
     )
-    batch_size: int = _key(200, "images per replica (GPU) and pass", minimum=1)
-    seed: int = _key(
+    batch_size: int = _field(200, "images per replica (GPU) and pass", minimum=1)
+    seed: int = _field(
         1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1
     )
 
@@ -167,78 +166,80 @@ class DataConfig:
 class TrainConfig:
     """Objective, optimiser, schedule and what is recorded of a run."""
 
-    epochs: int = _key(200, "passes over the training set", minimum=1)
-    warmup_epochs: int = _key(
+    epochs: int = _field(200, "passes over the training set", minimum=1)
+    warmup_epochs: int = _field(
         5,
         "epochs of linear learning-rate warm-up; a recipe's own is shortened where fewer epochs are "
         "asked for",
         minimum=0,
     )
-    optimizer: str = _key(
+    optimizer: str = _field(
         "adamax",
         "adamax (as officially), adam or adamw; with TensorFlow Addons any of its optimisers, for "
         "example lamb, or lookahead around Adamax",
     )
-    learning_rate: float = _key(1e-2, "learning rate after warm-up", above=0)
-    learning_rate_min: float = _key(1e-4, "learning rate at the end of the cosine", minimum=0)
-    weight_decay: float = _key(3e-4, "coefficient of weight decay, on all parameters", minimum=0)
-    weight_decay_norm: float = _key(
+    learning_rate: float = _field(1e-2, "learning rate after warm-up", above=0)
+    learning_rate_min: float = _field(1e-4, "learning rate at the end of the cosine", minimum=0)
+    weight_decay: float = _field(3e-4, "coefficient of weight decay, on all parameters", minimum=0)
+    weight_decay_norm: float = _field(
         0.0, "coefficient lambda of the spectral and batch-norm regularisation", minimum=0
     )
-    weight_decay_norm_anneal: bool = _key(
+    weight_decay_norm_anneal: bool = _field(
         False, "anneal lambda, log-linearly, from weight_decay_norm_init to weight_decay_norm"
     )
-    weight_decay_norm_init: float = _key(10.0, "lambda at the start of its annealing", above=0)
-    kl_anneal_portion: float = _key(
+    weight_decay_norm_init: float = _field(10.0, "lambda at the start of its annealing", above=0)
+    kl_anneal_portion: float = _field(
         0.3, "portion of all steps over which the KL coefficient rises to 1", minimum=0, maximum=1
     )
-    kl_const_portion: float = _key(
+    kl_const_portion: float = _field(
         1e-4, "portion of all steps before the KL coefficient starts to rise", minimum=0, maximum=1
     )
-    kl_const_coeff: float = _key(
+    kl_const_coeff: float = _field(
         1e-4, "KL coefficient before it starts to rise", minimum=0, maximum=1
     )
-    accumulate_steps: int = _key(
+    accumulate_steps: int = _field(
         1, "passes whose gradients make one step: batches larger than memory", minimum=1
     )
-    precision: str = _key(
+    precision: str = _field(
         "float32",
         "of activations; weights, distributions, losses and statistics are float32 always",
         choices=("float32", "mixed_float16", "mixed_bfloat16"),
     )
-    jit_compile: str = _key(
+    jit_compile: str = _field(
         "auto",
         "compile the step with XLA; auto: on GPUs the whole step, on one CPU what stands between "
         "convolutions",
         choices=("auto", "on", "off"),
     )
-    gradient_checkpointing: str = _key(
+    gradient_checkpointing: str = _field(
         "none",
         "recompute activations in the backward pass, to save memory: of batch norms, or of whole "
         "cells",
-        choices=("none", "bn_swish", "cells"),
+        choices=REMAT_MODES,
     )
-    deterministic: bool = _key(False, "the same weights to the bit from the same seed; slower")
-    ema_decay: float = _key(
+    deterministic: bool = _field(False, "the same weights to the bit from the same seed; slower")
+    ema_decay: float = _field(
         0.0,
         "decay of moving averages of the weights, used in evaluation; 0: none",
         minimum=0,
         below=1,
     )
-    clip_gradient_norm: float = _key(0.0, "largest norm of the gradient; 0: any", minimum=0)
-    skip_gradient_norm: float = _key(
+    clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
+    skip_gradient_norm: float = _field(
         0.0, "norm of the gradient from which on a step is skipped; 0: none is", minimum=0
     )
-    max_bad_steps: int = _key(
+    max_bad_steps: int = _field(
         20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
     )
-    save_every: str = _key(
+    save_every: str = _field(
         "10m", "checkpoints between those of the epochs: steps, or minutes as 10m"
     )
-    log_every: int = _key(100, "steps between training scalars in TensorBoard", minimum=1)
-    eval_every: int = _key(1, "epochs between validations (the last epoch always is)", minimum=1)
-    images_every: int = _key(5, "epochs between image grids (the last epoch always is)", minimum=1)
-    keep: int = _key(3, "checkpoints kept; older ones are removed", minimum=1)
+    log_every: int = _field(100, "steps between training scalars in TensorBoard", minimum=1)
+    eval_every: int = _field(1, "epochs between validations (the last epoch always is)", minimum=1)
+    images_every: int = _field(
+        5, "epochs between image grids (the last epoch always is)", minimum=1
+    )
+    keep: int = _field(3, "checkpoints kept; older ones are removed", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,9 @@ def check_value(name: str, value: Any) -> Any:
         ConfigError: an unknown key, a wrong type, or a value out of range.
     """
     if name not in KEYS:
-        near = difflib.get_close_matches(shown(name).strip("'"), KEYS, 1)
+        near = difflib.get_close_matches(short_repr(name).strip("'"), KEYS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
-        raise ConfigError(f"unknown configuration key {shown(name)}; {hint}")
+        raise ConfigError(f"unknown configuration key {short_repr(name)}; {hint}")
     return _checked(KEYS[name][1], value)
 
 
@@ -354,7 +355,7 @@ def load(name_or_path: str) -> Config:
     path = recipes.get(name_or_path) or user_path(name_or_path)
     if not is_regular(path):
         raise ConfigError(
-            f"no configuration {shown(name_or_path)}: give the path of a YAML file or one of "
+            f"no configuration {short_repr(name_or_path)}: give the path of a YAML file or one of "
             f"{', '.join(recipes)}"
         )
     try:
@@ -384,7 +385,7 @@ def read_yaml(path: Path) -> dict:
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - PyYAML lets through what numbers and dates raise
-        raise ConfigError(f"not a readable YAML file ({reason(error)})") from None
+        raise ConfigError(f"not a readable YAML file ({short_message(error)})") from None
     if not isinstance(values, dict):
         raise ConfigError("expected lines of the form 'key: value'")
     return values
@@ -436,7 +437,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
     def refuse(allowed: str):
         raise ConfigError(
-            f"{field.name}: {shown(value)} is not allowed; expected {allowed}"
+            f"{field.name}: {short_repr(value)} is not allowed; expected {allowed}"
         ) from None
 
     converted = value

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import checks, stateless_random
+from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config import ImageSpec, ModelConfig, check_image
 from nvae_tf.distributions import (
     DiscretizedLogisticMixture,
@@ -23,14 +24,14 @@ from nvae_tf.distributions import (
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
 from nvae_tf.layers.base import Uniform, create_chain
-from nvae_tf.layers.batch_norm import BatchNorm, update_running_averages
-from nvae_tf.layers.cells import ARCHITECTURES, DOWN, NORMAL, UP, ResidualCell
-from nvae_tf.layers.convolution import Convolution
+from nvae_tf.layers.batch_norm import BatchNormAct, update_running_averages
+from nvae_tf.layers.cells import DOWN, NORMAL, UP, ResidualCell
+from nvae_tf.layers.convolution import Conv2D
 from nvae_tf.layers.latent_group import (
     FromPosterior,
     FromPrior,
     Given,
-    Latent,
+    GroupOutput,
     LatentGroup,
 )
 
@@ -42,11 +43,11 @@ class NVAEOutput(NamedTuple):
 
     Attributes:
         parameters: of the image distribution, (batch, height, width, parameters).
-        latents: a `Latent` for each group, top of the hierarchy first.
+        latents: a `GroupOutput` for each group, top of the hierarchy first.
     """
 
     parameters: tf.Tensor
-    latents: list[Latent]
+    latents: list[GroupOutput]
 
     @property
     def kl_per_group(self):
@@ -101,7 +102,7 @@ class NVAE(tf_keras.Model):
             return ResidualCell(operations[part], filters, direction, config.use_se)
 
         # Bottom-up: stem and preprocess halve the image to the size of the finest latents.
-        self.stem = Convolution(enc, 3)
+        self.stem = Conv2D(enc, 3)
         self.preprocess = []
         width = 1  # channels double at every halving
         for _ in range(config.num_preprocess_blocks):
@@ -120,7 +121,7 @@ class NVAE(tf_keras.Model):
                     cells.append(cell("encoder", enc * width, DOWN))
                 cells += [cell("encoder", enc * width) for _ in range(config.num_cell_per_cond_enc)]
                 self.encoder_tower.append(cells)
-        self.encoder_top = Convolution(enc * width, 1)
+        self.encoder_top = Conv2D(enc * width, 1)
 
         # Top-down: the groups, coarsest scale first, with an up cell between scales.
         size = image.size // width
@@ -153,7 +154,7 @@ class NVAE(tf_keras.Model):
             self.postprocess.append(cell("postprocess", dec * width, UP))
             for _ in range(config.num_postprocess_cells - 1):
                 self.postprocess.append(cell("postprocess", dec * width))
-        self.image_head = Convolution(self._num_image_parameters(), 3)
+        self.image_head = Conv2D(self._num_image_parameters(), 3)
         self._create_weights()
 
     def __call__(self, images, noise, *args, **kwargs):
@@ -243,7 +244,7 @@ class NVAE(tf_keras.Model):
             noise: as for `call`; default: none, z is where the posterior's mean goes.
 
         Returns:
-            A `Latent` for each group, top of the hierarchy first: z, the posterior's mean and
+            A `GroupOutput` for each group, top of the hierarchy first: z, the posterior's mean and
             deviation (before flows), and KL. With noise the KL is the objective's; without, that along
             the means, which is usually smaller.
         """
@@ -392,14 +393,14 @@ class NVAE(tf_keras.Model):
         return any(layer.data_init for layer in self.convolutions)
 
     @property
-    def convolutions(self) -> list[Convolution]:
+    def convolutions(self) -> list[Conv2D]:
         """Every convolution of the model, in the order in which they were made."""
-        return [layer for _, layer in walk(self) if isinstance(layer, Convolution)]
+        return [layer for _, layer in walk(self) if isinstance(layer, Conv2D)]
 
     @property
-    def batch_norms(self) -> list[BatchNorm]:
+    def batch_norms(self) -> list[BatchNormAct]:
         """Every batch norm of the model, in the order in which they were made."""
-        return [layer for _, layer in walk(self) if isinstance(layer, BatchNorm)]
+        return [layer for _, layer in walk(self) if isinstance(layer, BatchNormAct)]
 
     def get_config(self):
         """The constructor's arguments."""

@@ -3,11 +3,6 @@
 This is the only file that knows the official names.
 """
 
-if __name__ == "__main__":  # before TensorFlow is imported
-    from nvae_tf.cli.chatter import keep_out
-
-    keep_out()
-
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +14,9 @@ from nvae_tf.config import KEYS, LARGEST_INT, Config, ModelConfig, from_dict
 from nvae_tf.engine.weights import Weight, assign_all
 from nvae_tf.io import torch_file
 from nvae_tf.io.errors import UserError
-from nvae_tf.layers.batch_norm import BatchNorm
-from nvae_tf.layers.cells import ActivatedConvolution, InvertedResidual, ResidualCell, SkipDown
-from nvae_tf.layers.convolution import Convolution
+from nvae_tf.layers.batch_norm import BatchNormAct
+from nvae_tf.layers.cells import MBConv, NormActConv, ResidualCell, SkipDown
+from nvae_tf.layers.convolution import Conv2D
 from nvae_tf.model import NVAE, LatentGroup
 
 
@@ -88,7 +83,7 @@ def official_entries(model: NVAE) -> dict[str, Entry]:
     """Every weight of the model by its key in the official ``state_dict``, see `canonical_key`."""
     entries = {}
     for name, layer in official_modules(model).items():
-        if isinstance(layer, Convolution):
+        if isinstance(layer, Conv2D):
             entries[f"{name}.weight"] = Entry(layer.kernel, _from_oihw, _to_oihw)
             if layer.weight_norm:
                 entries[f"{name}.log_weight_norm"] = Entry(
@@ -96,7 +91,7 @@ def official_entries(model: NVAE) -> dict[str, Entry]:
                 )
             if layer.use_bias:
                 entries[f"{name}.bias"] = _as_is(layer.bias)
-        elif isinstance(layer, BatchNorm):
+        elif isinstance(layer, BatchNormAct):
             entries[f"{name}.weight"] = _as_is(layer.gamma)
             entries[f"{name}.bias"] = _as_is(layer.beta)
             entries[f"{name}.running_mean"] = _as_is(layer.moving_mean)
@@ -221,9 +216,9 @@ def _cell_modules(prefix: str, cell: ResidualCell) -> dict:
     modules = {}
     for index, operation in enumerate(cell.branch):
         name = f"{prefix}._ops.{index}"
-        if isinstance(operation, InvertedResidual):
+        if isinstance(operation, MBConv):
             modules.update(_inverted_residual_modules(f"{name}.conv", operation))
-        elif isinstance(operation, ActivatedConvolution):
+        elif isinstance(operation, NormActConv):
             if operation.norm is not None:
                 modules[f"{name}.bn_act"] = operation.norm
             modules[f"{name}.conv_0"] = operation.convolution
@@ -237,7 +232,7 @@ def _cell_modules(prefix: str, cell: ResidualCell) -> dict:
     return modules
 
 
-def _inverted_residual_modules(prefix: str, operation: InvertedResidual) -> dict:
+def _inverted_residual_modules(prefix: str, operation: MBConv) -> dict:
     # An up cell's doubling is a module of its own and takes number 0.
     at = 1 if operation.direction == "up" else 0
     expand, middle, project = operation.convolutions

@@ -9,7 +9,8 @@ import tensorflow as tf
 from nvae_tf.cli.train import main
 from nvae_tf.config import TrainConfig
 from nvae_tf.io.errors import ConfigError
-from nvae_tf.training.optimizers import Adamax, make_optimizer
+from nvae_tf.training.optimizer_choice import make_optimizer
+from nvae_tf.training.optimizers import Adamax
 
 pytestmark = pytest.mark.core
 

@@ -138,7 +138,10 @@ def test_wrong_noise_and_latents_are_one_line(colour):
     for wrong, message in (
         (z[:1], "latents: a list of 1; expected 2 tensors"),
         ([*z, z[0]], "latents: a list of 3; expected 2 tensors"),
-        (colour.encode(COLOURS), "latents: that of group 0 is of type Latent; .* floats, its z"),
+        (
+            colour.encode(COLOURS),
+            "latents: that of group 0 is of type GroupOutput; .* floats, its z",
+        ),
         ([z[0], z[1][:1]], "latents: that of group 1 is for a batch of 1; expected one of 2"),
         ([z[0][0], z[1]], r"latents: that of group 0 is of shape \(4, 4, 3\)"),
         ([tf.cast(z[0], tf.int32), z[1]], "latents: that of group 0 is of type int32; expected a"),

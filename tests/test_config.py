@@ -46,7 +46,7 @@ def test_every_recipe_fits_its_images_and_survives_writing(path, tmp_path):
     from nvae_tf.data import catalog
 
     recipe = config.load(path.stem)
-    check_image(recipe.model, catalog.describe(recipe.data).image)
+    check_image(recipe.model, catalog.get_dataset_info(recipe.data).image)
     (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
     assert config.load(str(tmp_path / "resolved.yaml")) == recipe
 

@@ -9,17 +9,17 @@ import pytest
 
 from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import catalog, pipeline
-from nvae_tf.data.catalog import DataSet
+from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import ArraySource
 from nvae_tf.io.errors import UserError
 
-COLOUR = DataSet("photographs", ImageSpec(32, 3), open=None, flip=False)
-FLIPPED = DataSet("photographs", ImageSpec(32, 3), open=None)
+COLOUR = DatasetInfo("photographs", ImageSpec(32, 3), open=None, flip=False)
+FLIPPED = DatasetInfo("photographs", ImageSpec(32, 3), open=None)
 
 
 def load(name, folder=""):
     """Training and test images of a data set as arrays, and the description."""
-    dataset = catalog.describe(DataConfig(dataset=name))
+    dataset = catalog.get_dataset_info(DataConfig(dataset=name))
     return [source.images.numpy() for source in dataset.open(str(folder))], dataset
 
 
@@ -221,7 +221,7 @@ def test_a_missing_mnist_says_where_to_put_it(tmp_path):
 
 def test_stacked_mnist_pairs_every_digit_twice_in_every_channel(tmp_path, photographs):
     write_mnist(tmp_path / "mnist.npz", photographs[:, 2:30, 2:30, 0])
-    dataset = catalog.describe(DataConfig(dataset="stacked_mnist"))
+    dataset = catalog.get_dataset_info(DataConfig(dataset="stacked_mnist"))
     assert dataset.image.num_dims == 3 * 28 * 28
     train, _ = dataset.open(str(tmp_path))
     assert len(train) == 128

@@ -12,7 +12,7 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DataConfig
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizers import Adamax, MovingAverage
-from nvae_tf.training.trainer import Trainer, compiled, graphs_as_written
+from nvae_tf.training.trainer import Trainer, compiled, grappler_disabled
 
 MODEL = ModelConfig(
     num_latent_scales=2, num_groups_per_scale=2, num_latent_per_group=3, ada_groups=True,
@@ -26,7 +26,7 @@ BATCH = 8
 @pytest.fixture(scope="module")
 def digits():
     """Batches of digits, binarised, and what they look like."""
-    dataset = catalog.describe(DataConfig(dataset="digits"))
+    dataset = catalog.get_dataset_info(DataConfig(dataset="digits"))
     train, _ = dataset.open("")
     batches = pipeline.training_batches(train, dataset, batch_size=BATCH, seed=0)
     return [images for images, _ in zip(batches, range(50), strict=False)], dataset.image
@@ -67,7 +67,7 @@ def test_gradient_checkpointing_changes_no_bit(architecture, digits):
     model = dataclasses.replace(MODEL, arch_instance=architecture)
     plain = make(digits, TRAIN, model=model)
     start = [variable.numpy() for variable in plain.variables]
-    with graphs_as_written():
+    with grappler_disabled():
         expected = gradients_of(plain, digits[0][0])
         for mode in ("bn_swish", "cells"):
             train = dataclasses.replace(TRAIN, gradient_checkpointing=mode)
@@ -139,15 +139,15 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(digits, weight
         logs = run(bad)
     for value, expected in zip(state(trainer), before, strict=True):
         np.testing.assert_array_equal(value, expected)
-    assert int(logs["skipped_steps"]) == 2 and int(trainer.bad_in_row) == 2
-    assert trainer.first_bad.numpy()[0] and trainer.first_bad.numpy()[4:].all()
+    assert int(logs["skipped_steps"]) == 2 and int(trainer.consecutive_skips) == 2
+    assert trainer.first_skip_causes.numpy()[0] and trainer.first_skip_causes.numpy()[4:].all()
     run(good)  # the row ends
-    assert int(trainer.bad_in_row) == 0 and int(trainer.optimizer.iterations) == 4
+    assert int(trainer.consecutive_skips) == 0 and int(trainer.optimizer.iterations) == 4
     for _ in range(3):
         run(bad)
     before = state(trainer)
     run(good)  # too late: training has ended
-    assert int(trainer.bad_in_row) == 3
+    assert int(trainer.consecutive_skips) == 3
     for value, expected in zip(state(trainer), before, strict=True):
         np.testing.assert_array_equal(value, expected)
 
@@ -193,7 +193,7 @@ def test_large_gradients_are_skipped_or_clipped_on_request(digits, weights):
     for trainer in (clipped, plain):
         trainer.optimizer.weight_decay = 0.0
         train(trainer, digits[0][:1])
-    for half, whole in zip(clipped.optimizer._mean, plain.optimizer._mean, strict=True):
+    for half, whole in zip(clipped.optimizer._m, plain.optimizer._m, strict=True):
         np.testing.assert_allclose(half, 0.5 * whole, rtol=1e-3, atol=1e-7)
 
 

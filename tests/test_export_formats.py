@@ -72,7 +72,7 @@ def questions(model):
         answers = {
             f"{name}_{group:02d}": getattr(latent, name)
             for group, latent in enumerate(latents)
-            for name in ("z", "mean", "deviation")
+            for name in ("z", "mean", "stddev")
         }
         return {**answers, "kl": tf.stack([latent.kl_per_image for latent in latents], 1)}
 

@@ -11,13 +11,19 @@ import pytest
 
 from nvae_tf.cli import prepare
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import make_folder, replacing, replacing_folder, temporary_folder, write_png
+from nvae_tf.io.files import (
+    atomic_write,
+    atomic_write_dir,
+    make_folder,
+    temporary_folder,
+    write_png,
+)
 
 # Replaces a folder and kills itself just before the system call of that number.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nvae_tf.io.files import replacing_folder
+from nvae_tf.io.files import atomic_write_dir
 path, moment, exchanges = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchanges"
 calls, counting = 0, False
 def watch(event, arguments):
@@ -28,7 +34,7 @@ def watch(event, arguments):
         calls += 1
         if calls == moment:
             os.kill(os.getpid(), signal.SIGKILL)
-with replacing_folder(path) as temporary:
+with atomic_write_dir(path) as temporary:
     for number in range(2):
         (temporary / str(number)).write_text("new")
     sys.addaudithook(watch)
@@ -94,7 +100,7 @@ def test_where_folders_cannot_be_exchanged_nothing_is_lost_and_the_next_start_me
             gaps += 1
             left = [content(path) for path in folder.parent.iterdir()]
             assert OLD in left and NEW in left
-            with pytest.raises(RuntimeError), replacing_folder(folder):
+            with pytest.raises(RuntimeError), atomic_write_dir(folder):
                 raise RuntimeError("the next command fails, too")
         assert content(folder) in (OLD, NEW)
     assert gaps == 1
@@ -102,15 +108,15 @@ def test_where_folders_cannot_be_exchanged_nothing_is_lost_and_the_next_start_me
 
 
 def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(folder):
-    with pytest.raises(RuntimeError), replacing_folder(folder) as temporary:
+    with pytest.raises(RuntimeError), atomic_write_dir(folder) as temporary:
         (temporary / "0").write_text("half of it")
         raise RuntimeError
     assert content(folder) == OLD and list(folder.parent.iterdir()) == [folder]
     file = folder / "0"
-    with pytest.raises(UserError, match="0: cannot be written") as caught, replacing_folder(file):
+    with pytest.raises(UserError, match="0: cannot be written") as caught, atomic_write_dir(file):
         pass
     assert "\n" not in str(caught.value) and file.read_text() == "old"
-    with replacing_folder(folder) as temporary:
+    with atomic_write_dir(folder) as temporary:
         (temporary / "0").write_text("new")
     assert content(folder) == {"0": "new"} and list(folder.parent.iterdir()) == [folder]
 
@@ -119,10 +125,10 @@ def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(folder):
 def test_everything_written_has_the_permissions_of_the_users_umask(mask, tmp_path, photographs):
     with umask(mask):
         make_folder(tmp_path / "made" / "deeper")
-        with replacing(tmp_path / "made" / "file") as temporary:
+        with atomic_write(tmp_path / "made" / "file") as temporary:
             assert permissions(temporary) == 0o666 & ~mask  # while it is written, too
             temporary.write_text("text")
-        with replacing_folder(tmp_path / "made" / "folder") as temporary:
+        with atomic_write_dir(tmp_path / "made" / "folder") as temporary:
             assert permissions(temporary) == 0o777 & ~mask
             write_png(temporary / "image.png", photographs[0])
         with temporary_folder(tmp_path / "made" / "next") as temporary:
@@ -145,10 +151,10 @@ def test_a_file_that_is_replaced_takes_new_permissions_and_leaves_nothing_behind
     path = tmp_path / "file"
     path.write_text("old")
     path.chmod(0o600)
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and permissions(path) == 0o600
-    with umask(0o022), replacing(path) as temporary:
+    with umask(0o022), atomic_write(path) as temporary:
         np.save(temporary.open("wb"), np.zeros(3))
     assert permissions(path) == 0o644 and list(tmp_path.iterdir()) == [path]

@@ -90,7 +90,7 @@ class LinearGaussian:
 
     def __init__(self, rng, latents=3, dimensions=5, deviation=0.7):
         self.weights = rng.normal(size=(latents, dimensions)).astype(np.float32)
-        self.deviation = deviation
+        self.stddev = deviation
         covariance = self.weights.T @ self.weights + deviation**2 * np.eye(dimensions)
         self.marginal = scipy.stats.multivariate_normal(np.zeros(dimensions), covariance)
         precision = np.eye(latents) + self.weights @ self.weights.T / deviation**2
@@ -120,9 +120,7 @@ class LinearGaussian:
         )
 
     def log_likelihood(self, parameters, images):
-        return tf.reduce_sum(
-            tfp.distributions.Normal(parameters, self.deviation).log_prob(images), 1
-        )
+        return tf.reduce_sum(tfp.distributions.Normal(parameters, self.stddev).log_prob(images), 1)
 
 
 def test_importance_weighted_estimates_of_a_known_likelihood():

@@ -35,7 +35,7 @@ for _ in range(2):
     images = model.sample(2, temperature=0.7)
     output = model(images, model.draw_noise(2, seed=(1, 0)))
     scores.append(model.log_likelihood(output.parameters, images).numpy())
-assert isinstance(model, tf_keras.Model) and len(model.trainable_variables) > 50
+assert isinstance(model, tf_keras.Model) and model.num_parameters > 1000
 assert images.shape == (2, 32, 32, 3)
 assert (scores[0] == scores[1]).all() and (scores[0] < 0).all(), scores
 

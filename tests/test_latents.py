@@ -42,8 +42,8 @@ def test_decoding_what_was_encoded_is_the_reconstruction(model, images):
         np.testing.assert_array_equal(decoded, model.reconstruct(images, noise, seed=(5, 0)))
         assert [latent.z.shape for latent in encoded] == [(3, *s) for s in model.latent_shapes]
     for latent in encoded:
-        assert latent.mean.shape == latent.deviation.shape == latent.kl.shape == latent.z.shape
-        assert latent.kl_per_image.shape == (3,) and np.all(latent.deviation > 0.0)
+        assert latent.mean.shape == latent.stddev.shape == latent.kl.shape == latent.z.shape
+        assert latent.kl_per_image.shape == (3,) and np.all(latent.stddev > 0.0)
     plain = NVAE(dataclasses.replace(CONFIG, num_nf=0), ImageSpec(16, 3))
     for latent in plain.encode(images):  # without flows, no noise means the posterior's mean
         np.testing.assert_array_equal(latent.z, latent.mean)
@@ -132,7 +132,7 @@ def test_the_kl_of_the_groups_adds_up_to_that_of_the_nelbo(images, num_flows):
     at_means = model.encode(images)
     assert np.abs(kl.sum(1) / sum(latent.kl_per_image for latent in at_means) - 1.0).max() > 1e-3
     for batch, part in zip(batches, (slice(0, 2), slice(2, 3)), strict=True):
-        for name in ("z", "mean", "deviation"):  # but these are where the means lead to
+        for name in ("z", "mean", "stddev"):  # but these are where the means lead to
             np.testing.assert_allclose(
                 getattr(batch, name)[0], getattr(at_means[0], name)[part], atol=1e-5
             )

@@ -15,7 +15,7 @@ from nvae_tf.engine.shared_functions import trace_key
 from nvae_tf.engine.weights import Weight, assign_all, rows_of, walk, weights_below
 from nvae_tf.layers import batch_norm as normalization
 from nvae_tf.layers import cells, flows, latent_group
-from nvae_tf.layers.convolution import Convolution
+from nvae_tf.layers.convolution import Conv2D
 
 pytestmark = pytest.mark.core
 
@@ -63,7 +63,7 @@ def naive_convolution(x, kernel, strides, dilation, groups):
 )
 def test_convolution_and_its_gradient(options, photographs):
     x = photo_maps(photographs, 4)
-    layer = Convolution(**options)
+    layer = Conv2D(**options)
     layer.build(x.shape)
     layer.bias.assign(tf.range(0.0, 1.0, 1.0 / layer.bias.shape[0])[: layer.bias.shape[0]])
     with tf.GradientTape() as tape:
@@ -99,7 +99,7 @@ def test_shared_kernels_and_their_gradients_are_the_layers_own(photographs, comp
         dict(mask="causal"),
         dict(mask="causal", mirror=True),
     ]
-    layers = [Convolution(4, 3, **o) for o in options]
+    layers = [Conv2D(4, 3, **o) for o in options]
     for layer in layers:
         layer.build(x.shape)
     variables = [v for layer in layers for v in layer.trainable_variables]
@@ -133,7 +133,7 @@ def test_shared_kernels_and_their_gradients_are_the_layers_own(photographs, comp
 
 def test_data_initialization_leaves_mean_0_and_deviation_a_fifth(photographs):
     x = photo_maps(photographs, 4)
-    layer = Convolution(6, 3, data_init=True)
+    layer = Conv2D(6, 3, data_init=True)
     before = layer(x).numpy()
     layer(x, scope=Scope(data_initialization=True))
     out = layer(x).numpy().reshape(-1, 6)
@@ -153,7 +153,7 @@ def test_doublings(size, photographs):
 
 def test_batch_norm_statistics(photographs):
     x = photo_maps(photographs, 3)
-    layer = normalization.BatchNorm("swish")
+    layer = normalization.BatchNormAct("swish")
     scope = Scope(training=True)
     out = layer(x, scope=scope).numpy()
     normalization.update_running_averages(scope.statistics)
@@ -173,13 +173,13 @@ def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
         import numpy as np, tensorflow as tf
         from sklearn.datasets import load_digits
         from nvae_tf.engine.scope import Scope
-        from nvae_tf.layers.batch_norm import BatchNorm
+        from nvae_tf.layers.batch_norm import BatchNormAct
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         x = np.float32(load_digits().images[:8, :, :, None])
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         with strategy.scope():
-            apart = BatchNorm()
+            apart = BatchNormAct()
             apart.build((None, 8, 8, 1))
         halves = strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(x[4 * context.replica_id_in_sync_group :][:4]))
@@ -188,7 +188,7 @@ def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
             return apart(half, scope=scope), scope.statistics[apart]
         out, seen = strategy.run(tf.function(step), [halves])
         out = tf.concat(strategy.experimental_local_results(out), 0)
-        joint, scope = BatchNorm(), Scope(training=True)
+        joint, scope = BatchNormAct(), Scope(training=True)
         np.testing.assert_allclose(out, joint(x, scope=scope), rtol=1e-4, atol=1e-5)
         for ours, wanted in zip(seen, scope.statistics[joint], strict=True):
             for half in strategy.experimental_local_results(ours):
@@ -203,7 +203,7 @@ def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("latents", [1, 3])
 def test_flow_is_autoregressive_in_raster_order(mirror, latents):
-    shift = flows.AutoregressiveShift(mirror=mirror)
+    shift = flows.MaskedShift(mirror=mirror)
     z = tf.random.stateless_normal((1, 4, 4, latents), (1, 2))
     with tf.GradientTape() as tape:
         tape.watch(z)
@@ -218,7 +218,7 @@ def test_flow_is_autoregressive_in_raster_order(mirror, latents):
 
 
 def test_flow_inverts_and_preserves_volume():
-    cell = flows.FlowCell()
+    cell = flows.IAFCell()
     z = 2.0 * tf.random.stateless_normal((2, 4, 4, 3), (3, 4))
     cell.build(z.shape)
     for bijector in cell.bijectors(Scope()):
@@ -232,13 +232,13 @@ def test_flow_inverts_and_preserves_volume():
 
 
 LAYERS = [
-    (Convolution(6, 3, strides=2, use_bias=False), 4),
-    (Convolution(None, 5, mask="causal", mirror=True, log_norm_shift=-1.0), 4),
-    (normalization.BatchNorm("elu"), 4),
+    (Conv2D(6, 3, strides=2, use_bias=False), 4),
+    (Conv2D(None, 5, mask="causal", mirror=True, log_norm_shift=-1.0), 4),
+    (normalization.BatchNormAct("elu"), 4),
     (cells.ResidualCell(("res_bnswish", "res_bnswish5"), 8, "down"), 4),
     (cells.ResidualCell(("mconv_e3k5g8",), 4, "up", use_se=False), 8),
     (cells.SqueezeExcitation(), 4),
-    (flows.FlowCell(), 4),
+    (flows.IAFCell(), 4),
 ]
 
 
@@ -265,28 +265,28 @@ def test_latent_group_rebuilds_from_its_configuration():
 # Another value of every argument, for each kind of layer: (the layer, what may change).
 CHANGES = [
     (
-        Convolution(8, 3),
+        Conv2D(8, 3),
         dict(filters=4, kernel_size=5, strides=2, dilation=2, groups=2, use_bias=False,
              weight_norm=False, mask="causal", mirror=True, log_norm_shift=1.0, data_init=True),
     ),
-    (normalization.BatchNorm("elu"), dict(activation="swish")),
+    (normalization.BatchNormAct("elu"), dict(activation="swish")),
     (
         cells.ResidualCell(("res_bnswish",), 8),
         dict(operations=("res_bnelu",), filters=4, direction="up", use_se=False),
     ),
     (
-        cells.ActivatedConvolution(8, True, "elu", 1, "normal"),
+        cells.NormActConv(8, True, "elu", 1, "normal"),
         dict(filters=4, normalization=False, activation="swish", dilation=2, direction="up"),
     ),
     (
-        cells.InvertedResidual(8, 3, 5, 0, "normal"),
+        cells.MBConv(8, 3, 5, 0, "normal"),
         dict(filters=4, expansion=6, kernel_size=3, groups=8, direction="up"),
     ),
     (cells.SqueezeExcitation(), {}),
     (cells.SkipDown(8), dict(filters=4)),
     (cells.SkipUp(8), dict(filters=4)),
-    (flows.AutoregressiveShift(), dict(mirror=True)),
-    (flows.FlowCell(), {}),
+    (flows.MaskedShift(), dict(mirror=True)),
+    (flows.IAFCell(), {}),
     (
         latent_group.LatentGroup(False, (4, 4, 3), 8, 8, ("mconv_e3k5g0",), 1, True, True, 1),
         dict(first=True, latent_shape=(4, 4, 2), filters_enc=4, filters_dec=4,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.config import ARCH_INSTANCES, ImageSpec, ModelConfig
+from nvae_tf.architectures import ARCHITECTURES
+from nvae_tf.config import ImageSpec, ModelConfig
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Given
 from nvae_tf.model import NVAE
 
@@ -30,7 +31,7 @@ def images(photographs):
     return tf.constant(photographs[:4, ::2, ::2].astype(np.float32) / 255.0)
 
 
-@pytest.mark.parametrize("architecture", ARCH_INSTANCES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains(architecture, images):
     model = NVAE(dataclasses.replace(TINY, arch_instance=architecture), COLOUR)
     noise = model.draw_noise(4, (1, 0))

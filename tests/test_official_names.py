@@ -14,7 +14,8 @@ import pytest
 from test_torch_file import FILES, Rebuilt, Storage, torch_names, write_zip  # noqa: F401
 
 from nvae_tf import torch_import
-from nvae_tf.config import ARCH_INSTANCES, ImageSpec, ModelConfig
+from nvae_tf.architectures import ARCHITECTURES
+from nvae_tf.config import ImageSpec, ModelConfig
 from nvae_tf.engine.weights import weights_below
 from nvae_tf.evaluation import loading
 from nvae_tf.io.errors import UserError
@@ -241,7 +242,7 @@ def test_the_rules_are_those_of_the_reference_files(path):
 
 
 @pytest.mark.parametrize("use_se", [False, True], ids=["plain", "se"])
-@pytest.mark.parametrize("architecture", ARCH_INSTANCES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_imported_whatever_its_batch_norms_are_called(
     architecture, use_se, tmp_path
 ):

@@ -18,7 +18,7 @@ from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.lock import alone_in
+from nvae_tf.io.lock import exclusive_lock
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_folder_becomes_tfrecords_that_train(folder, tmp_path, capsys):
     assert "18 images in train, 2 images in validation" in capsys.readouterr().out
     train = records(out, "train", 32)
     assert len(train) == 18 and all(image.shape == (32, 32, 3) for image in train)
-    dataset = catalog.describe(DataConfig(dataset="tfrecords", data=str(out)))
+    dataset = catalog.get_dataset_info(DataConfig(dataset="tfrecords", data=str(out)))
     source, validation = dataset.open(str(out))
     assert len(validation) == 2
     np.testing.assert_array_equal([source.fetch(i)[0] for i in range(18)], train)
@@ -94,7 +94,7 @@ def test_random_crops_move_in_training_and_stay_in_evaluation(folder, tmp_path):
     out = tmp_path / "out"
     arguments = ("--size", 32, "--crop", "random", "--validation", 0.5)
     assert run("images", "--input", folder, "--output", out, *arguments) == 0
-    small = catalog.describe(DataConfig(dataset="tfrecords", data=str(out), crop="random"))
+    small = catalog.get_dataset_info(DataConfig(dataset="tfrecords", data=str(out), crop="random"))
     source, _ = small.open(str(out))
     assert small.image.size == 32
     wide = source.fetch(0)[0]
@@ -205,7 +205,7 @@ def test_celeba_by_its_own_split_and_crop(tmp_path, pictures):
     assert (len(train), len(records(out, "validation", 64)), len(test)) == (8, 2, 2)
     face = pictures[0].crop((0, 0, 178, 218)).crop((15, 40, 163, 188))
     np.testing.assert_array_equal(train[0], np.asarray(face.resize((64, 64), Image.BILINEAR)))
-    _, evaluated = catalog.describe(DataConfig(dataset="celeba_64")).open(str(out))
+    _, evaluated = catalog.get_dataset_info(DataConfig(dataset="celeba_64")).open(str(out))
     np.testing.assert_array_equal(evaluated.fetch(0)[0], test[0])
 
 
@@ -237,7 +237,7 @@ def test_lsun_databases(tmp_path, pictures):
                     transaction.put(f"{i:040d}".encode(), content.getvalue())
     out = tmp_path / "out"
     assert run("lsun", "--input", tmp_path / "in", "--output", out, "--size", 64) == 0
-    dataset = catalog.describe(DataConfig(dataset="lsun_church_64"))
+    dataset = catalog.get_dataset_info(DataConfig(dataset="lsun_church_64"))
     train, validation = dataset.open(str(out))
     assert (len(train), len(validation)) == (6, 2)
     whole = pictures[0].crop((0, 0, 200, 150)).resize((85, 64), Image.BILINEAR)
@@ -276,7 +276,7 @@ def test_unpacking_is_for_one_process_alone(folder, tmp_path, capsys):
     assert run("images", "--input", folder, "--output", made, "--size", 32) == 0
     with tarfile.open(tmp_path / "glow.tar", "w") as tar:
         tar.add(made, "glow")
-    with alone_in(out, "preparing data"):
+    with exclusive_lock(out, "preparing data"):
         assert run("tar", "--input", tmp_path / "glow.tar", "--output", out) == 2
         assert "out: another process is preparing data here" in capsys.readouterr().err
         assert [path.name for path in out.iterdir()] == [".lock"]
@@ -310,7 +310,7 @@ def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, t
 
 def test_a_plain_folder_needs_no_preparation(folder):
     config = DataConfig(dataset="images", data=str(folder), image_size=32)
-    dataset = catalog.describe(config)
+    dataset = catalog.get_dataset_info(config)
     train, test = dataset.open(str(folder))
     assert (len(train), len(test)) == (18, 2)
     with reading(train):

@@ -77,12 +77,12 @@ def test_the_last_good_checkpoint_trains_on(recipe, tmp_path, capsys):
     assert name == "step-56"
     moved = [key for key in before if "model/" in key and np.any(before[key] != after[key])]
     assert len(moved) > 50 and all(np.all(np.isfinite(after[key])) for key in moved)
-    assert int(after["trainer/bad_in_row/.ATTRIBUTES/VARIABLE_VALUE"]) == 0
+    assert int(after["trainer/consecutive_skips/.ATTRIBUTES/VARIABLE_VALUE"]) == 0
 
 
 def test_a_saved_row_of_bad_steps_is_forgotten(digits_trainer, tmp_path):
     trainer, checkpoints = digits_trainer(tmp_path)
-    trainer.bad_in_row.assign(trainer.config.max_bad_steps)
+    trainer.consecutive_skips.assign(trainer.config.max_bad_steps)
     checkpoints.save()
     again, checkpoints = digits_trainer(tmp_path)
     checkpoints.restore()
@@ -107,7 +107,7 @@ def digits_trainer(recipe):
 
     def make(path, images_per_step=0):
         loaded = config.load(str(recipe))
-        model = NVAE(loaded.model, catalog.describe(loaded.data).image)
+        model = NVAE(loaded.model, catalog.get_dataset_info(loaded.data).image)
         trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
         folder = RunFolder(path)
         folder.checkpoints.mkdir(exist_ok=True)
@@ -139,7 +139,7 @@ def test_a_model_whose_weights_stand_in_another_order(recipe, tmp_path):
     shutil.copytree(config.RECIPES, tmp_path / "other" / "configs")
     cells = other / "layers" / "cells.py"
     source = cells.read_text()
-    norm = "        self.norm = BatchNorm(activation) if normalization else None\n"
+    norm = "        self.norm = BatchNormAct(activation) if normalization else None\n"
     assert source.count(norm) == 1  # made before the convolution; now after it
     begin = source.index(norm)
     end = source.index("\n\n", begin)

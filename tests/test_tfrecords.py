@@ -42,7 +42,9 @@ def glow(tmp_path, photographs):
 
 
 def opened(folder, **keys):
-    dataset = catalog.describe(DataConfig(data=str(folder), **{"dataset": "imagenet_32", **keys}))
+    dataset = catalog.get_dataset_info(
+        DataConfig(data=str(folder), **{"dataset": "imagenet_32", **keys})
+    )
     return dataset, *dataset.open(str(folder))
 
 

@@ -8,15 +8,15 @@ from nvae_tf import objective
 from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.engine.kernels import SpectralNorms
 from nvae_tf.engine.scope import Scope
-from nvae_tf.layers.convolution import Convolution
+from nvae_tf.layers.convolution import Conv2D
 from nvae_tf.training.optimizers import Adam, Adamax, AdamW
-from nvae_tf.training.schedules import WarmupCosine
+from nvae_tf.training.schedules import WarmupCosineByEpoch
 
 pytestmark = pytest.mark.core
 
 
 def test_learning_rate_warms_up_by_steps_and_falls_by_epochs():
-    schedule = WarmupCosine(1e-2, 1e-4, steps_per_epoch=10, epochs=12, warmup_epochs=2)
+    schedule = WarmupCosineByEpoch(1e-2, 1e-4, steps_per_epoch=10, epochs=12, warmup_epochs=2)
     rates = np.array([float(schedule(step)) for step in range(120)])
     np.testing.assert_allclose(rates[:20], 1e-2 * np.arange(20) / 20, rtol=1e-5)
     epochs = rates[20:].reshape(10, 10)
@@ -100,7 +100,7 @@ def test_adam_and_adamw_follow_their_formulas(decoupled):
 
 
 def test_spectral_norms_are_the_largest_singular_values():
-    layers = [Convolution(8, 3), Convolution(8, 3), Convolution(None, 5), Convolution(6, 1)]
+    layers = [Conv2D(8, 3), Conv2D(8, 3), Conv2D(None, 5), Conv2D(6, 1)]
     for layer in layers:
         layer.build((None, 8, 8, 4))
     spectral = SpectralNorms(layers)

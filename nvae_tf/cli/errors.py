@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from nvae_tf.io.errors import Diverged, UserError, one_line, reason
+from nvae_tf.io.errors import TrainingDivergedError, UserError, one_line, short_message
 
 SOFTWARE_ERROR = 1
 USER_ERROR = 2
@@ -44,7 +44,7 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
             traceback.print_exc()
             return SOFTWARE_ERROR
         print(f"error: {one_line(text)}", file=sys.stderr)
-        return DIVERGED if isinstance(error, Diverged) else USER_ERROR
+        return DIVERGED if isinstance(error, TrainingDivergedError) else USER_ERROR
     return 0
 
 
@@ -64,7 +64,7 @@ def _explanation(error: Exception) -> str | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "nobody reads the output any more"
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {reason(error)}"
+        return f"{error.filename or 'a file'}: {short_message(error)}"
     if isinstance(error, MemoryError):
         return "not enough memory; choose a smaller --batch_size"
     return _of_tensorflow(error) if "tensorflow" in sys.modules else None
@@ -74,14 +74,14 @@ def _of_tensorflow(error: Exception) -> str | None:
     from tensorflow import errors
 
     if isinstance(error, errors.ResourceExhaustedError) and "No space" not in str(error):
-        wanted = re.search(r"OOM when allocating tensor with shape\[[\d,]*\]", str(error))
+        tensor = re.search(r"OOM when allocating tensor with shape\[[\d,]*\]", str(error))
+        said = tensor[0] if tensor else short_message(error)
         return (
-            f"not enough memory on the device ({wanted[0] if wanted else reason(error)}); choose a "
-            "smaller --batch_size, with --accumulate_steps for training, or --gradient_checkpointing "
-            "cells"
+            f"not enough memory on the device ({said}); choose a smaller --batch_size, with "
+            "--accumulate_steps for training, or --gradient_checkpointing cells"
         )
     outside = (
         errors.ResourceExhaustedError, errors.NotFoundError, errors.PermissionDeniedError,
         errors.FailedPreconditionError, errors.DataLossError, errors.UnavailableError,
     )  # fmt: skip
-    return reason(error) if isinstance(error, outside) else None
+    return short_message(error) if isinstance(error, outside) else None

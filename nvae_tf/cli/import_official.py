@@ -52,13 +52,13 @@ def convert(path: Path, output: Path) -> None:
     from nvae_tf.model import NVAE
     from nvae_tf.run_folder import RunFolder
     from nvae_tf.training.checkpoints import Checkpoints
-    from nvae_tf.training.optimizers import make_optimizer
+    from nvae_tf.training.optimizer_choice import make_optimizer
     from nvae_tf.training.trainer import Trainer
 
     official = torch_import.read(path)
     config, folder = official.config, RunFolder(output)
     folder.check(config, resume=False)
-    model = NVAE(config.model, catalog.describe(config.data).image)
+    model = NVAE(config.model, catalog.get_dataset_info(config.data).image)
     torch_import.load_state(model, official.state)
     optimizer = make_optimizer(config.train, config.train.learning_rate)
     trainer = Trainer(model, config.train, total_steps=1, optimizer=optimizer)

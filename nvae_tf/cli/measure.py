@@ -36,7 +36,7 @@ def evaluate(arguments) -> None:
     from nvae_tf.io.files import write_text
 
     config = loaded.config
-    dataset = catalog.describe(config.data)
+    dataset = catalog.get_dataset_info(config.data)
     train, test = dataset.open(config.data.data)
     source = train if arguments.eval_on_train else test
     batches = pipeline.evaluation_batches(
@@ -106,7 +106,7 @@ def sample(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import sampling
-    from nvae_tf.io.files import replacing, replacing_folder, write_png
+    from nvae_tf.io.files import atomic_write, atomic_write_dir, write_png
     from nvae_tf.io.image_grid import grid
 
     _readjust(arguments, loaded.model)
@@ -123,11 +123,11 @@ def sample(arguments) -> None:
     write_png(written[0], grid(images[:GRID_IMAGES], GRID_COLUMNS))
     if arguments.format == "npz":
         written.append(output / f"{name}.npz")
-        with replacing(written[-1]) as temporary, temporary.open("wb") as file:
+        with atomic_write(written[-1]) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, images=images)
     elif arguments.format == "png":
         written.append(output / name)
-        with replacing_folder(written[-1]) as temporary:
+        with atomic_write_dir(written[-1]) as temporary:
             for number, image in enumerate(images):
                 write_png(temporary / f"{number:06d}.png", image)
     print(f"speed: {rate:.1f} samples/s")
@@ -146,7 +146,7 @@ def fid_stats(arguments) -> None:
     from nvae_tf.io.image_grid import to_bytes
 
     features = inception.load(arguments.inception)
-    dataset = catalog.describe(loaded.config.data)
+    dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)
     sources = (train, test) if dataset.fid_on_all else (train,)
     accumulator = fid.Accumulator()

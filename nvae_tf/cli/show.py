@@ -9,7 +9,7 @@ from typing import Any
 
 from nvae_tf.cli.measure import load, statistics_at
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import replacing, write_animation, write_png, write_text
+from nvae_tf.io.files import atomic_write, write_animation, write_png, write_text
 from nvae_tf.io.paths import user_path
 
 RECONSTRUCTED = 16  # test images, unless others are named
@@ -123,7 +123,7 @@ def encode(arguments) -> None:
     with reading(source):
         encoded = list(latents.encode_batches(loaded.model, images(), groups, arguments.seed))
     arrays: dict[str, Any] = {"kl": np.concatenate([batch.kl for batch in encoded])}
-    for field in ("z", "mean", "deviation"):
+    for field in ("z", "mean", "stddev"):
         parts = zip(*(getattr(batch, field) for batch in encoded), strict=True)
         arrays.update(
             {f"{field}_{g:02d}": np.concatenate(p) for g, p in zip(groups, parts, strict=True)}
@@ -133,7 +133,7 @@ def encode(arguments) -> None:
     else:
         arrays["labels"] = np.concatenate(labels)
     path = output / "latents.npz"
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     print(f"latents: {len(source)} images, groups {groups}")
     print(f"mean KL with z drawn: {arrays['kl'].sum(1).mean():.2f} nats over all groups")
@@ -197,7 +197,7 @@ def _source(arguments, loaded):
     from nvae_tf.data import catalog
     from nvae_tf.data.images import FolderSource, find_images
 
-    dataset = catalog.describe(loaded.config.data)
+    dataset = catalog.get_dataset_info(loaded.config.data)
     if arguments.images:
         given = [user_path(path) for path in arguments.images]
         paths = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]

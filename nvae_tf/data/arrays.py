@@ -9,8 +9,8 @@ from PIL import Image
 from nvae_tf.data.source import ArraySource, Source, StackedSource
 from nvae_tf.io import npz as array_file
 from nvae_tf.io import safe_pickle as plain_pickle
-from nvae_tf.io.errors import UserError, reason, shown
-from nvae_tf.io.files import downloading
+from nvae_tf.io.errors import UserError, short_message, short_repr
+from nvae_tf.io.files import download_errors
 from nvae_tf.io.paths import is_regular, user_path
 
 Splits = tuple[Source, Source]  # training and test images
@@ -54,7 +54,9 @@ def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
         UserError: the file is missing, unreadable or not MNIST.
     """
     if not folder:
-        with downloading("MNIST", "fetch mnist.npz on another machine and give --data its folder"):
+        with download_errors(
+            "MNIST", "fetch mnist.npz on another machine and give --data its folder"
+        ):
             train, test = tf_keras.datasets.mnist.load_data()
         return ArraySource(_pad_to_32(train[0]), train[1]), ArraySource(
             _pad_to_32(test[0]), test[1]
@@ -108,7 +110,7 @@ def read_omniglot(folder: str = "") -> Splits:
         splits = [np.asarray(content[name], np.float64) for name in ("data", "testdata")]
     except Exception as error:  # noqa: BLE001 - SciPy raises many kinds for a damaged file
         raise UserError(
-            f"{path}: not readable as chardata.mat ({reason(error)}); fetch it again"
+            f"{path}: not readable as chardata.mat ({short_message(error)}); fetch it again"
         ) from None
     sources = []
     for name, columns in zip(("data", "testdata"), splits, strict=True):
@@ -136,7 +138,7 @@ def read_cifar10(folder: str = "") -> Splits:
     """
     if not folder:
         advice = "fetch cifar-10-batches-py on another machine and give --data its folder"
-        with downloading("CIFAR-10", advice):
+        with download_errors("CIFAR-10", advice):
             train, test = tf_keras.datasets.cifar10.load_data()
         return ArraySource(*train), ArraySource(*test)
     root = _existing(folder)
@@ -187,7 +189,7 @@ def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"it holds {data.dtype} of shape {data.shape}")
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise UserError(
-            f"{path}: not readable as a batch of CIFAR-10 ({reason(error)}); extract it again"
+            f"{path}: not readable as a batch of CIFAR-10 ({short_message(error)}); extract it again"
         ) from None
     return data, labels
 
@@ -212,7 +214,7 @@ class _PickledType(plain_pickle.Object):
 
     def __init__(self, code, *_):
         if code not in ("u1", "|u1", "uint8"):
-            raise plain_pickle.UnsafePickle(f"an array of type {shown(code)}")
+            raise plain_pickle.UnsafePickle(f"an array of type {short_repr(code)}")
         self.dtype = np.dtype(np.uint8)
 
     def set_state(self, state):
@@ -222,7 +224,7 @@ class _PickledType(plain_pickle.Object):
 def _bytes_of_text(text, encoding):
     """How Python 3 writes bytes into pickles of old formats."""
     if encoding not in ("latin1", "latin-1"):
-        raise plain_pickle.UnsafePickle(f"text in the encoding {shown(encoding)}")
+        raise plain_pickle.UnsafePickle(f"text in the encoding {short_repr(encoding)}")
     return text.encode("latin-1")
 
 

@@ -17,7 +17,7 @@ CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 
 
 @dataclass(frozen=True)
-class DataSet:
+class DatasetInfo:
     """One description per data set; nothing else in the project depends on a data set's name.
 
     Attributes:
@@ -37,7 +37,7 @@ class DataSet:
     fid_on_all: bool = False
 
 
-def describe(config: DataConfig) -> DataSet:
+def get_dataset_info(config: DataConfig) -> DatasetInfo:
     """The data set that a configuration names.
 
     Raises:
@@ -48,12 +48,12 @@ def describe(config: DataConfig) -> DataSet:
     return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
 
 
-def _open(dataset: DataSet, folder: str) -> tuple[Source, Source]:
+def _open(dataset: DatasetInfo, folder: str) -> tuple[Source, Source]:
     check_data(DataConfig(dataset=dataset.name, data=folder))
     return dataset.open(folder)
 
 
-def _described(config: DataConfig) -> DataSet:
+def _described(config: DataConfig) -> DatasetInfo:
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":
@@ -75,7 +75,7 @@ def _described(config: DataConfig) -> DataSet:
     return dataset
 
 
-def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> DataSet:
+def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> DatasetInfo:
     """A data set kept as GLOW's tfrecords."""
 
     def open_splits(folder):
@@ -85,7 +85,7 @@ def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> 
         ]
         return tuple(sources)
 
-    return DataSet(name, ImageSpec(size, 3), open_splits)
+    return DatasetInfo(name, ImageSpec(size, 3), open_splits)
 
 
 def _only_size(folder: str) -> int:
@@ -98,7 +98,7 @@ def _only_size(folder: str) -> int:
     return found[0]
 
 
-def _images(config: DataConfig) -> DataSet:
+def _images(config: DataConfig) -> DatasetInfo:
     """A plain folder of image files."""
     if not config.image_size:
         raise ConfigError(
@@ -117,10 +117,10 @@ def _images(config: DataConfig) -> DataSet:
         )
 
     opened = functools.partial(images.open_folder, spec=spec, crop=config.crop, wrap=cached)
-    return DataSet("images", spec, opened)
+    return DatasetInfo("images", spec, opened)
 
 
-def _lsun(name: str) -> DataSet | None:
+def _lsun(name: str) -> DatasetInfo | None:
     """An LSUN scene in one of its sizes, or None if it is no such name."""
     match = re.fullmatch(r"lsun_(bedroom|church|tower)_(64|128|256)", name)
     return match and _tfrecords(name, int(match[2]), cropped=True)
@@ -132,11 +132,11 @@ _PADDED_COLOUR = ImageSpec(32, 3, scored_size=28)
 _FIXED = {
     dataset.name: dataset
     for dataset in (
-        DataSet("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
-        DataSet("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
-        DataSet("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),
-        DataSet("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),
-        DataSet("cifar10", ImageSpec(32, 3), arrays.read_cifar10),
+        DatasetInfo("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
+        DatasetInfo("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
+        DatasetInfo("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),
+        DatasetInfo("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),
+        DatasetInfo("cifar10", ImageSpec(32, 3), arrays.read_cifar10),
         _tfrecords("celeba_64", 64, evaluation="test"),
         dataclasses.replace(_tfrecords("celeba_256", 256), fid_on_all=True),
         _tfrecords("imagenet_32", 32),

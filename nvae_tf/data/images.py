@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from nvae_tf.config import CENTRE, RANDOM, SPLIT_SEED, VALIDATION_PORTION, ImageSpec
 from nvae_tf.data.source import PythonSource
-from nvae_tf.io.errors import UserError, reason
+from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.io.paths import is_regular, user_path
 
 # Pillow knows more, some of which start other programs (EPS: Ghostscript).
@@ -87,7 +87,7 @@ def decode(opened, name) -> Image.Image:
             return _to_rgb(_upright(stored))
     except Exception as error:  # noqa: BLE001 - for damaged files decoders raise what they like
         raise UnreadableImage(
-            f"{name}: not a readable image ({reason(error)}); mend or remove it"
+            f"{name}: not a readable image ({short_message(error)}); mend or remove it"
         ) from None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ImageSpec
-from nvae_tf.data.catalog import DataSet
+from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source
 
 # Streams of random numbers, told apart in their seeds.
@@ -17,7 +17,7 @@ _ORDER, _FLIP, _CROP, _BINARIZE = range(4)
 
 def training_batches(
     source: Source,
-    dataset: DataSet,
+    dataset: DatasetInfo,
     *,
     batch_size: int,
     seed: int,
@@ -71,7 +71,7 @@ def training_batches(
 
 def evaluation_batches(
     source: Source,
-    dataset: DataSet,
+    dataset: DatasetInfo,
     *,
     batch_size: int,
     seed: int,
@@ -102,7 +102,7 @@ def evaluation_batches(
 
 def validation_batches(
     source: Source,
-    dataset: DataSet,
+    dataset: DatasetInfo,
     *,
     batch_size: int,
     seed: int,

@@ -24,9 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvae_tf.data import images, tfrecords
-from nvae_tf.io.errors import UserError, one_line, reason
-from nvae_tf.io.files import cannot_write, make_folder, read_json, replacing, write_text
-from nvae_tf.io.lock import alone_in
+from nvae_tf.io.errors import UserError, one_line, short_message
+from nvae_tf.io.files import atomic_write, make_folder, read_json, write_error, write_text
+from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.io.paths import is_regular
 
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
@@ -69,7 +69,7 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
         UserError: too many unreadable images, one too small, or an output that cannot be written or
             was prepared otherwise.
     """
-    with alone_in(output, PREPARING):
+    with exclusive_lock(output, PREPARING):
         return _prepare_alone(splits, size, output, settings)
 
 
@@ -164,7 +164,7 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
         if job.path.exists():
             tqdm.write(f"warning: {one_line(str(job.path))}: damaged, and written again")
     skipped = set()
-    with replacing(job.path) as temporary:
+    with atomic_write(job.path) as temporary:
         try:
             with tf.io.TFRecordWriter(str(temporary)) as writer:
                 for item in job.items:
@@ -176,7 +176,7 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
                         skipped.add(item.name)
                     progress(1)
         except tf.errors.OpError as error:
-            raise cannot_write(job.path, error) from None
+            raise write_error(job.path, error) from None
         if skipped:
             write_text(skipped_file, json.dumps(sorted(skipped)))
     return skipped
@@ -228,7 +228,9 @@ def _lines(path: Path) -> list[str]:
             raise ValueError("no list of CelebA's splits")
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({reason(error)}); fetch the file again") from None
+        raise UserError(
+            f"{path}: not readable ({short_message(error)}); fetch the file again"
+        ) from None
 
 
 def _load_celeba(path: Path, size: int) -> np.ndarray:
@@ -289,7 +291,7 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
         UserError: The archive is damaged, incomplete, or holds no tfrecords; or another process
             prepares data in `output`.
     """
-    with alone_in(output, PREPARING):
+    with exclusive_lock(output, PREPARING):
         for split in ("train", "validation"):
             _remove_partial(output / split)
         return _unpack_alone(archive, output)
@@ -313,7 +315,7 @@ def _unpack_alone(archive: Path, output: Path) -> dict[str, int]:
                 bar.refresh()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
-            f"{archive}: cannot be unpacked ({reason(error)}); fetch it again"
+            f"{archive}: cannot be unpacked ({short_message(error)}); fetch it again"
         ) from None
     if not found:
         raise UserError(f"{archive}: holds no tfrecords; expected celeba-tfr.tar or its like")
@@ -329,7 +331,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
     make_folder(folder)
     if path.exists() and path.stat().st_size == member.size:
         return
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         content = tar.extractfile(member)
         assert content is not None  # of a regular file, which `unpack` has checked
         while block := content.read(1 << 20):

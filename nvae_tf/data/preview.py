@@ -27,7 +27,7 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     Raises:
         UserError: the data is missing or damaged, or the picture cannot be written.
     """
-    dataset = catalog.describe(config.data)
+    dataset = catalog.get_dataset_info(config.data)
     sources = dataset.open(config.data.data)
     with reading(*sources):
         spec = dataset.image

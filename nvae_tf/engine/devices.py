@@ -3,7 +3,7 @@
 with local_strategy().scope():
     model = NVAE(...)
     encode = on_devices(model.bottom_up)
-    maps = join(encode(share(images)), len(images))
+    maps = unshard(encode(shard(images)), len(images))
 """
 
 import functools
@@ -75,7 +75,7 @@ def describe_devices(strategy: tf.distribute.Strategy) -> str:
     )
 
 
-def own_copy(variable):
+def local_variable(variable):
     """The copy of a distributed variable on the device that the code around runs for.
 
     Assigning to it changes that copy alone, at once, without talking to other devices: for values that
@@ -103,7 +103,7 @@ def mean_over_replicas(values):
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
 
-def share(batch):
+def shard(batch):
     """Divides a batch among the devices; parts are of one size, the last rows repeated if need be.
 
     Args:
@@ -135,7 +135,7 @@ def on_devices(function):
     return tf.function(functools.partial(run), autograph=False, reduce_retracing=True)
 
 
-def join(values, rows: int):
+def unshard(values, rows: int):
     """Puts the devices' parts of a result together again.
 
     Args:

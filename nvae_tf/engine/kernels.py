@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.engine.devices import own_copy
+from nvae_tf.engine.devices import local_variable
 from nvae_tf.engine.weights import fresh_seed, stacked
 from nvae_tf.engine.xla import xla_region
 
@@ -138,7 +138,7 @@ class SpectralNorms(tf.Module):
     def update_vectors(self, vectors, condition=True) -> None:
         """Stores iterated vectors, where the condition (a scalar) holds."""
         for variable, value in zip(self.vectors, vectors, strict=True):
-            own_copy(variable).assign(tf.where(condition, value, variable))
+            local_variable(variable).assign(tf.where(condition, value, variable))
 
     def layout(self, names: Mapping) -> list[list[str]]:
         """The names of the kernels of each group.

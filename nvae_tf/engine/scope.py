@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from nvae_tf.config import NO_REMAT
 from nvae_tf.engine.weights import Weight
-
-# What is computed again in the backward pass instead of being kept (`Scope.rematerialize`).
-NONE, BN_ACT, CELLS = "none", "bn_swish", "cells"
-REMATERIALIZATIONS = (NONE, BN_ACT, CELLS)
 
 
 class BatchStatistics(NamedTuple):
@@ -61,7 +58,7 @@ class Scope:
     kernels: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
     statistics: dict[Any, BatchStatistics] = dataclasses.field(default_factory=dict)
     given_statistics: Mapping[Any, tuple] = dataclasses.field(default_factory=dict)
-    rematerialize: str = NONE
+    rematerialize: str = NO_REMAT
     functions: dict | None = None
     xla_regions: bool = False
     custom_gradients: bool = False

@@ -9,8 +9,9 @@ import dataclasses
 
 import tensorflow as tf
 
+from nvae_tf.config import CELLS, NO_REMAT
 from nvae_tf.engine.kernels import NormalizedKernel
-from nvae_tf.engine.scope import CELLS, NONE, BatchStatistics, Scope
+from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import Weight, walk
 
 
@@ -133,7 +134,7 @@ class _Block:
         # What the block is given again with every call is left out: it would be captured.
         self._scope = dataclasses.replace(
             scope,
-            rematerialize=NONE if rematerialize else scope.rematerialize,
+            rematerialize=NO_REMAT if rematerialize else scope.rematerialize,
             functions=None,
         )
         self.run = self._rematerialized if rematerialize else self._compute

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.sampling import SAMPLING_STREAM, Statistics
-from nvae_tf.io.files import cannot_write, make_folder, temporary_folder
-from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
+from nvae_tf.io.files import make_folder, temporary_folder, write_error
+from nvae_tf.layers.latent_group import FromPosterior, FromPrior, GroupOutput
 from nvae_tf.model import NVAE
 
 SAME_TEMPERATURE = 1e-3  # temperatures that differ by less share their statistics
@@ -22,19 +22,19 @@ class StorablePosterior(FromPosterior):
     nothing depends on the other any more, and converters leave it away.
     """
 
-    def __call__(self, group, index, s, scope: Scope) -> Latent:
+    def __call__(self, group, index, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its posterior."""
         latent = super().__call__(group, index, s, scope)
         if group.num_flows:  # then the KL is log q(z) - log p(z), without an Expm1
             return latent
         prior = group.prior(s, scope)
-        ratio = latent.deviation / prior.scale
+        ratio = latent.stddev / prior.scale
         shift = (latent.mean - prior.loc) / prior.scale
         kl = 0.5 * (tf.square(ratio) + tf.square(shift) - 1.0) - tf.math.log(ratio)
         return latent._replace(kl=kl)
 
 
-class Exported(tf.Module):
+class ServingModule(tf.Module):
     """What a SavedModel of NVAE can do; every function is also a signature of the same name.
 
     Functions of several tensors that are not all scalars take one dictionary, by the names that the
@@ -83,7 +83,7 @@ class Exported(tf.Module):
             outputs = {
                 f"{name}_{group:02d}": getattr(latent, name)
                 for group, latent in enumerate(found.latents)
-                for name in ("z", "mean", "deviation")
+                for name in ("z", "mean", "stddev")
             }
             return {**outputs, "kl": found.kl_per_group}
 
@@ -106,7 +106,7 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
 
     Args:
         model: The model.
-        readjusted: As for `Exported`.
+        readjusted: As for `ServingModule`.
         folder: The folder that holds all versions.
 
     Returns:
@@ -116,13 +116,13 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
         UserError: it cannot be written.
     """
     make_folder(folder)
-    module = Exported(model, readjusted)
+    module = ServingModule(model, readjusted)
     signatures = {name: getattr(module, name) for name in SIGNATURES}
     with temporary_folder(folder / "export") as temporary:
         try:
             tf.saved_model.save(module, str(temporary), signatures=signatures)
         except tf.errors.OpError as error:
-            raise cannot_write(folder, error) from None
+            raise write_error(folder, error) from None
         numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
         return temporary.rename(folder / str(max(numbers, default=0) + 1))
 

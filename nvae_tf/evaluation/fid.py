@@ -7,7 +7,7 @@ import numpy as np
 
 from nvae_tf.io import npz as array_file
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import replacing
+from nvae_tf.io.files import atomic_write
 
 KEPT_FEATURES = 10_000  # of a set, for KID and for precision and recall
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
         arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance}
         if self.features is not None:
             arrays["features"] = self.features
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
     @classmethod

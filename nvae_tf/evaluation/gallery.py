@@ -211,7 +211,7 @@ def _test_images(loaded):
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
 
-    dataset = catalog.describe(loaded.config.data)
+    dataset = catalog.get_dataset_info(loaded.config.data)
     _, test = dataset.open(loaded.config.data.data)
     bits = loaded.config.model.num_x_bits
     batches = pipeline.evaluation_batches(test, dataset, batch_size=ENCODED, seed=1, num_bits=bits)

@@ -14,10 +14,10 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework import op_def_registry
 
-from nvae_tf.engine.devices import join, on_devices, share
+from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.io import torch_file
-from nvae_tf.io.errors import UserError, reason, shown
-from nvae_tf.io.files import downloading
+from nvae_tf.io.errors import UserError, short_message, short_repr
+from nvae_tf.io.files import download_errors
 from nvae_tf.io.paths import is_regular, user_path
 
 PORT = "pt_inception-2015-12-05-6726825d.pth"
@@ -59,7 +59,7 @@ def load(path: str | None) -> Features:
         raise UserError(f"{given}: cannot be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 - protobuf and TensorFlow raise many kinds
         raise UserError(
-            f"{given}: not the Inception network of 2015 ({reason(error)}); fetch {PORT_URL}"
+            f"{given}: not the Inception network of 2015 ({short_message(error)}); fetch {PORT_URL}"
         ) from None
 
 
@@ -140,12 +140,14 @@ def _check_computes_alone(graph) -> None:
     for node in graph.node:
         operation = op_def_registry.get(node.op)
         if operation is None or (operation.is_stateful and node.op != "CheckNumerics"):
-            raise UserError(f"a graph with the operation {shown(node.op)}")
+            raise UserError(f"a graph with the operation {short_repr(node.op)}")
         fixed = [argument.type for argument in (*operation.input_arg, *operation.output_arg)]
         given = [value.type for value in node.attr.values() if value.type]
         listed = [kind for value in node.attr.values() for kind in value.list.type]
         if any(kind and tf.dtypes.as_dtype(kind) not in numbers for kind in fixed + given + listed):
-            raise UserError(f"a graph with the operation {shown(node.op)} on other than numbers")
+            raise UserError(
+                f"a graph with the operation {short_repr(node.op)} on other than numbers"
+            )
 
 
 def _features(network) -> Features:
@@ -156,7 +158,7 @@ def _features(network) -> Features:
         return network(tf.broadcast_to(values, [tf.shape(images)[0], SIZE, SIZE, 3]))
 
     run = on_devices(resized)
-    return lambda images: join(run(share(images)), len(images)).numpy()
+    return lambda images: unshard(run(shard(images)), len(images)).numpy()
 
 
 def _of_kind(network, kind):
@@ -195,7 +197,9 @@ def _port_names() -> list[str]:
 
 
 def _fetch() -> Path:
-    with downloading("the Inception network", f"fetch {PORT_URL} and give --inception its path"):
+    with download_errors(
+        "the Inception network", f"fetch {PORT_URL} and give --inception its path"
+    ):
         return Path(
             tf_keras.utils.get_file(
                 PORT,

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.engine.devices import join, on_devices, share
+from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.likelihood import draw_terms
-from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Latent
+from nvae_tf.layers.latent_group import FromPosterior, FromPrior, GroupOutput
 from nvae_tf.model import NVAE
 
 
-class NoiseOf:
+class RecordNoise:
     """A source of latents (see `nvae_tf.layers.latent_group`): those given, noting their noise.
 
     After the walk `noise` holds what `FromPrior` would have to be given to draw the same latents.
@@ -27,11 +27,11 @@ class NoiseOf:
         self.latents, self.noise = latents, []
         self.batch_size = tf.shape(latents[0])[0]
 
-    def __call__(self, group, index, s, scope: Scope) -> Latent:
+    def __call__(self, group, index, s, scope: Scope) -> GroupOutput:
         """Hands out a group's z."""
         z, prior = self.latents[index], group.prior(s, scope)
         self.noise.append((z - prior.loc) / prior.scale)
-        return Latent(z)
+        return GroupOutput(z)
 
 
 def prior_noise(model: NVAE, images):
@@ -46,11 +46,11 @@ def prior_noise(model: NVAE, images):
     """
 
     def find(images):
-        source = NoiseOf([latent.z for latent in model.encode(images)])
+        source = RecordNoise([latent.z for latent in model.encode(images)])
         model.top_down(source)
         return source.noise
 
-    return join(on_devices(find)(share(images)), len(images))
+    return unshard(on_devices(find)(shard(images)), len(images))
 
 
 class Reconstructions(NamedTuple):
@@ -80,8 +80,8 @@ def reconstruct(model: NVAE, images, seed: int) -> Reconstructions:
         return found, nelbo, tf.reduce_mean(errors, [1, 2, 3])
 
     numbers = tf.range(len(images), dtype=tf.int64)
-    found = on_devices(run)(share(images), share(numbers))
-    return Reconstructions(*(part.numpy() for part in join(found, len(images))))
+    found = on_devices(run)(shard(images), shard(numbers))
+    return Reconstructions(*(part.numpy() for part in unshard(found, len(images))))
 
 
 def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -> np.ndarray:
@@ -163,7 +163,7 @@ class Encoded(NamedTuple):
         z: z of the groups asked for, where the posteriors' means lead to (behind the flows),
             (batch, height, width, latents).
         mean: Means of those groups' posteriors on that way, shaped as z.
-        deviation: Deviations of those groups' posteriors on that way, shaped as z.
+        stddev: Standard deviations of those groups' posteriors on that way, shaped as z.
         kl: KL of every group and image in nats, (batch, groups), with one draw of z from the posterior:
             summed over the groups it is the KL of that draw's NELBO. On the way of the means it is
             usually smaller.
@@ -171,7 +171,7 @@ class Encoded(NamedTuple):
 
     z: list[np.ndarray]
     mean: list[np.ndarray]
-    deviation: list[np.ndarray]
+    stddev: list[np.ndarray]
     kl: np.ndarray
 
 
@@ -192,16 +192,16 @@ def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterat
         no_noise = [tf.zeros_like(tensor) for tensor in noise]
         latents = model.top_down(FromPosterior(encoded, no_noise)).latents
         chosen = [latents[group] for group in groups]
-        fields = ("z", "mean", "deviation")
+        fields = ("z", "mean", "stddev")
         return [[getattr(latent, name) for latent in chosen] for name in fields], kl
 
     run, start = on_devices(encode), 0
     for images in batches:
         numbers = tf.range(start, start + len(images), dtype=tf.int64)
-        found = join(run(share(images), share(numbers)), len(images))
-        (z, mean, deviation), kl = tf.nest.map_structure(lambda tensor: tensor.numpy(), found)
+        found = unshard(run(shard(images), shard(numbers)), len(images))
+        (z, mean, stddev), kl = tf.nest.map_structure(lambda tensor: tensor.numpy(), found)
         start += len(images)
-        yield Encoded(z, mean, deviation, kl)
+        yield Encoded(z, mean, stddev, kl)
 
 
 def _image_of_noise(model: NVAE, temperature: float):
@@ -209,7 +209,7 @@ def _image_of_noise(model: NVAE, temperature: float):
     run = on_devices(
         lambda noise: model.render(model.top_down(FromPrior(noise, temperature)).parameters)
     )
-    return lambda noise: join(run([share(n) for n in noise]), len(noise[0])).numpy()
+    return lambda noise: unshard(run([shard(n) for n in noise]), len(noise[0])).numpy()
 
 
 def _on_arc(start, end, t: float):

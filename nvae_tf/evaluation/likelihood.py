@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.engine.devices import join, on_devices, share
+from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.layers.latent_group import FromPosterior
 from nvae_tf.model import NVAE
 
@@ -76,14 +76,14 @@ def evaluate(
     found, start = [], 0
     with tqdm(total=num_images, unit="image", desc="evaluate", disable=None) as bar:
         for images in batches:
-            shares, count = share(images), len(images)
+            shares, count = shard(images), len(images)
             encoded = encode(shares)
             nelbo, log_mean = np.zeros(count), np.full(count, -np.inf)
             for first in range(0, num_draws, chunk):
                 draws = np.arange(first, min(first + chunk, num_draws), dtype=np.int64)
                 numbers = np.arange(start, start + count)[:, None] * num_draws + draws
-                terms_found = run_terms(encoded, shares, share(numbers))
-                of_draws, log_weights = join(terms_found, count)
+                terms_found = run_terms(encoded, shares, shard(numbers))
+                of_draws, log_weights = unshard(terms_found, count)
                 nelbo += of_draws.numpy().astype(np.float64).sum(1)
                 weights = log_weights.numpy().astype(np.float64)
                 log_mean = np.logaddexp(log_mean, np.logaddexp.reduce(weights, 1))

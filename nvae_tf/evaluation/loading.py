@@ -50,7 +50,7 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     config = configuration.from_dict(
         data_overrides or {}, configuration.load(str(folder.config_file))
     )
-    model = NVAE(config.model, catalog.describe(config.data).image)
+    model = NVAE(config.model, catalog.get_dataset_info(config.data).image)
     step = tf.Variable(0, dtype=tf.int64)
 
     def restore(path: Path) -> None:
@@ -73,6 +73,6 @@ def _read(path: Path, **parts) -> None:
 def _load_official(path: Path, data_overrides) -> Loaded:
     official = torch_import.read(path)
     config = configuration.from_dict(data_overrides or {}, official.config)
-    model = NVAE(config.model, catalog.describe(config.data).image)
+    model = NVAE(config.model, catalog.get_dataset_info(config.data).image)
     torch_import.load_state(model, official.state)
     return Loaded(model, config, official.step, path.parent)

@@ -8,17 +8,19 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.engine.devices import join, on_devices, share
+from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.weights import assign_all
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.image_grid import to_bytes
-from nvae_tf.layers.batch_norm import BatchNorm
+from nvae_tf.layers.batch_norm import BatchNormAct
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 
 READJUSTING_STREAM, SAMPLING_STREAM = 1, 0  # of noise
 
-Statistics = dict[BatchNorm, tuple[np.ndarray, np.ndarray]]  # mean and variance, (channels,) each
+Statistics = dict[
+    BatchNormAct, tuple[np.ndarray, np.ndarray]
+]  # mean and variance, (channels,) each
 
 
 def batch_norm_statistics(
@@ -62,7 +64,7 @@ def batch_norm_statistics(
 
     def statistics_of(number):
         numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        found = run_observe(share(numbers) if divisible else numbers)
+        found = run_observe(shard(numbers) if divisible else numbers)
         return [strategy.experimental_local_results(part)[0].numpy() for part in found]
 
     total, total_square, used = 0.0, 0.0, 0
@@ -131,7 +133,7 @@ def sample_batches(
     with tqdm(total=num_samples, unit="image", desc="sample", disable=None) as bar:
         for number in range(math.ceil(num_samples / batch_size)):
             numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-            drawn = join(draw(share(numbers), at, stream), batch_size).numpy()
+            drawn = unshard(draw(shard(numbers), at, stream), batch_size).numpy()
             if not np.all(np.isfinite(drawn)):
                 raise UserError(
                     f"samples at temperature {temperature} are not finite; try a lower --temp, and "

@@ -28,11 +28,11 @@ class ConfigError(UserError):
         self.keys = keys
 
 
-class Diverged(UserError):
+class TrainingDivergedError(UserError):
     """Training ended because its steps were no longer finite."""
 
 
-def reason(error: Exception, most: int = 200) -> str:
+def short_message(error: Exception, most: int = 200) -> str:
     """What another library's error says, as a part of a line."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     text = _OF_GRAPHS.sub("", text) or type(error).__name__
@@ -40,7 +40,7 @@ def reason(error: Exception, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
-def shown(value) -> str:
+def short_repr(value) -> str:
     """A value from outside as a part of a line: short, however large or deep it is."""
     try:
         return _SHORT.repr(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvae_tf.io.errors import UserError, reason
+from nvae_tf.io.errors import UserError, short_message
 
 OLD = ".old.part"  # ending of a folder that another one takes the place of
 
@@ -29,11 +29,11 @@ def read_json(path: Path, most: int = 2**27):
             raise ValueError(f"larger than {most} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({reason(error)})") from None
+        raise UserError(f"{path}: not readable as JSON ({short_message(error)})") from None
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
+def atomic_write(path: Path):
     """Yields a temporary file beside `path`, which takes its name if the block succeeds.
 
     It has the permissions that the user's umask leaves. A process that is killed leaves it behind, as
@@ -48,7 +48,7 @@ def replacing(path: Path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -58,21 +58,21 @@ def replacing(path: Path):
 def temporary_folder(path: Path):
     """Yields an empty folder beside `path`, which is removed in the end, unless it was renamed.
 
-    As for the rest, it is like `replacing`.
+    As for the rest, it is like `atomic_write`.
     """
     temporary = _beside(path)
     try:
         temporary.mkdir()
         yield temporary
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path):
-    """As `replacing`, for a folder and all that the block puts into it.
+def atomic_write_dir(path: Path):
+    """As `atomic_write`, for a folder and all that the block puts into it.
 
     The old and the new folder change names in one step, so that at every moment one of them is there.
     Only where the system has no such step (NFS, macOS) there is a moment between two renames: a
@@ -117,12 +117,14 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def downloading(title: str, advice: str):
+def download_errors(title: str, advice: str):
     """Turns whatever a failed download by Keras raises into a `UserError` that gives advice."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - Keras raises bare Exception here
-        raise UserError(f"{title} could not be downloaded ({reason(error)}); {advice}") from None
+        raise UserError(
+            f"{title} could not be downloaded ({short_message(error)}); {advice}"
+        ) from None
 
 
 def make_folder(path: Path) -> None:
@@ -130,18 +132,18 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes an 8-bit image (height, width, 1 or 3 channels), whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, "PNG")
 
 
@@ -149,7 +151,7 @@ def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> N
     """Writes 8-bit RGB frames (n, height, width, 3), there and back in a loop, as GIF or WebP."""
     pictures = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         pictures[0].save(
             temporary,
             path.suffix[1:].upper(),
@@ -161,9 +163,9 @@ def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> N
         )
 
 
-def cannot_write(path: Path, error: Exception) -> UserError:
+def write_error(path: Path, error: Exception) -> UserError:
     """The error to raise when writing failed."""
     return UserError(
-        f"{path}: cannot be written ({reason(error)}); free space or permissions there, or choose "
-        "another folder"
+        f"{path}: cannot be written ({short_message(error)}); free space or permissions there, or "
+        "choose another folder"
     )

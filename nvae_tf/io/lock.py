@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import cannot_write, make_folder
+from nvae_tf.io.files import make_folder, write_error
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, doing: str):
+def exclusive_lock(folder: Path, doing: str):
     """Within the block no other process is in such a block for the same folder.
 
     Args:
@@ -31,7 +31,7 @@ def alone_in(folder: Path, doing: str):
             f"{folder}: another process is {doing} here; wait for it or end it"
         ) from None
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_tf.io.errors import UserError, reason
+from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.io.paths import is_regular
 
 LARGEST = 2**30  # bytes of all arrays together
@@ -41,7 +41,7 @@ def read(path: Path, names: Iterable[str], optional: Iterable[str] = ()) -> dict
                 raise ValueError(f"arrays of more than {LARGEST} bytes")
             return {name: _array(archive.read(info)) for name, info in infos.items()}
     except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
-        raise UserError(f"{path}: not readable as an .npz file ({reason(error)})") from None
+        raise UserError(f"{path}: not readable as an .npz file ({short_message(error)})") from None
 
 
 def _array(content: bytes) -> np.ndarray:

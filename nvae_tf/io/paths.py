@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nvae_tf.io.errors import UserError, reason, shown
+from nvae_tf.io.errors import UserError, short_message, short_repr
 
 
 def user_path(text: str) -> Path:
@@ -17,7 +17,9 @@ def user_path(text: str) -> Path:
         if "\0" in str(path):
             raise ValueError("it holds a zero byte")
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{shown(text)}: not usable as a path ({reason(error)})") from None
+        raise UserError(
+            f"{short_repr(text)}: not usable as a path ({short_message(error)})"
+        ) from None
     return path
 
 

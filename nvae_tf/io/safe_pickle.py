@@ -12,7 +12,7 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
-from nvae_tf.io.errors import UserError, reason, shown
+from nvae_tf.io.errors import UserError, short_message, short_repr
 
 Factories = dict[str, Callable[..., Any]]
 
@@ -78,7 +78,7 @@ def load(
     except UnsafePickle:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any way
-        raise UnsafePickle(f"a damaged pickle ({reason(error, 100)})") from None
+        raise UnsafePickle(f"a damaged pickle ({short_message(error, 100)})") from None
     raise UnsafePickle("a pickle without an end")
 
 
@@ -211,7 +211,7 @@ class _Machine:
 
     def _find(self, name: str):
         if name not in self.factories:
-            asked = shown(name.replace(" ", ".")).strip("'")
+            asked = short_repr(name.replace(" ", ".")).strip("'")
             raise UnsafePickle(f"the file asks for {asked}, which is not data")
         self.stack.append(Global(name, self.factories[name]))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from nvae_tf.io import safe_pickle as plain_pickle
-from nvae_tf.io.errors import UserError, reason, shown
+from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.paths import is_regular
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -125,7 +125,7 @@ def load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
         raise UserError(
-            f"{path}: not a readable PyTorch checkpoint ({reason(error, 100)})"
+            f"{path}: not a readable PyTorch checkpoint ({short_message(error, 100)})"
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint: holds a {type(content).__name__}, not a dict")
@@ -147,13 +147,15 @@ def arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
     room = UNFOLDING * path.stat().st_size
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: {shown(key)} is no tensor")
+            raise UserError(f"{path}: {short_repr(key)} is no tensor")
         try:
             found[key] = tensor.numpy()
         except UserError as error:
-            raise UserError(f"{path}: {shown(key)}: {error}") from None
+            raise UserError(f"{path}: {short_repr(key)}: {error}") from None
         except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
-            raise UserError(f"{path}: {shown(key)}: damaged ({reason(error, 100)})") from None
+            raise UserError(
+                f"{path}: {short_repr(key)}: damaged ({short_message(error, 100)})"
+            ) from None
         room -= found[key].nbytes
         if room < 0:
             raise UserError(f"{path}: refused: its tensors would unfold to much more than the file")

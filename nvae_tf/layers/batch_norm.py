@@ -15,7 +15,7 @@ EPSILON = 1e-5
 MOMENTUM = 0.95  # of the running averages (momentum 0.05 in PyTorch's convention)
 
 
-class BatchNorm(Layer):
+class BatchNormAct(Layer):
     """Batch normalisation over batch, height and width, then an activation.
 
     Training normalises with the biased variance of the global batch; the running variance, which
@@ -74,7 +74,7 @@ class BatchNorm(Layer):
         return {**super().get_config(), "activation": self.activation}
 
 
-def update_running_averages(statistics: dict[BatchNorm, BatchStatistics]) -> None:
+def update_running_averages(statistics: dict[BatchNormAct, BatchStatistics]) -> None:
     """Moves running averages towards the statistics of a batch.
 
     Args:

@@ -5,41 +5,13 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.engine.scope import BN_ACT, Scope
+from nvae_tf.config import BN_ACT
+from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import call_block
 from nvae_tf.layers.activations import activate, swish
 from nvae_tf.layers.base import Layer, create_chain, uniform_fan_in
-from nvae_tf.layers.batch_norm import BatchNorm
-from nvae_tf.layers.convolution import Convolution
-
-# arch_instance -> the operations in the branch of each kind of cell.
-_TWICE = {op: (op, op) for op in ("res_elu", "res_bnelu", "res_bnswish")}
-_E3, _E6, _E6K11, _E3G8 = (
-    ("mconv_e3k5g0",), ("mconv_e6k5g0",), ("mconv_e6k11g0",), ("mconv_e3k5g8",)
-)  # fmt: skip
-_WIDE1, _WIDE2, _WIDE12 = (
-    ("res_bnswish5", "res_bnswish"), ("res_bnswish", "res_bnswish5"), ("res_bnswish5",) * 2
-)  # fmt: skip
-_SWISH = _TWICE["res_bnswish"]
-
-
-def _architecture(preprocess, encoder, decoder, postprocess):
-    return dict(preprocess=preprocess, encoder=encoder, decoder=decoder, postprocess=postprocess)
-
-
-ARCHITECTURES = {
-    "res_mbconv": _architecture(_SWISH, _SWISH, _E6, _E3),
-    "res_elu": _architecture(*[_TWICE["res_elu"]] * 4),
-    "res_bnelu": _architecture(*[_TWICE["res_bnelu"]] * 4),
-    "res_bnswish": _architecture(*[_TWICE["res_bnswish"]] * 4),
-    "mbconv_sep": _architecture(_E3, _E6, _E6, _E3),
-    "mbconv_sep11": _architecture(_E3, _E6K11, _E6K11, _E3),
-    "res53_mbconv": _architecture(_WIDE1, _WIDE1, _E6, _E3),
-    "res35_mbconv": _architecture(_WIDE2, _WIDE2, _E6, _E3),
-    "res55_mbconv": _architecture(_WIDE12, _WIDE12, _E6, _E3),
-    "mbconv_res": _architecture(_E3, _E6, _SWISH, _SWISH),
-    "mbconv_den": _architecture(_E3G8, _E6, _E6, _E3G8),
-}
+from nvae_tf.layers.batch_norm import BatchNormAct
+from nvae_tf.layers.convolution import Conv2D
 
 # What a cell does to height and width.
 DOWN, NORMAL, UP = "down", "normal", "up"
@@ -123,16 +95,16 @@ def make_operation(name, filters, direction):
     inverted = re.fullmatch(r"mconv_e(\d+)k(\d+)g(\d+)", name)
     if inverted:
         expansion, kernel_size, groups = map(int, inverted.groups())
-        return InvertedResidual(filters, expansion, kernel_size, groups, direction)
+        return MBConv(filters, expansion, kernel_size, groups, direction)
     normalization, activation = {
         "res_elu": (False, "elu"), "res_bnelu": (True, "elu"),
         "res_bnswish": (True, "swish"), "res_bnswish5": (True, "swish"),
     }[name]  # fmt: skip
     dilation = 2 if name == "res_bnswish5" else 1
-    return ActivatedConvolution(filters, normalization, activation, dilation, direction)
+    return NormActConv(filters, normalization, activation, dilation, direction)
 
 
-class ActivatedConvolution(_Widening):
+class NormActConv(_Widening):
     """Activation (after batch norm or not), then a 3x3 convolution with bias: the ``res_*`` operations.
 
     Args:
@@ -147,8 +119,8 @@ class ActivatedConvolution(_Widening):
         super().__init__(filters, **kwargs)
         self.normalization, self.activation = normalization, activation
         self.dilation, self.direction = dilation, direction
-        self.norm = BatchNorm(activation) if normalization else None
-        self.convolution = Convolution(
+        self.norm = BatchNormAct(activation) if normalization else None
+        self.convolution = Conv2D(
             filters,
             3,
             strides=2 if direction == DOWN else 1,
@@ -163,7 +135,7 @@ class ActivatedConvolution(_Widening):
 
     def call(self, inputs, scope: Scope):
         """Activates, doubles the map if asked to, convolves; rematerialized where asked for."""
-        function = ActivatedConvolution.compute
+        function = NormActConv.compute
         return call_block(function, [self], [inputs], scope, share=False, remat_when=BN_ACT)
 
     def compute(self, inputs, scope: Scope):
@@ -182,7 +154,7 @@ class ActivatedConvolution(_Widening):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-class InvertedResidual(_Widening):
+class MBConv(_Widening):
     """The ``mconv`` operation: expand, convolve each channel apart, project; no bias, no weight norm.
 
     BN; 1x1 to ``expansion`` times the channels; BN + swish; KxK depthwise (or grouped); BN + swish;
@@ -210,11 +182,16 @@ class InvertedResidual(_Widening):
         middle = dict(strides=2 if self.direction == DOWN else 1, **plain)
         if self.groups:
             middle["groups"] = self.groups
-        self.norms = [BatchNorm(), BatchNorm("swish"), BatchNorm("swish"), BatchNorm()]
+        self.norms = [
+            BatchNormAct(),
+            BatchNormAct("swish"),
+            BatchNormAct("swish"),
+            BatchNormAct(),
+        ]
         self.convolutions = [
-            Convolution(hidden, 1, **plain),
-            Convolution(hidden if self.groups else None, self.kernel_size, **middle),
-            Convolution(self.filters, 1, **plain),
+            Conv2D(hidden, 1, **plain),
+            Conv2D(hidden if self.groups else None, self.kernel_size, **middle),
+            Conv2D(self.filters, 1, **plain),
         ]
         in_order = [self.norms[0]]
         for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
@@ -282,7 +259,7 @@ class SkipDown(_Widening):
         super().__init__(filters, **kwargs)
         quarter = filters // 4
         widths = (quarter, quarter, quarter, filters - 3 * quarter)
-        self.convolutions = [Convolution(width, 1, strides=2) for width in widths]
+        self.convolutions = [Conv2D(width, 1, strides=2) for width in widths]
 
     def create(self, input_shape):
         """Makes the four convolutions for the input's channels."""
@@ -315,7 +292,7 @@ class SkipUp(_Widening):
 
     def __init__(self, filters, **kwargs):
         super().__init__(filters, **kwargs)
-        self.convolution = Convolution(filters, 1, use_bias=False)
+        self.convolution = Conv2D(filters, 1, use_bias=False)
 
     def create(self, input_shape):
         """Makes the convolution for the input's channels."""

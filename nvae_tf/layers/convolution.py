@@ -1,6 +1,6 @@
 """Convolutions: weight-normalised or plain, masked, dilated, grouped.
 
-Every convolution of the model is a `Convolution`. Kernels are kept as (height, width, input channels
+Every convolution of the model is a `Conv2D`. Kernels are kept as (height, width, input channels
 per group, output channels), depthwise ones included, so that whatever works on kernels (weight
 normalisation, the spectral term, import) sees one layout.
 """
@@ -18,7 +18,7 @@ from nvae_tf.layers.base import Layer, uniform_fan_in
 DATA_INIT_STDDEV = 0.2  # of every output channel, after data-dependent initialisation
 
 
-class Convolution(Layer):
+class Conv2D(Layer):
     """2D convolution with symmetric padding and an optionally normalised and masked kernel.
 
     With weight normalisation the kernel in effect is ``exp(g) * w / (||w|| + 1e-5)``, the norm over
@@ -197,7 +197,7 @@ class LogNormOf(NamedTuple):
         shift: Added to the logarithm.
     """
 
-    convolution: Convolution
+    convolution: Conv2D
     shift: float
 
     @property

@@ -7,12 +7,12 @@ import tensorflow_probability as tfp
 
 from nvae_tf.engine.scope import Scope
 from nvae_tf.layers.base import Layer, create_chain
-from nvae_tf.layers.convolution import Convolution
+from nvae_tf.layers.convolution import Conv2D
 
 HIDDEN_PER_LATENT = 6
 
 
-class AutoregressiveShift(Layer):
+class MaskedShift(Layer):
     """The shift mu(z), in which each latent sees only those before it in raster order.
 
     Masked 3x3 convolution (centre strictly causal), ELU, masked depthwise 5x5, ELU twice, masked 1x1.
@@ -33,10 +33,10 @@ class AutoregressiveShift(Layer):
         latents = int(input_shape[-1])
         hidden, mirror = HIDDEN_PER_LATENT * latents, self.mirror
         self.convolutions = [
-            Convolution(hidden, 3, use_bias=False, mask="strictly_causal", mirror=mirror),
-            Convolution(None, 5, use_bias=False, mask="causal", mirror=mirror),
+            Conv2D(hidden, 3, use_bias=False, mask="strictly_causal", mirror=mirror),
+            Conv2D(None, 5, use_bias=False, mask="causal", mirror=mirror),
             # A shift that starts at a tenth keeps the flow near the identity.
-            Convolution(latents, 1, mask="causal", mirror=mirror, log_norm_shift=LOG_TENTH),
+            Conv2D(latents, 1, mask="causal", mirror=mirror, log_norm_shift=LOG_TENTH),
         ]
         create_chain(self.convolutions, latents)
 
@@ -60,14 +60,14 @@ LOG_TENTH = -2.302585092994046
 
 
 class ShiftBijector(tfp.bijectors.Bijector):
-    """The flow ``z' = z - mu(z)`` of one `AutoregressiveShift`; its log-determinant is 0.
+    """The flow ``z' = z - mu(z)`` of one `MaskedShift`; its log-determinant is 0.
 
     The event is a map (height, width, latents). The inverse, which training never needs (TFP
     remembers what a forward pass came from), is a fixed-point iteration: after n rounds the first n
     latents in raster order are exact, and it stops as soon as nothing changes.
 
     Args:
-        shift: A function with the dependencies of `AutoregressiveShift`, which computes mu.
+        shift: A function with the dependencies of `MaskedShift`, which computes mu.
     """
 
     def __init__(self, shift, name="shift"):
@@ -99,7 +99,7 @@ class ShiftBijector(tfp.bijectors.Bijector):
         return tf.zeros([], x.dtype)
 
 
-class FlowCell(Layer):
+class IAFCell(Layer):
     """One flow cell: a causal shift, then its mirror image.
 
     Input and output shape: (batch, height, width, latents).
@@ -107,7 +107,7 @@ class FlowCell(Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.shifts = [AutoregressiveShift(mirror=False), AutoregressiveShift(mirror=True)]
+        self.shifts = [MaskedShift(mirror=False), MaskedShift(mirror=True)]
 
     def create(self, input_shape):
         """Makes both shifts for the input's latent channels."""

@@ -10,13 +10,13 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import call_block
 from nvae_tf.layers.base import Layer, create_chain
 from nvae_tf.layers.cells import ResidualCell
-from nvae_tf.layers.convolution import Convolution
-from nvae_tf.layers.flows import FlowCell
+from nvae_tf.layers.convolution import Conv2D
+from nvae_tf.layers.flows import IAFCell
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 
-class Latent(NamedTuple):
+class GroupOutput(NamedTuple):
     """A group's latents and, where a posterior was there to compare with, their probabilities.
 
     Attributes:
@@ -25,7 +25,7 @@ class Latent(NamedTuple):
         log_q: log q(z | x, z of the groups before) of each image, in nats, (batch,); or None.
         log_p: log p(z | z of the groups before) of each image, in nats, (batch,); or None.
         mean: of the posterior, before flows, shaped as z; or None.
-        deviation: of the posterior, shaped as z; or None.
+        stddev: Standard deviation of the posterior, shaped as z; or None.
     """
 
     z: tf.Tensor
@@ -33,7 +33,7 @@ class Latent(NamedTuple):
     log_q: tf.Tensor | None = None
     log_p: tf.Tensor | None = None
     mean: tf.Tensor | None = None
-    deviation: tf.Tensor | None = None
+    stddev: tf.Tensor | None = None
 
     @property
     def kl_per_image(self):
@@ -62,7 +62,7 @@ class LatentGroup(Layer):
         index: Place of the group in decoder order, 0 for the top of the hierarchy, for the source.
 
     Returns:
-        The next running map, and a `Latent`.
+        The next running map, and a `GroupOutput`.
 
     Reference: NVAE paper, figure 2 and section 3.2 ("residual normal distributions").
     """
@@ -90,11 +90,11 @@ class LatentGroup(Layer):
             ResidualCell(operations, filters_dec, use_se=use_se)
             for _ in range(0 if first else num_cells)
         ]
-        self.prior_sampler = None if first else Convolution(twice, 1)
-        self.encoder_combiner = None if first else Convolution(filters_enc, 1)
-        self.posterior_sampler = Convolution(twice, 3)
-        self.flows = [FlowCell() for _ in range(num_flows)]
-        self.combiner = Convolution(filters_dec, 1)
+        self.prior_sampler = None if first else Conv2D(twice, 1)
+        self.encoder_combiner = None if first else Conv2D(filters_enc, 1)
+        self.posterior_sampler = Conv2D(twice, 3)
+        self.flows = [IAFCell() for _ in range(num_flows)]
+        self.combiner = Conv2D(filters_dec, 1)
 
     def create(self, input_shape):
         """Makes every layer.
@@ -183,13 +183,13 @@ class FromPosterior:
         self.encoded, self.noise = encoded, noise
         self.batch_size = tf.shape(encoded[0])[0]
 
-    def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> Latent:
+    def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its posterior."""
         inputs = [self.encoded[index], self.noise[index], *([] if s is None else [s])]
         return call_block(_draw_posterior, [group], inputs, scope, uses=group.samplers)
 
 
-def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope) -> Latent:
+def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope) -> GroupOutput:
     parameters = group.prior_parameters(s, scope)
     prior = clamped_normal(*parameters)
     posterior = group.posterior(s, encoded, parameters, scope)
@@ -201,10 +201,10 @@ def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope)
     log_p = prior.log_prob(z)
     kl = log_q - log_p if group.num_flows else tfd.kl_divergence(base, prior)
     log_q, log_p = tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
-    return Latent(z, kl, log_q, log_p, base.loc, base.scale)
+    return GroupOutput(z, kl, log_q, log_p, base.loc, base.scale)
 
 
-def _combine(combiner: Convolution, *maps, scope: Scope):
+def _combine(combiner: Conv2D, *maps, scope: Scope):
     return combiner(tf.concat(maps, -1) if len(maps) > 1 else maps[0], scope=scope)
 
 
@@ -221,10 +221,10 @@ class FromPrior:
         self.temperatures = tf.broadcast_to(tf.cast(temperature, tf.float32), [len(noise)])
         self.batch_size = tf.shape(noise[0])[0]
 
-    def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> Latent:
+    def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its prior."""
         prior = group.prior(s, scope, self.temperatures[index])
-        return Latent(from_noise(prior, self.noise[index]))
+        return GroupOutput(from_noise(prior, self.noise[index]))
 
 
 class Given:
@@ -239,10 +239,10 @@ class Given:
         self.latents, self.otherwise = latents, otherwise
         self.batch_size = tf.shape(latents[0])[0] if latents else otherwise.batch_size
 
-    def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> Latent:
+    def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
         """Hands out what was given."""
         if index < len(self.latents):
-            return Latent(self.latents[index])
+            return GroupOutput(self.latents[index])
         return self.otherwise(group, index, s, scope)
 
 

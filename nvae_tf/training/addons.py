@@ -5,7 +5,7 @@ import inspect
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
-from nvae_tf.engine.devices import own_copy
+from nvae_tf.engine.devices import local_variable
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.training.optimizers import Optimizer
 
@@ -48,17 +48,17 @@ class AddonsOptimizer(Optimizer):
         for stack, rows, gradient in zip(self._stacks, self._rows, gradients, strict=True):
             values = zip(rows, tf.unstack(stack), tf.unstack(gradient), strict=True)
             for row, value, row_gradient in values:
-                own_copy(row).assign(value)
+                local_variable(row).assign(value)
                 pairs.append((row_gradient + self.l2 * value, row))
         slots = self._optimizer.variables()
         before = [tf.identity(slot) for slot in slots]
         # The gradients are means over all replicas already.
         self._optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
         for slot, value in zip(slots, before, strict=True):
-            own_copy(slot).assign(tf.where(condition, slot, value))
+            local_variable(slot).assign(tf.where(condition, slot, value))
         for stack, rows in zip(self._stacks, self._rows, strict=True):
-            own_copy(stack).assign(tf.where(condition, tf.stack(rows), stack))
-        own_copy(self.iterations).assign_add(1)
+            local_variable(stack).assign(tf.where(condition, tf.stack(rows), stack))
+        local_variable(self.iterations).assign_add(1)
 
 
 def _make(name, learning_rate, weight_decay):

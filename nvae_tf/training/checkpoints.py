@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.checkpoint_files import NAME, Layout, has_averages, newest_whole
 from nvae_tf.io.errors import ConfigError
-from nvae_tf.io.files import cannot_write, replacing_folder
+from nvae_tf.io.files import atomic_write_dir, write_error
 from nvae_tf.run_folder import RunFolder
 
 PARTIAL = ".step-*.part"
@@ -69,14 +69,14 @@ class Checkpoints:
                 shutil.rmtree(left_behind)
             if path == self._newest:  # a run that was complete
                 return path
-            with replacing_folder(path) as temporary:  # if it exists, `restore` found it damaged
+            with atomic_write_dir(path) as temporary:  # if it exists, `restore` found it damaged
                 self._parts().write(str(temporary / NAME))
             self._newest = path
             for old in self.folder.list_checkpoints()[self.keep :]:
                 # Renamed first: an interrupted removal must not leave half a checkpoint.
                 shutil.rmtree(old.rename(parent / f".{old.name}.part"))
         except (tf.errors.OpError, OSError) as error:
-            raise cannot_write(parent, error) from None
+            raise write_error(parent, error) from None
         return path
 
     def restore(self) -> int:

@@ -4,29 +4,10 @@ import functools
 
 import tensorflow as tf
 
-from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
-from nvae_tf.engine.devices import own_copy
+from nvae_tf.engine.devices import local_variable
 from nvae_tf.engine.xla import xla_region
 
 LARGE = 2**20  # values in a stack from which on its update is compiled, on CPUs
-
-
-def make_optimizer(config: TrainConfig, learning_rate) -> "Optimizer":
-    """The optimiser that a configuration names.
-
-    Args:
-        config: gives ``optimizer`` and ``weight_decay``.
-        learning_rate: a number, or a function from the steps taken to one.
-
-    Raises:
-        ConfigError: there is none of that name, or TensorFlow Addons is missing.
-    """
-    if config.optimizer in BUILT_IN_OPTIMIZERS:
-        made = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}[config.optimizer]
-        return made(learning_rate, config.weight_decay)
-    from nvae_tf.training.addons import AddonsOptimizer
-
-    return AddonsOptimizer(config.optimizer, learning_rate, config.weight_decay)
 
 
 class Optimizer(tf.Module):
@@ -109,9 +90,9 @@ class StackedOptimizer(Optimizer):
         )
         slots = [getattr(self, name) for name in self.SLOTS]
         for gradient, *changed in zip(gradients, self._variables, *slots, strict=True):
-            local = list(map(own_copy, changed))
+            local = list(map(local_variable, changed))
             self.update(gradient, local, coefficients, condition, compile=compile)
-        own_copy(self.iterations).assign_add(1)
+        local_variable(self.iterations).assign_add(1)
 
     @staticmethod
     def update(gradient, variables, coefficients, condition, compile):  # noqa: A002
@@ -124,7 +105,7 @@ def zeros_like(variables) -> list[tf.Variable]:
     return [tf.Variable(tf.zeros(variable.shape), trainable=False) for variable in variables]
 
 
-def _update_by(rule):
+def in_place_update(rule):
     """An `update` from a rule.
 
     Compiled, it changes the variables in place. For that a rule computes the weight from slots that
@@ -180,8 +161,8 @@ class Adamax(StackedOptimizer):
     Reference: Kingma & Ba, *Adam*, 2015, section 7.1.
     """
 
-    SLOTS = ("_mean", "_peak")
-    update = _update_by(_adamax)
+    SLOTS = ("_m", "_u")
+    update = in_place_update(_adamax)
 
     def __init__(
         self, learning_rate=1e-2, weight_decay=3e-4, beta_1=0.9, beta_2=0.999, epsilon=1e-3
@@ -192,8 +173,8 @@ class Adamax(StackedOptimizer):
 class Adam(StackedOptimizer):
     """Adam with L2 decay inside the gradient: Kingma & Ba, *Adam*, 2015."""
 
-    SLOTS = ("_mean", "_square")
-    update = _update_by(_adam)
+    SLOTS = ("_m", "_v")
+    update = in_place_update(_adam)
 
     def __init__(
         self, learning_rate=1e-3, weight_decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8
@@ -208,7 +189,7 @@ class AdamW(Adam):
     """
 
     DECOUPLED = True
-    update = _update_by(_adamw)
+    update = in_place_update(_adamw)
 
 
 class MovingAverage(tf.Module):
@@ -245,7 +226,7 @@ class MovingAverage(tf.Module):
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
         for average, variable in zip(self.stacks, self._variables, strict=True):
             value = variable.read_value()
-            _move_average(value, own_copy(average), decay, condition, compile=compile)
+            _move_average(value, local_variable(average), decay, condition, compile=compile)
 
 
 @functools.partial(xla_region, min_size=LARGE)

@@ -241,7 +241,7 @@ class Reports:
 def divergence(trainer, step: int, latest) -> str:
     """What went wrong, for the user, when too many steps in a row were skipped."""
     terms = ["the reconstruction", "the spectral norms", "the batch norms", "the gradient"]
-    bad = trainer.first_bad.numpy()
+    bad = trainer.first_skip_causes.numpy()
     groups = np.flatnonzero(bad[len(terms) :])
     found = [name for name, is_bad in zip(terms, bad, strict=False) if is_bad]
     if len(groups):

@@ -16,20 +16,20 @@ from nvae_tf.config import KEYS, Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.engine.devices import describe_devices
-from nvae_tf.io.errors import ConfigError, Diverged, UserError
-from nvae_tf.io.lock import alone_in
+from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
+from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_workers
-from nvae_tf.training.optimizers import make_optimizer
+from nvae_tf.training.optimizer_choice import make_optimizer
 from nvae_tf.training.reports import PICTURED
-from nvae_tf.training.schedules import WarmupCosine
+from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.trainer import (
     Trainer,
     compiled,
-    graphs_as_written,
+    grappler_disabled,
     several_steps,
     uses_xla,
 )
@@ -60,12 +60,12 @@ def train(
     Raises:
         UserError: the data, the configuration or the folder do not allow it, another process trains
             in the folder, or a worker was lost or is of another kind.
-        Diverged: too many steps in a row were not finite.
+        TrainingDivergedError: too many steps in a row were not finite.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
     _check_alike(config, resume, cluster)
     folder.check(config, resume)
-    dataset = catalog.describe(config.data)
+    dataset = catalog.get_dataset_info(config.data)
     check_image(config.model, dataset.image)
     sources = dataset.open(config.data.data)
     if config.train.deterministic:
@@ -74,9 +74,9 @@ def train(
     with (
         lost_workers(cluster),
         reading(*sources),
-        alone_in(folder.path, "training") if cluster.is_chief else contextlib.nullcontext(),
+        exclusive_lock(folder.path, "training") if cluster.is_chief else contextlib.nullcontext(),
         cluster.strategy.scope(),
-        graphs_as_written(),
+        grappler_disabled(),
         Termination() as termination,
     ):
         folder.check(config, resume)  # again: another process may have trained here until now
@@ -85,7 +85,7 @@ def train(
         return results
 
 
-class _Settings(NamedTuple):
+class StepCounts(NamedTuple):
     """What is counted before anything is built.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Settings(NamedTuple):
     total_steps: int
 
 
-def _count(config: Config, cluster: Cluster, num_images: int) -> _Settings:
+def _step_counts(config: Config, cluster: Cluster, num_images: int) -> StepCounts:
     passes = config.train.accumulate_steps
     per_pass = config.data.batch_size * cluster.replicas
     steps_per_epoch = num_images // (per_pass * passes)
@@ -112,7 +112,7 @@ def _count(config: Config, cluster: Cluster, num_images: int) -> _Settings:
             f"{passes} accumulated passes"
         )
     total = steps_per_epoch * config.train.epochs
-    return _Settings(per_pass, per_pass * passes, steps_per_epoch, total)
+    return StepCounts(per_pass, per_pass * passes, steps_per_epoch, total)
 
 
 class _Data:
@@ -126,7 +126,7 @@ class _Data:
         sources: training and test images.
     """
 
-    def __init__(self, config: Config, cluster: Cluster, counts: _Settings, dataset, sources):
+    def __init__(self, config: Config, cluster: Cluster, counts: StepCounts, dataset, sources):
         self._cluster, self._counts, self._dataset, self._sources = (
             cluster,
             counts,
@@ -202,7 +202,7 @@ def _set_up(
     config: Config,
     folder: RunFolder,
     cluster: Cluster,
-    dataset: catalog.DataSet,
+    dataset: catalog.DatasetInfo,
     sources: tuple[Source, Source],
     epochs: int | None,
     say,
@@ -213,7 +213,7 @@ def _set_up(
     say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
 
     # Data. One image of each split is read before anything is written.
-    counts = _count(config, cluster, len(sources[0]))
+    counts = _step_counts(config, cluster, len(sources[0]))
     data = _Data(config, cluster, counts, dataset, sources)
     say(
         f"data: {dataset.name}, {len(sources[0])} training and {len(sources[1])} test images, "
@@ -248,7 +248,7 @@ def _train(
     config: Config,
     folder: RunFolder,
     cluster: Cluster,
-    dataset: catalog.DataSet,
+    dataset: catalog.DatasetInfo,
     sources: tuple[Source, Source],
     termination: "Termination",
     epochs: int | None,
@@ -305,7 +305,7 @@ def _train(
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
-def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: _Settings) -> int:
+def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: StepCounts) -> int:
     """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
     start_step = checkpoints.restore()
     _check_same_start(cluster, start_step)
@@ -323,10 +323,10 @@ def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
         report.pictures(step)
 
 
-def _build_trainer(config: Config, dataset: catalog.DataSet, counts: _Settings) -> Trainer:
+def _build_trainer(config: Config, dataset: catalog.DatasetInfo, counts: StepCounts) -> Trainer:
     settings = config.train
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
-    schedule = WarmupCosine.from_train_config(settings, counts.steps_per_epoch)
+    schedule = WarmupCosineByEpoch.from_train_config(settings, counts.steps_per_epoch)
     optimizer = make_optimizer(settings, schedule)
     steps = counts.total_steps, counts.steps_per_epoch
     return Trainer(model, settings, *steps, config.data.seed, optimizer)
@@ -363,7 +363,7 @@ def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
     if trainer.diverged:
         latest = next(iter(folder.list_checkpoints()), None)
-        raise Diverged(reports.divergence(trainer, step, latest))
+        raise TrainingDivergedError(reports.divergence(trainer, step, latest))
 
 
 def _check_alike(config: Config, resume: bool, cluster: Cluster) -> None:

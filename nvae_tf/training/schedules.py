@@ -7,7 +7,7 @@ import tensorflow as tf
 from nvae_tf.config import TrainConfig
 
 
-class WarmupCosine:
+class WarmupCosineByEpoch:
     """Linear warm-up by steps, then a cosine by whole epochs.
 
     The rate rises from 0 to `peak` over the warm-up. The first epoch after it keeps the peak, the
@@ -26,7 +26,7 @@ class WarmupCosine:
         self.epochs, self.warmup_epochs = epochs, warmup_epochs
 
     @classmethod
-    def from_train_config(cls, config: TrainConfig, steps_per_epoch: int) -> "WarmupCosine":
+    def from_train_config(cls, config: TrainConfig, steps_per_epoch: int) -> "WarmupCosineByEpoch":
         """The schedule of a recipe."""
         return cls(
             config.learning_rate,

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from nvae_tf import objective
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
-from nvae_tf.engine.devices import mean_over_replicas, num_replicas, own_copy
+from nvae_tf.engine.devices import local_variable, mean_over_replicas, num_replicas
 from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
 from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
@@ -48,7 +48,7 @@ class Losses(NamedTuple):
     batch_norm: tf.Tensor
 
 
-class Pass(NamedTuple):
+class PassResult(NamedTuple):
     """What one training-mode pass computed.
 
     Attributes:
@@ -103,12 +103,14 @@ class Trainer(tf.Module):
         # Sums over the steps of the epoch so far that were not skipped: recon, KL, number of steps.
         self.epoch_sums = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.bad_in_row = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.consecutive_skips = tf.Variable(0, dtype=tf.int64, trainable=False)
         # What was not finite in the first bad step of the row: recon, spectral, batch norm, gradient,
         # and each group's KL.
-        self.first_bad = tf.Variable(tf.zeros(4 + len(model.groups), tf.bool), trainable=False)
+        self.first_skip_causes = tf.Variable(
+            tf.zeros(4 + len(model.groups), tf.bool), trainable=False
+        )
         self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False)
-        self.good_in_row = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.steps_since_overflow = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def prepare(self, images):
         """What a new training does once before its first step, beyond drawing the weights.
@@ -129,7 +131,7 @@ class Trainer(tf.Module):
     @property
     def skipped_in_row(self) -> int:
         """How many of the latest steps were skipped, one after the other; outside of steps."""
-        return int(self.bad_in_row.numpy())
+        return int(self.consecutive_skips.numpy())
 
     @property
     def diverged(self) -> bool:
@@ -141,8 +143,8 @@ class Trainer(tf.Module):
 
         The count of good steps in a row stays: the loss scale of an uninterrupted run follows it.
         """
-        self.bad_in_row.assign(0)
-        self.first_bad.assign(tf.zeros_like(self.first_bad))
+        self.consecutive_skips.assign(0)
+        self.first_skip_causes.assign(tf.zeros_like(self.first_skip_causes))
 
     @contextlib.contextmanager
     def evaluated_weights(self):
@@ -167,7 +169,7 @@ class Trainer(tf.Module):
 
     def losses_and_gradients(
         self, images, noise, beta, regularization, loss_scale=None, weights=None
-    ) -> Pass:
+    ) -> PassResult:
         """One training-mode pass, which changes nothing.
 
         Args:
@@ -203,7 +205,7 @@ class Trainer(tf.Module):
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
         statistics = [scope.statistics[norm] for norm in self.batch_norms]
-        return Pass(losses, _channel_kl(output), gradients, statistics, vectors)
+        return PassResult(losses, _channel_kl(output), gradients, statistics, vectors)
 
     def _by_reference(self, tensors) -> dict:
         """Tensors that stand for the model's trainable variables, by those."""
@@ -235,7 +237,7 @@ class Trainer(tf.Module):
         loss += regularization * (spectral + batch_norm)
         return Losses(loss, recon, kl_per_group, balanced_kl, gamma, spectral, batch_norm)
 
-    def update_state(self, result: Pass, condition=True) -> None:
+    def update_state(self, result: PassResult, condition=True) -> None:
         """Moves running averages and singular vectors to where a pass brought them."""
         by_norm = dict(zip(self.batch_norms, result.statistics, strict=True))
         means = by_stack({norm.moving_mean: seen for norm, seen in by_norm.items()})
@@ -245,7 +247,7 @@ class Trainer(tf.Module):
             seen = BatchStatistics(*map(tf.stack, zip(*in_order, strict=True)))
             for running, value in ((mean, seen.mean), (variance, seen.unbiased)):
                 after = moved(running, value)
-                own_copy(running).assign(tf.where(condition, after, running))
+                local_variable(running).assign(tf.where(condition, after, running))
         self.spectral.update_vectors(result.vectors, condition)
 
     def train_step(self, images):
@@ -278,9 +280,9 @@ class Trainer(tf.Module):
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         good = finite & (norm <= config.skip_gradient_norm if config.skip_gradient_norm else True)
-        ended = self.bad_in_row >= config.max_bad_steps
+        ended = self.consecutive_skips >= config.max_bad_steps
         apply = good & ~ended
-        self._count(
+        self._record_skips(
             good, ended, [recon, found.losses.spectral, found.losses.batch_norm, norm], kl_per_group
         )
         if scaling:
@@ -308,7 +310,7 @@ class Trainer(tf.Module):
             "gamma_per_group": found.losses.gamma,
         }
 
-    def _accumulate(self, images, step, beta, regularization, loss_scale) -> Pass:
+    def _accumulate(self, images, step, beta, regularization, loss_scale) -> PassResult:
         """The mean of the passes that make one step; one pass after the other."""
         passes, size = self.config.accumulate_steps, tf.shape(images)[0]
         size = size // passes
@@ -341,14 +343,14 @@ class Trainer(tf.Module):
         )  # fmt: skip
         return tf.nest.map_structure(lambda value: value / passes, total)
 
-    def _zero_pass(self) -> Pass:
+    def _zero_pass(self) -> PassResult:
         """Zeros shaped as the mean of a pass over its images, for sums of passes."""
         groups = tf.zeros(len(self.model.groups))
         losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
         channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
         shapes = [norm.moving_mean.shape for norm in self.batch_norms]
         statistics = [BatchStatistics(tf.zeros(s), tf.zeros(s), tf.zeros(1)) for s in shapes]
-        return Pass(
+        return PassResult(
             losses._replace(kl_per_group=groups, gamma=groups),
             channel_kl,
             [tf.zeros(stack.shape) for stack in self.weights],
@@ -356,22 +358,24 @@ class Trainer(tf.Module):
             [tf.zeros(vectors.shape) for vectors in self.spectral.vectors],
         )
 
-    def _count(self, good, ended, terms, kl_per_group):
+    def _record_skips(self, good, ended, terms, kl_per_group):
         """Counts skipped steps, and notes what was not finite at the start of a row of them."""
-        bad_before = self.bad_in_row.read_value()
+        bad_before = self.consecutive_skips.read_value()
         infinite = ~tf.math.is_finite(tf.concat([tf.stack(terms), kl_per_group], 0))
         starts = ~good & tf.equal(bad_before, 0)
-        own_copy(self.first_bad).assign(tf.where(starts, infinite, self.first_bad))
+        local_variable(self.first_skip_causes).assign(
+            tf.where(starts, infinite, self.first_skip_causes)
+        )
         row = tf.where(good, tf.zeros_like(bad_before), bad_before + 1)
-        own_copy(self.bad_in_row).assign(tf.where(ended, bad_before, row))
-        own_copy(self.skipped).assign_add(tf.cast(~good, tf.int64))
+        local_variable(self.consecutive_skips).assign(tf.where(ended, bad_before, row))
+        local_variable(self.skipped).assign_add(tf.cast(~good, tf.int64))
 
     def _adapt_loss_scale(self, finite):
-        good = tf.where(finite, self.good_in_row + 1, 0)
+        good = tf.where(finite, self.steps_since_overflow + 1, 0)
         grows = good >= SCALE_GROWTH_STEPS
         factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
-        own_copy(self.loss_scale).assign(tf.maximum(self.loss_scale * factor, 1.0))
-        own_copy(self.good_in_row).assign(tf.where(grows, tf.zeros_like(good), good))
+        local_variable(self.loss_scale).assign(tf.maximum(self.loss_scale * factor, 1.0))
+        local_variable(self.steps_since_overflow).assign(tf.where(grows, tf.zeros_like(good), good))
 
     def _epoch_means(self, step, recon, kl, applied):
         """Means over the steps of this epoch that were not skipped; NaN while there is none."""
@@ -379,7 +383,7 @@ class Trainer(tf.Module):
         before = tf.where(starts, tf.zeros_like(self.epoch_sums), self.epoch_sums)
         values = tf.cast(tf.stack([recon, kl, tf.ones(())]), tf.float64)
         sums = before + tf.where(applied, values, tf.zeros_like(values))
-        own_copy(self.epoch_sums).assign(sums)
+        local_variable(self.epoch_sums).assign(sums)
         recon, kl = tf.unstack(tf.cast(sums[:2] / sums[2], tf.float32))
         return self._summary(recon, kl)
 
@@ -525,7 +529,7 @@ def several_steps(function, strategy, jit: bool):
 
 
 @contextlib.contextmanager
-def graphs_as_written():
+def grappler_disabled():
     """Within the block, on CPUs, steps are run as they are written: TensorFlow does not rewrite graphs.
 
     Rewriting takes longer than several steps of a deep model and makes them no faster; and it rounds

@@ -14,7 +14,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 
 from nvae_tf.config import KEYS, Config, Overridden, override
 from nvae_tf.io.errors import ConfigError, UserError
-from nvae_tf.io.files import replacing, write_text
+from nvae_tf.io.files import atomic_write, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
 from nvae_tf.tuning.trial import TrialStopped, run_trial
 
@@ -35,7 +35,7 @@ class Limits(NamedTuple):
     factor: int = 3
 
 
-class Trial(NamedTuple):
+class TrialSummary(NamedTuple):
     """A trial, as the table shows it.
 
     Attributes:
@@ -130,7 +130,7 @@ class Search(BaseTuner):
         print(f"trial {trial.trial_id}: {self.objective_name} {score:.4f}", flush=True)
         return results
 
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[TrialSummary]:
         """All trials so far, in the order of their start."""
         found = []
         for trial_id in self.oracle.start_order:
@@ -139,7 +139,7 @@ class Search(BaseTuner):
             values = self._values(trial)
             trained = trial.hyperparameters.values.get("tuner/epochs")
             found.append(
-                Trial(
+                TrialSummary(
                     id=trial_id,
                     status=status,
                     score=trial.score if status == "completed" else math.nan,
@@ -150,7 +150,7 @@ class Search(BaseTuner):
             )
         return found
 
-    def write_results(self) -> Trial | None:
+    def write_results(self) -> TrialSummary | None:
         """Writes the table of trials, and the best one's recipe if any is complete.
 
         Returns:
@@ -158,7 +158,7 @@ class Search(BaseTuner):
         """
         trials = self.trials()
         with (
-            replacing(self.folder / TABLE) as temporary,
+            atomic_write(self.folder / TABLE) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             table = csv.writer(file)
@@ -174,7 +174,7 @@ class Search(BaseTuner):
             return None
         best = min(complete, key=lambda trial: trial.score)
         head = (
-            f"# Trial {best.id} of a search: {self.objective_name} {best.score:.4f} after "
+            f"# TrialSummary {best.id} of a search: {self.objective_name} {best.score:.4f} after "
             f"{best.epochs} epochs.\n"
         )
         write_text(self.folder / BEST, head + self._configured(best.values).config.to_yaml())

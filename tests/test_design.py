@@ -1,0 +1,72 @@
+"""Imports point one way: the order that docs/design.md draws, held against every file."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "nvae_tf"
+
+# From the bottom to the top; what stands on one floor does not import its neighbours.
+FLOORS = [
+    {"version", "architectures"},
+    {"io"},
+    {"config"},
+    {"run_folder", "engine", "stateless_random", "data"},
+    {"distributions", "checkpoint_files"},
+    {"layers"},
+    {"checks", "objective"},
+    {"model"},
+    {"torch_import"},
+    {"training", "evaluation"},
+    {"tuning"},
+    {"cli"},
+]
+FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+
+
+def room(module: str) -> str:
+    """What stands on a floor: a file of the package's root, or a folder."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports():
+    """(file, its room, the room that it imports) of every import, those within functions included."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        own = inside.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "nvae_tf":
+                found = [f"nvae_tf.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            else:
+                continue
+            for module in found:
+                if module.startswith("nvae_tf.") and not module.endswith("__version__"):
+                    yield str(inside), own, room(module)
+
+
+def test_every_room_has_a_floor():
+    rooms = {
+        path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")
+    }
+    assert rooms - {"__init__"} == set(FLOOR)
+
+
+def test_imports_point_downwards():
+    wrong = [
+        f"{file} imports {other}"
+        for file, own, other in imports()
+        if own not in (other, "__init__") and FLOOR[own] <= FLOOR[other]
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert len(list(imports())) > 200
+
+
+def test_the_design_page_names_every_module():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    for path in PACKAGE.rglob("*.py"):
+        if path.stem != "__init__":
+            assert path.stem in page, path
