@@ -32,6 +32,7 @@ NOTICES = [
     absl("W", "computation_placer.cc:177] computation placer already registered."),
     absl("W", "op_kernel.cc:1858] OP_REQUIRES failed at save_restore_v2_ops.cc:163 : OUT_OF_RANGE"),
     absl("W", "gpu_timer.cc:114] Skipping the delay kernel, measurement accuracy will be reduced"),
+    OLDER.format("E", "stream_executor_internal.h:177] SetPriority unimplemented for this stream."),
     OLDER.format("I", "platform/cpu_feature_guard.cc:182] This TensorFlow binary is optimized"),
     OLDER.format("E", "cuda/cuda_driver.cc:282] failed call to cuInit: CUDA_ERROR_NO_DEVICE: no "
                  "CUDA-capable device is detected"),

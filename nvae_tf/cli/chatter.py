@@ -35,6 +35,7 @@ _KNOWN = re.compile(
     rb"|failed call to cuInit: .*(?:UNKNOWN ERROR \(303\)|CUDA_ERROR_NO_DEVICE)"
     rb"|Could not find (?:cuda drivers|TensorRT)"
     rb"|Unable to register cu\w+ factory|computation placer already registered"
+    rb"|SetPriority unimplemented for this stream"
     rb"|oneDNN supports \w+ only on platforms with"
     # Python has these as exceptions.
     rb"|OP_REQUIRES failed at|tensor_slice_reader\.cc:\d+\] Could not open"
