@@ -76,7 +76,7 @@ def test_the_last_good_checkpoint_trains_on(recipe, tmp_path, capsys):
     name, after = final_state(tmp_path / "tiny")
     assert name == "step-56"
     moved = [key for key in before if "model/" in key and np.any(before[key] != after[key])]
-    assert len(moved) > 50 and all(np.all(np.isfinite(after[key])) for key in moved)
+    assert len(moved) > 10 and all(np.all(np.isfinite(after[key])) for key in moved)
     assert int(after["trainer/consecutive_skips/.ATTRIBUTES/VARIABLE_VALUE"]) == 0
 
 

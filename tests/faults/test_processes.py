@@ -190,3 +190,22 @@ def test_a_clock_that_goes_backwards(recipe, tmp_path, monkeypatch, capsys):
     shutil.rmtree(tmp_path / "tiny" / "logs")
     assert train.main([*arguments[:-1], "3", "--cont_training"]) == 0
     assert "continued from step 28" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_training_on_a_damaged_image_always_ends(photographs, tmp_path):
+    """In one start of seven the process once waited for ever, after it had printed its error."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number, image in enumerate(photographs):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+    (folder / "040.png").write_bytes(b"not an image")
+    flags = ["--config", "digits", "--dataset", "images", "--data", folder, "--image_size", "32"]
+    small = ["--num_channels_enc", "4", "--num_channels_dec", "4", "--num_groups_per_scale", "1"]
+    for attempt in range(10):
+        root = ["--root", tmp_path / f"runs-{attempt}", "--jit_compile", "off", "--batch_size", "8"]
+        process = run_python(COMMAND, *flags, *small, "--num_mixture_dec", "2", *root)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 2, error
+        (line,) = own_lines(error)
+        assert "040.png: not a readable image" in line
