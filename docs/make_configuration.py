@@ -9,20 +9,21 @@ from nvae_tf.io.files import write_text
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration
 
-A recipe is a YAML file with one key a line; `configs/` holds those of the paper. Every key is also a
+A recipe is a YAML file with one key per line; `configs/` holds those of the paper. Every key is also a
 flag of `train_keras.py` and `tune_keras.py`, which takes precedence: `--num_latent_per_group 16`,
 `--use_se`, `--no-use_se`. Names are the official implementation's wherever it has the flag. A run's
-folder holds its resolved configuration, every key included, as `config.yaml`. What a value in YAML
-means is up to its key: `jit_compile: off` needs no quotes, and `8_0` is no number.
+folder holds its resolved configuration, every key included, as `config.yaml`. The key decides what a
+value in YAML means: `jit_compile: off` needs no quotes, and `8_0` is not a number. An error names the
+flag or the file that the value came from.
 
 This page is made from the code by `python docs/make_configuration.py`.
 """
 ENVIRONMENT = {
-    "`TF_CONFIG`, Slurm's": "the other machines of a training: [scaling.md](scaling.md)",
-    "`NVAE_SPLIT_CPU=1`": "without GPUs `--world_size N` divides the CPU: nothing gets faster, but all "
-    "can be tried out",
-    "`TF_CPP_MIN_LOG_LEVEL`": "where it is set, commands show what TensorFlow says on standard error, "
-    "from this level on (`0`: everything); else its notices are kept out",
+    "`TF_CONFIG`, Slurm's": "which machines train together: [scaling.md](scaling.md)",
+    "`NVAE_SPLIT_CPU=1`": "without GPUs, `--world_size N` divides the CPU into N devices: nothing "
+    "gets faster, but everything can be tried out",
+    "`TF_CPP_MIN_LOG_LEVEL`": "if it is set, commands show what TensorFlow writes to standard error "
+    "from this level on (`0`: everything); otherwise TensorFlow's notices are left out",
     "`TF_ENABLE_ONEDNN_OPTS`": "`1` unless it is set: oneDNN's convolutions, on every CPU",
 }
 TITLES = {"model": "Model", "data": "Data", "train": "Training"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_tf.cli.flags import data_override
+from nvae_tf.config import data_override
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
 from nvae_tf.evaluation import latents
