@@ -42,7 +42,7 @@ class NVAEOutput(NamedTuple):
     """What one pass computed.
 
     Attributes:
-        parameters: of the image distribution, (batch, height, width, parameters).
+        parameters: Parameters of the image distribution, (batch, height, width, parameters).
         latents: a `GroupOutput` for each group, top of the hierarchy first.
     """
 
@@ -71,22 +71,22 @@ class NVAE(tf_keras.Model):
     Its methods check what they are given (`nvae_tf.checks`): a wrong argument is a `UserError`.
 
     Args:
-        config: the hierarchy.
-        image: size, channels and kind of the images.
-        precision: of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights, latents,
-            distributions and statistics are float32 always.
+        config: The hierarchy.
+        image: Size, channels and kind of the images.
+        precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights,
+            latents, distributions and statistics are float32 always.
 
     Call arguments:
         images: (batch, height, width, channels), values in [0, 1].
-        noise: standard-normal tensors, one a group (`draw_noise`).
-        training: batch norm uses, and updates from, the batch's statistics.
+        noise: Standard-normal tensors, one per group (`draw_noise`).
+        training: Batch norm uses the batch's statistics, and its running averages move towards them.
 
     Returns:
         An `NVAEOutput` with z from the posterior.
 
     Raises:
-        ConfigError: the image cannot be halved as often as the configuration asks.
-        UserError: images or noise of another kind are passed in a call.
+        ConfigError: The image cannot be halved as often as the configuration asks.
+        UserError: Images or noise of another kind are passed in a call.
 
     Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
@@ -111,7 +111,7 @@ class NVAE(tf_keras.Model):
             width *= 2
             self.preprocess.append(cell("preprocess", enc * width, DOWN))
 
-        # The encoder tower: one list of cells a group, finest scale first.
+        # The encoder tower: one list of cells per group, finest scale first.
         self.encoder_tower = []
         for scale, num_groups in enumerate(config.groups_per_scale):
             for group in range(num_groups):
@@ -255,16 +255,16 @@ class NVAE(tf_keras.Model):
 
         Args:
             latents: z of every group, (batch, height, width, latents), top of the hierarchy first.
-            seed: as for `render`.
+            seed: As for `render`.
 
         Returns:
-            As `render`.
+            What `render` returns.
         """
         checks.check_maps("latents", latents, self.latent_shapes, batch=None)
         return self.render(self.top_down(Given(latents)).parameters, seed)
 
     def reconstruct(self, images, noise=None, seed=None):
-        """What becomes of images that are encoded and decoded; arguments as for those."""
+        """Encodes and decodes images; arguments as for `encode` and `render`."""
         output = self(images, self._noise_or_zeros(images, noise))
         return self.render(output.parameters, seed)
 
@@ -272,13 +272,13 @@ class NVAE(tf_keras.Model):
         """Generates images.
 
         Args:
-            numbers: how many; or the number of each, (batch,): an image depends on the seed and its
-                number alone, whatever it is computed together with.
-            temperature: factor on the priors' deviations: one number, or one for each group; colour
+            numbers: How many images; or the index of each, (batch,): an image depends on the seed and its
+                index alone, whatever it is computed together with.
+            temperature: Factor on the priors' standard deviations: one number, or one per group; colour
                 pixels are drawn at the lowest.
             latents: z of the first groups, each (batch, height, width, latents), top of the hierarchy
-                first; the other groups' are drawn.
-            seed: two integers, or one: 3 stands for (3, 0), which is also what ``--seed 3`` samples.
+                first; those of the other groups are drawn.
+            seed: Two integers, or one: 3 stands for (3, 0), which is also what ``--seed 3`` samples.
             scope: How the layers are run; default: `scope`.
 
         Returns:
@@ -295,11 +295,11 @@ class NVAE(tf_keras.Model):
         """Images to look at.
 
         Args:
-            parameters: of the image distribution, (batch, height, width, parameters).
-            seed: two integers or one (see `sample`), for samples of colour pixels; default: none, for
+            parameters: Parameters of the image distribution, (batch, height, width, parameters).
+            seed: Two integers or one (see `sample`), for samples of colour pixels; default: none, for
                 the distribution's `mean_image`.
-            numbers: of the images, (batch,), for their part of the seed's noise; default: 0, 1, ...
-            temperature: of samples.
+            numbers: Index of each image, (batch,), for its part of the seed's noise; default: 0, 1, ...
+            temperature: Temperature of the samples.
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; of binary ones always the mean.
@@ -320,7 +320,7 @@ class NVAE(tf_keras.Model):
 
         Args:
             parameters: (batch, height, width, parameters).
-            temperature: of samples from a logistic mixture.
+            temperature: Temperature of samples from a logistic mixture.
         """
         if self.image.binary:
             return bernoulli_image(parameters)
@@ -367,9 +367,9 @@ class NVAE(tf_keras.Model):
         """Standard-normal noise for every group.
 
         Args:
-            numbers: how many images; or the number of each, (batch,): an image's noise depends on
-                the seed and its number alone.
-            seed: two integers, or one (see `sample`).
+            numbers: How many images; or the index of each, (batch,): an image's noise depends on the
+                seed and its index alone.
+            seed: Two integers, or one (see `sample`).
 
         Returns:
             Tensors (batch, height, width, latents), one per group.
@@ -381,8 +381,8 @@ class NVAE(tf_keras.Model):
         """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).
 
         Args:
-            images: a batch as for `call`.
-            noise: as for `call`.
+            images: A batch as for `call`.
+            noise: As for `call`.
         """
         if self.needs_data_initialization:
             self.autoencode(images, noise, Scope(data_initialization=True))

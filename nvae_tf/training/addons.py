@@ -13,7 +13,7 @@ INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 
 
 class AddonsOptimizer(Optimizer):
-    """An optimiser of TensorFlow Addons, in the place of a built-in one.
+    """An optimiser of TensorFlow Addons, in place of a built-in one.
 
     It updates weights one by one, because some (LAMB) look at each as a whole; for that it holds them a
     second time. Those that wrap
@@ -21,12 +21,12 @@ class AddonsOptimizer(Optimizer):
     one, else L2 decay inside the gradient.
 
     Args:
-        name: of the class, in any case: ``"lamb"``, ``"lookahead"``.
-        learning_rate: a number, or a function from the steps taken to one.
-        weight_decay: coefficient of the decay, on every variable.
+        name: Name of the class, in any case: ``"lamb"``, ``"lookahead"``.
+        learning_rate: A number, or a function from the steps taken to one.
+        weight_decay: Coefficient of the decay, on every variable.
 
     Raises:
-        ConfigError: there is none of that name, or TensorFlow Addons is missing.
+        ConfigError: There is none of that name, or TensorFlow Addons is missing.
     """
 
     def __init__(self, name, learning_rate, weight_decay=0.0):

@@ -21,11 +21,11 @@ class Checkpoints:
     that is killed at any moment leaves the older ones, and nothing that looks like a newer one.
 
     Args:
-        folder: of the run.
-        trainer: whose model, optimiser, singular vectors and counters are kept.
-        keep: newest checkpoints that are kept.
-        save_every: steps (``"500"``) or minutes (``"10m"``) between checkpoints.
-        images_per_step: of all replicas; a run continues with as many only.
+        folder: Folder of the run.
+        trainer: The `Trainer` whose model, optimiser, singular vectors and counters are saved.
+        keep: How many of the newest checkpoints are kept.
+        save_every: Steps (``"500"``) or minutes (``"10m"``) between checkpoints.
+        images_per_step: Images in a step, of all replicas; a run continues with the same number only.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Checkpoints:
         self._layout = Layout(trainer.layout())
 
     def due(self, step: int) -> bool:
-        """Whether the time or the step for a checkpoint has come."""
+        """Whether a checkpoint is due after a step, by steps or by minutes."""
         if self._every_steps:
             return step % self._every_steps == 0
         return time.monotonic() - self._saved_at >= self._every_seconds
@@ -59,7 +59,7 @@ class Checkpoints:
         Callers make sure that training has not diverged: what is saved is what it continues from.
 
         Raises:
-            UserError: it cannot be written; the older ones are intact.
+            UserError: It cannot be written; the older ones are intact.
         """
         self._saved_at = time.monotonic()
         parent = self.folder.checkpoints
@@ -69,7 +69,8 @@ class Checkpoints:
                 shutil.rmtree(left_behind)
             if path == self._newest:  # a run that was complete
                 return path
-            with atomic_write_dir(path) as temporary:  # if it exists, `restore` found it damaged
+            # An existing folder of this name was found damaged by `restore`.
+            with atomic_write_dir(path) as temporary:
                 self._parts().write(str(temporary / NAME))
             self._newest = path
             for old in self.folder.list_checkpoints()[self.keep :]:
@@ -86,8 +87,8 @@ class Checkpoints:
             The steps taken so far.
 
         Raises:
-            UserError: all are damaged, or they are of another model.
-            ConfigError: the run had another number of images per step.
+            UserError: All are damaged, or they are of another model.
+            ConfigError: The run had another number of images per step.
         """
         paths = self.folder.list_checkpoints()
         if paths:

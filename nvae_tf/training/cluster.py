@@ -20,9 +20,9 @@ class Cluster(NamedTuple):
     """This process's part in a training.
 
     Attributes:
-        strategy: over all replicas.
-        worker: this process's number, from 0; worker 0 is the chief, the only one that writes.
-        num_workers: processes.
+        strategy: Strategy over all replicas.
+        worker: This process's index, from 0; worker 0 is the chief, the only one that writes.
+        num_workers: Number of processes.
     """
 
     strategy: tf.distribute.Strategy
@@ -39,40 +39,44 @@ class Cluster(NamedTuple):
         """Devices of all workers."""
         return self.strategy.num_replicas_in_sync
 
-    def sum_over_workers(self, values: list[int]) -> list[int]:
-        """Adds up whole numbers that every worker gives; all have to ask at the same time."""
-        if self.num_workers == 1:
-            return values
-        found = _summing(self.strategy)(tf.constant(values, tf.int64))
-        each = self.replicas // self.num_workers
-        return [int(value) // each for value in found]
+    def gather_from_workers(self, values: list[int]) -> list[list[int]]:
+        """The whole numbers that every worker gives, worker by worker.
 
-    def disagreements(self, own: dict[str, str]) -> list[str]:
-        """Which of some named texts are not alike on all workers; all have to ask at the same time.
+        All workers have to call this at the same time.
 
         Args:
-            own: name -> text of this worker; the names are the same on all.
+            values: This worker's numbers; every worker gives as many.
         """
-        # Numbers are alike if the sum of their squares is the least that their sum allows.
-        digests = [zlib.crc32(text.encode(errors="replace")) >> 8 for text in own.values()]
-        found = self.sum_over_workers([*digests, *(digest**2 for digest in digests)])
-        totals, squares = found[: len(own)], found[len(own) :]
-        return [
-            name
-            for name, total, square in zip(own, totals, squares, strict=True)
-            if square * self.num_workers != total**2
-        ]
+        if self.num_workers == 1:
+            return [values]
+        by_replica = _gathering(self.strategy)(tf.constant(values, tf.int64)).numpy()
+        replicas_per_worker = self.replicas // self.num_workers
+        return by_replica[::replicas_per_worker].tolist()
+
+    def sum_over_workers(self, values: list[int]) -> list[int]:
+        """Sums over the workers of what `gather_from_workers` gathers."""
+        return [sum(column) for column in zip(*self.gather_from_workers(values), strict=True)]
+
+    def disagreements(self, texts: dict[str, str]) -> list[str]:
+        """Which of some named texts differ between workers; all have to call this at the same time.
+
+        Args:
+            texts: Name -> text of this worker; the names are the same on all workers.
+        """
+        digests = [zlib.crc32(text.encode(errors="replace")) for text in texts.values()]
+        columns = zip(*self.gather_from_workers(digests), strict=True)
+        return [name for name, column in zip(texts, columns, strict=True) if len(set(column)) > 1]
 
 
 @functools.lru_cache(maxsize=1)
-def _summing(strategy):
-    def add(values):
-        own = tf.identity(values)  # on the replica's device
-        return tf.distribute.get_replica_context().all_reduce("SUM", own)
+def _gathering(strategy):
+    def gather(values):
+        local = tf.identity(values)[None]  # on the replica's device
+        return tf.distribute.get_replica_context().all_gather(local, axis=0)
 
     @tf.function(autograph=False)
     def run(values):
-        return strategy.experimental_local_results(strategy.run(add, [values]))[0]
+        return strategy.experimental_local_results(strategy.run(gather, [values]))[0]
 
     return run
 
@@ -83,8 +87,8 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
     Several machines: ``TF_CONFIG`` in the environment, as TensorFlow defines it, or Slurm's variables.
 
     Args:
-        num_devices: of this machine, without other workers; default: all GPUs, or the CPU.
-        join_seconds: to wait for the other workers.
+        num_devices: Devices of this machine, without other workers; default: all GPUs, or the CPU.
+        join_seconds: Seconds to wait for the other workers.
 
     Raises:
         UserError: ``TF_CONFIG`` is malformed, or the other workers do not answer.
@@ -153,7 +157,7 @@ def _from_tf_config(text: str):
         content = json.loads(text)
         cluster = {kind: list(hosts) for kind, hosts in content.get("cluster", {}).items()}
         if not all(isinstance(host, str) for hosts in cluster.values() for host in hosts):
-            raise ValueError("an address is no text")
+            raise ValueError("an address is not text")
         task = content.get("task", {})
         kind, index = task.get("type", "worker"), int(task.get("index", 0))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The optimisers, Adamax as NVAE is trained with first of all, and moving averages of weights."""
+"""The optimisers, first of all the Adamax that NVAE is trained with; and moving averages of weights."""
 
 import functools
 
@@ -7,17 +7,17 @@ import tensorflow as tf
 from nvae_tf.engine.devices import local_variable
 from nvae_tf.engine.xla import xla_region
 
-LARGE = 2**20  # values in a stack from which on its update is compiled, on CPUs
+LARGE = 2**20  # elements of a stack from which on its update is compiled, on CPUs
 
 
 class Optimizer(tf.Module):
-    """What all optimisers share: `build` comes first, then one `apply_gradients` a step.
+    """What all optimisers share: `build` is called once, then `apply_gradients` once per step.
 
     Args:
-        learning_rate: a number, or a function from the steps taken to one.
+        learning_rate: A number, or a function from the steps taken to one.
 
     Attributes:
-        iterations: steps taken, an int64 variable.
+        iterations: Steps taken, an int64 variable.
     """
 
     def __init__(self, learning_rate):
@@ -27,7 +27,7 @@ class Optimizer(tf.Module):
 
     @property
     def learning_rate(self):
-        """Of the next step."""
+        """The learning rate of the next step."""
         rate = self._learning_rate
         return rate(self.iterations) if callable(rate) else tf.constant(rate, tf.float32)
 
@@ -51,18 +51,18 @@ class Optimizer(tf.Module):
 
 
 class StackedOptimizer(Optimizer):
-    """An optimiser whose step of a weight depends on that weight's gradients alone.
+    """An element-wise optimiser, which updates all weights of a shape at once.
 
     Args:
-        learning_rate: a number, or a function from the steps taken to one.
-        weight_decay: coefficient of the decay, on every variable.
-        beta_1: decay of the mean of gradients.
-        beta_2: decay of the measure of their magnitude.
-        epsilon: keeps that measure above 0.
+        learning_rate: A number, or a function from the steps taken to one.
+        weight_decay: Coefficient of the decay, on every variable.
+        beta_1: Decay rate of the first moment.
+        beta_2: Decay rate of the second moment (of the infinity norm for Adamax).
+        epsilon: Keeps the second moment above 0.
     """
 
-    SLOTS: tuple[str, ...] = ()  # attributes that hold a rule's slots
-    DECOUPLED = False  # whether weights decay apart from the gradient
+    SLOTS: tuple[str, ...] = ()  # attributes that hold the slots, in the formula's order
+    DECOUPLED = False  # whether weight decay is added to the update instead of the gradient
 
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)
@@ -105,51 +105,51 @@ def zeros_like(variables) -> list[tf.Variable]:
     return [tf.Variable(tf.zeros(variable.shape), trainable=False) for variable in variables]
 
 
-def in_place_update(rule):
-    """An `update` from a rule.
+def in_place_update(formula):
+    """An `update` from an optimiser's formula.
 
-    Compiled, it changes the variables in place. For that a rule computes the weight from slots that
-    have been chosen between new and old: from others XLA would first copy what the slots overwrite.
+    Compiled, it changes the variables in place. For that the formula selects between new and old slots
+    *before* it computes the weight; otherwise XLA copies the old slots first.
 
     Args:
-        rule: of the choice (new, old) -> value, the gradient, the weight, both slots and coefficients,
-            to weight and slots.
+        formula: A function of where_applied (new, old) -> value, gradient, weight, both slots and the
+            coefficients, to the new weight and slots.
     """
 
     def update(gradient, variables, coefficients, condition):
-        def choose(new, old):
+        def where_applied(new, old):
             return tf.where(condition, new, old)
 
         before = [variable.read_value() for variable in variables]
-        after = rule(choose, gradient, *before, *tf.unstack(coefficients))
+        after = formula(where_applied, gradient, *before, *tf.unstack(coefficients))
         for variable, value in zip(variables, after, strict=True):
             variable.assign(value)
 
     return staticmethod(xla_region(update, min_size=LARGE))
 
 
-def _adamax(choose, gradient, weight, mean, peak, rate, _, decay, beta_1, beta_2, epsilon):
+def _adamax(where_applied, gradient, weight, m, u, rate, _, decay, beta_1, beta_2, epsilon):
     gradient = gradient + decay * weight
-    mean = choose(beta_1 * mean + (1.0 - beta_1) * gradient, mean)
-    peak = choose(tf.maximum(beta_2 * peak, tf.abs(gradient) + epsilon), peak)
-    return choose(weight - rate * (mean / peak), weight), mean, peak
+    m = where_applied(beta_1 * m + (1.0 - beta_1) * gradient, m)
+    u = where_applied(tf.maximum(beta_2 * u, tf.abs(gradient) + epsilon), u)
+    return where_applied(weight - rate * (m / u), weight), m, u
 
 
-def _adam_step(choose, gradient, mean, square, rate, correction, beta_1, beta_2, epsilon):
-    mean = choose(beta_1 * mean + (1.0 - beta_1) * gradient, mean)
-    square = choose(beta_2 * square + (1.0 - beta_2) * gradient * gradient, square)
-    return rate * mean / (tf.sqrt(square / correction) + epsilon), mean, square
+def _adam_step(where_applied, gradient, m, v, rate, correction, beta_1, beta_2, epsilon):
+    m = where_applied(beta_1 * m + (1.0 - beta_1) * gradient, m)
+    v = where_applied(beta_2 * v + (1.0 - beta_2) * gradient * gradient, v)
+    return rate * m / (tf.sqrt(v / correction) + epsilon), m, v
 
 
-def _adam(choose, gradient, weight, mean, square, rate, correction, decay, *others):
+def _adam(where_applied, gradient, weight, m, v, rate, correction, decay, *others):
     gradient = gradient + decay * weight
-    step, *slots = _adam_step(choose, gradient, mean, square, rate, correction, *others)
-    return choose(weight - step, weight), *slots
+    step, m, v = _adam_step(where_applied, gradient, m, v, rate, correction, *others)
+    return where_applied(weight - step, weight), m, v
 
 
-def _adamw(choose, gradient, weight, mean, square, rate, correction, decay, *others):
-    step, *slots = _adam_step(choose, gradient, mean, square, rate, correction, *others)
-    return choose(weight - step - decay * weight, weight), *slots
+def _adamw(where_applied, gradient, weight, m, v, rate, correction, decay, *others):
+    step, m, v = _adam_step(where_applied, gradient, m, v, rate, correction, *others)
+    return where_applied(weight - step - decay * weight, weight), m, v
 
 
 class Adamax(StackedOptimizer):
@@ -183,7 +183,7 @@ class Adam(StackedOptimizer):
 
 
 class AdamW(Adam):
-    """Adam with decay apart from the gradient, in proportion to the learning rate.
+    """Adam with decoupled weight decay, in proportion to the learning rate.
 
     Reference: Loshchilov & Hutter, *Decoupled Weight Decay Regularization*, 2019.
     """

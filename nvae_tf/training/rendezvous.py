@@ -21,11 +21,11 @@ def wait_for_all(hosts: list[str], worker: int, seconds: float) -> None:
 
     Args:
         hosts: ``host:port`` of all workers.
-        worker: this one's number.
-        seconds: to wait at most.
+        worker: This worker's index.
+        seconds: Seconds to wait at most.
 
     Raises:
-        UserError: one is still missing then, or this worker's own port is taken.
+        UserError: A worker is still missing then, or this worker's own port is taken.
     """
     begin = time.monotonic()
     with _listening(hosts[worker]):
@@ -72,5 +72,7 @@ def _answers(address: str) -> bool:
 def _parts(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UserError(f"TF_CONFIG: {address!r} is no address of a worker; expected host:port")
+        raise UserError(
+            f"TF_CONFIG: {address!r} is not the address of a worker; expected host:port"
+        )
     return host.strip("[]"), int(port)

@@ -121,8 +121,8 @@ class Curves:
     """Scalars of training and validation, and the configuration as text, for TensorBoard.
 
     Args:
-        folder: of the run.
-        config: of the run.
+        folder: Folder of the run.
+        config: Configuration of the run.
     """
 
     def __init__(self, folder: RunFolder, config: Config):

@@ -47,23 +47,23 @@ def train(
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
     Args:
-        config: the recipe.
-        folder: where the run is kept; with several workers, a folder that all of them see.
-        resume: continue the run that is there, from its newest checkpoint.
-        cluster: who takes part; default: this process's default device.
-        epochs: end after so many of the configuration's epochs, whose schedules stay; default: all.
+        config: The recipe.
+        folder: Where the run is kept; with several workers, a folder that all of them see.
+        resume: Continue the run that is there, from its newest checkpoint.
+        cluster: Who takes part; default: this process's default device.
+        epochs: End after this many of the configuration's epochs, whose schedules stay; default: all.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
         if SIGTERM ended training early, with a checkpoint.
 
     Raises:
-        UserError: the data, the configuration or the folder do not allow it, another process trains
-            in the folder, or a worker was lost or is of another kind.
-        TrainingDivergedError: too many steps in a row were not finite.
+        UserError: The data, the configuration or the folder do not allow it, another process trains
+            in the folder, or a worker was lost or was started differently.
+        TrainingDivergedError: Too many steps in a row were not finite.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
-    _check_alike(config, resume, cluster)
+    _check_same_flags(config, resume, cluster)
     folder.check(config, resume)
     dataset = catalog.get_dataset_info(config.data)
     check_image(config.model, dataset.image)
@@ -81,18 +81,18 @@ def train(
     ):
         folder.check(config, resume)  # again: another process may have trained here until now
         results = _train(config, folder, cluster, dataset, sources, termination, epochs)
-        cluster.sum_over_workers([1])  # a worker that left earlier would count as lost
+        cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
 
 
 class StepCounts(NamedTuple):
-    """What is counted before anything is built.
+    """Batch and step counts derived from the configuration.
 
     Attributes:
-        images_per_pass: of all replicas.
-        images_per_step: the same times the passes of a step.
-        steps_per_epoch: whole steps in the training set.
-        total_steps: of the whole training.
+        images_per_pass: Images in one pass of all replicas.
+        images_per_step: The same times the passes of a step.
+        steps_per_epoch: Whole steps in the training set.
+        total_steps: Steps of the whole training.
     """
 
     images_per_pass: int
@@ -119,11 +119,11 @@ class _Data:
     """The batches of a training, as one worker sees them.
 
     Args:
-        config: of the run.
-        cluster: who takes part.
-        counts: sizes of batches.
-        dataset: description of the data.
-        sources: training and test images.
+        config: Configuration of the run.
+        cluster: Who takes part.
+        counts: Sizes of batches.
+        dataset: Description of the data.
+        sources: Training and test images.
     """
 
     def __init__(self, config: Config, cluster: Cluster, counts: StepCounts, dataset, sources):
@@ -333,7 +333,7 @@ def _build_trainer(config: Config, dataset: catalog.DatasetInfo, counts: StepCou
 
 
 def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "Termination"):
-    """A function that validates, and answers None if SIGTERM ended that early."""
+    """A function that validates, and returns None if SIGTERM ended that early."""
     run_step = compiled(trainer.validation_step, cluster.strategy, uses_xla(trainer.config))
 
     def validate():
@@ -366,11 +366,11 @@ def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
         raise TrainingDivergedError(reports.divergence(trainer, step, latest))
 
 
-def _check_alike(config: Config, resume: bool, cluster: Cluster) -> None:
-    """Makes sure that all workers were started alike.
+def _check_same_flags(config: Config, resume: bool, cluster: Cluster) -> None:
+    """Makes sure that all workers run the same version with the same configuration.
 
     Raises:
-        UserError: they were not.
+        UserError: They do not.
     """
     versions = {
         "nvae-tf": f"{__version__} {' '.join(KEYS)}",
@@ -388,7 +388,7 @@ def _check_alike(config: Config, resume: bool, cluster: Cluster) -> None:
     if different:
         here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
         raise UserError(
-            f"another worker has another configuration: {here}; start all workers alike"
+            f"another worker has another configuration: {here}; start all workers with the same flags"
         )
 
 
@@ -396,7 +396,7 @@ def _check_same_start(cluster: Cluster, start_step: int) -> None:
     """Makes sure that all workers found the same checkpoint.
 
     Raises:
-        UserError: they did not.
+        UserError: They did not.
     """
     if cluster.disagreements({"step": str(start_step)}):
         raise UserError(

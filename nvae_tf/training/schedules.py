@@ -14,11 +14,11 @@ class WarmupCosineByEpoch:
     last of all epochs runs at `floor`.
 
     Args:
-        peak: learning rate after warm-up.
-        floor: learning rate of the last epoch.
-        steps_per_epoch: steps.
-        epochs: of the whole training.
-        warmup_epochs: of them, for the warm-up.
+        peak: Learning rate after warm-up.
+        floor: Learning rate of the last epoch.
+        steps_per_epoch: Steps in an epoch.
+        epochs: Epochs of the whole training.
+        warmup_epochs: How many of them are the warm-up.
     """
 
     def __init__(self, peak, floor, steps_per_epoch, epochs, warmup_epochs):

@@ -1,8 +1,8 @@
 """One step of training and one of validation: the model, its objective and its optimiser.
 
-Both run on every replica. What is per replica and what is global is said here: losses, KL balancing,
-gradients and everything that is reported are means over the global batch, so every replica computes the
-same update and applies it to its own copy of the variables.
+Both run on every replica. Losses, KL-balancing coefficients, gradients and logged values are averaged
+over the global batch, so every replica computes the same update and applies it to its local copy of the
+variables.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ from nvae_tf.training.optimizers import MovingAverage, Optimizer
 
 VALIDATION_STREAM = 2**31 - 1  # of noise; training's streams are numbered by the step
 
-# Loss scaling for float16, as officially.
+# Loss scaling for float16, as in the official implementation.
 FIRST_LOSS_SCALE, SCALE_GROWTH_STEPS = 2.0**10, 2000
 
 
 class Losses(NamedTuple):
-    """The terms of the objective in one pass, in nats; per image where said, else scalars.
+    """The terms of the objective in one pass, in nats; scalars unless a shape is given.
 
     Attributes:
-        loss: what is minimised: mean(recon + beta * balanced KL) + lambda * (spectral + batch norm).
+        loss: What is minimised: mean(recon + beta * balanced KL) + lambda * (spectral + batch norm).
         recon: -log p(x | z), (batch,).
-        kl_per_group: (batch, groups), coarsest group first.
-        balanced_kl: sum over groups of gamma * KL, (batch,).
-        gamma: balancing coefficients, (groups,).
-        spectral: sum of the kernels' spectral norms.
-        batch_norm: sum of the batch norms' largest |gamma|.
+        kl_per_group: KL of each image and group, (batch, groups), coarsest group first.
+        balanced_kl: Sum over groups of gamma * KL, (batch,).
+        gamma: Balancing coefficients, (groups,).
+        spectral: Sum of the kernels' spectral norms.
+        batch_norm: Sum over batch norms of the largest |gamma|.
     """
 
     loss: tf.Tensor
@@ -52,8 +52,8 @@ class PassResult(NamedTuple):
     """What one training-mode pass computed.
 
     Attributes:
-        losses: the objective's terms.
-        channel_kl: of every latent channel in nats, mean over the batch, (groups, latents).
+        losses: The objective's terms.
+        channel_kl: KL of every latent channel in nats, mean over the batch, (groups, latents).
         gradients: Gradients with respect to the model's trainable variables.
         statistics: Statistics of the batch, in the order of `Trainer.batch_norms`.
         vectors: Iterated singular vectors.
@@ -70,15 +70,27 @@ class Trainer(tf.Module):
     """Everything that training changes, and how one step changes it.
 
     Whatever varies during training (annealing, noise, schedules) is a function of the optimiser's step
-    count, so a resumed run goes on as if it had never stopped.
+    count, so a resumed run continues as if it had never stopped.
 
     Args:
-        model: the NVAE to train.
-        config: objective and schedule.
-        total_steps: of the whole training.
-        steps_per_epoch: after how many steps the means that are reported start anew.
-        seed: of the noise.
-        optimizer: default: none, for passes without updates.
+        model: The NVAE to train.
+        config: Objective and schedule.
+        total_steps: Steps of the whole training.
+        steps_per_epoch: After how many steps the reported means start anew.
+        seed: Seed of the noise.
+        optimizer: Changes the weights; None for passes without updates.
+
+    Attributes:
+        weights: The model's trainable variables: stacks of weights.
+        batch_norms: The model's batch norms.
+        spectral: The singular vectors of its kernels.
+        averages: Moving averages of the weights, or None.
+        skipped: Steps skipped so far.
+        consecutive_skips: Steps skipped in a row, up to the latest one.
+        first_skip_causes: What was not finite in the first of those: recon, spectral term, batch-norm
+            term, gradient, and each group's KL.
+        loss_scale: Factor on the loss, for float16.
+        steps_since_overflow: Finite steps since the loss scale changed.
     """
 
     def __init__(
@@ -104,8 +116,6 @@ class Trainer(tf.Module):
         self.epoch_sums = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.consecutive_skips = tf.Variable(0, dtype=tf.int64, trainable=False)
-        # What was not finite in the first bad step of the row: recon, spectral, batch norm, gradient,
-        # and each group's KL.
         self.first_skip_causes = tf.Variable(
             tf.zeros(4 + len(model.groups), tf.bool), trainable=False
         )
@@ -113,7 +123,7 @@ class Trainer(tf.Module):
         self.steps_since_overflow = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def prepare(self, images):
-        """What a new training does once before its first step, beyond drawing the weights.
+        """Does what a new training needs once before its first step, beyond drawing the weights.
 
         Args:
             images: A batch for data-dependent initialisation; unused unless the model asks for it.
@@ -124,7 +134,7 @@ class Trainer(tf.Module):
         self.warm_up_spectral_norms()
 
     def layout(self) -> dict[str, list[list[str]]]:
-        """Which weight stands where in the stacks that training keeps, by kind of stack."""
+        """The names of the rows of all stacks that a checkpoint holds, by kind of stack."""
         names = {content: path for path, content in walk(self.model)}
         return {"weights": layout(self.model), "convolutions": self.spectral.layout(names)}
 
@@ -148,9 +158,9 @@ class Trainer(tf.Module):
 
     @contextlib.contextmanager
     def evaluated_weights(self):
-        """Gives the model the weights that it is evaluated with: the moving averages, if there are any.
+        """Gives the model its moving averages as weights, if there are any, until the block ends.
 
-        Afterwards, and without moving averages, the model has the weights of training.
+        Evaluation uses the averages, so pictures should too.
         """
         if not self.averages:
             yield
@@ -174,10 +184,10 @@ class Trainer(tf.Module):
 
         Args:
             images: (batch, height, width, channels) in [0, 1].
-            noise: as for `NVAE.call`.
-            beta: the KL coefficient.
+            noise: As for `NVAE.call`.
+            beta: The KL coefficient.
             regularization: lambda.
-            loss_scale: factor on the loss while gradients are computed.
+            loss_scale: Factor on the loss while gradients are computed; None for 1.
             weights: Tensors in the place of the model's trainable variables; default: their values.
         """
         if weights is None:
@@ -254,7 +264,7 @@ class Trainer(tf.Module):
         """One step on this replica.
 
         Args:
-            images: (accumulate_steps * batch_size, height, width, channels), this replica's.
+            images: This replica's images, (accumulate_steps * batch_size, height, width, channels).
 
         Returns:
             What may be reported, identical on all replicas. Scalars ``nelbo``, ``bpd``, ``recon`` and
@@ -311,7 +321,7 @@ class Trainer(tf.Module):
         }
 
     def _accumulate(self, images, step, beta, regularization, loss_scale) -> PassResult:
-        """The mean of the passes that make one step; one pass after the other."""
+        """The mean of the passes that make one step, which run one after the other."""
         passes, size = self.config.accumulate_steps, tf.shape(images)[0]
         size = size // passes
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -359,7 +369,7 @@ class Trainer(tf.Module):
         )
 
     def _record_skips(self, good, ended, terms, kl_per_group):
-        """Counts skipped steps, and notes what was not finite at the start of a row of them."""
+        """Counts skipped steps, and records what was not finite at the start of a row of them."""
         bad_before = self.consecutive_skips.read_value()
         infinite = ~tf.math.is_finite(tf.concat([tf.stack(terms), kl_per_group], 0))
         starts = ~good & tf.equal(bad_before, 0)
@@ -394,12 +404,12 @@ class Trainer(tf.Module):
     def validation_step(self, images, numbers, weights):
         """NELBO of images (beta 1, no balancing), in evaluation mode, on this replica.
 
-        With the moving averages of the weights, where there are any.
+        It is computed with the moving averages of the weights, if there are any.
 
         Args:
             images: (batch, height, width, channels).
-            numbers: of the images in their data set, (batch,): their noise depends on nothing else.
-            weights: 1, or 0 for what only fills a batch, (batch,).
+            numbers: Index of each image in its data set, (batch,): its noise depends on nothing else.
+            weights: 1 for images that count, 0 for those that only fill a batch, (batch,).
 
         Returns:
             Sums over the images of all replicas: their number, recon, and KL of every latent channel
@@ -425,12 +435,12 @@ class Trainer(tf.Module):
         """Mean NELBO and its parts over a data set.
 
         Args:
-            run_step: the compiled `validation_step`.
-            batches: of (images, numbers, weights), all images once.
-            stop: asked after every batch, whether to leave it at that.
+            run_step: The compiled `validation_step`.
+            batches: Batches of (images, numbers, weights) that hold every image once.
+            stop: Asked after every batch; True ends the validation.
 
         Returns:
-            As `train_step`, of the data set; None if it was stopped.
+            What `train_step` reports, for the data set; None if validation was stopped.
         """
         of_batches = []
         for batch in batches:
@@ -453,7 +463,8 @@ def _assign(variables, values) -> None:
 def uses_xla(config: TrainConfig) -> bool:
     """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs.
 
-    Not with an optimiser of Keras's kind on several replicas: those talk to each other outside of it.
+    Never with an optimiser of TensorFlow Addons on several replicas, whose updates exchange values
+    outside of the compiled step.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if config.optimizer not in BUILT_IN_OPTIMIZERS and replicas > 1:
@@ -463,12 +474,12 @@ def uses_xla(config: TrainConfig) -> bool:
 
 
 def compiled(function, strategy, jit: bool):
-    """A function that runs on every replica, with results that are alike on all, taken from one.
+    """A function that runs on every replica, with results that are identical on all, taken from one.
 
     Args:
-        function: of tensors.
-        strategy: over the replicas.
-        jit: compile with XLA, collectives included.
+        function: A function of tensors.
+        strategy: Strategy over the replicas.
+        jit: Compile with XLA, collectives included.
     """
     # Nothing in a step needs AutoGraph, and tracing takes two thirds of the time without it.
     inner = tf.function(function, autograph=False, jit_compile=True) if jit else function
@@ -490,7 +501,7 @@ def several_steps(function, strategy, jit: bool):
 
     Args:
         function: A step, of one batch, with results that are identical on all replicas.
-        strategy: Over the replicas.
+        strategy: Strategy over the replicas.
         jit: Compile the step with XLA, collectives included.
 
     Returns:
@@ -530,10 +541,10 @@ def several_steps(function, strategy, jit: bool):
 
 @contextlib.contextmanager
 def grappler_disabled():
-    """Within the block, on CPUs, steps are run as they are written: TensorFlow does not rewrite graphs.
+    """Switches Grappler off on CPUs, so that TensorFlow runs graphs as they were traced.
 
-    Rewriting takes longer than several steps of a deep model and makes them no faster; and it rounds
-    differently with gradient checkpointing and without. GPUs keep it, for layouts.
+    Rewriting takes longer than several steps of a deep model and does not make them faster; and with
+    gradient checkpointing it rounds differently than without. GPUs keep it, for memory layouts.
     """
     option = "disable_meta_optimizer"
     before = tf.config.optimizer.get_experimental_options().get(option, False)
