@@ -24,10 +24,10 @@ POINTS = ["what", "k-means, normalised mutual information", "logistic regression
 
 
 def tables(run: str) -> list[list[str]]:
-    """The page's tables as lines of Markdown: what each group does, and what its latents tell.
+    """The page's tables as lines of Markdown: what each group does, and what its latents say of digits.
 
     Args:
-        run: The folder of a run, or anything else that `loading.load` takes.
+        run: Path of a run's folder, or anything else that `loading.load` takes.
     """
     loaded = load(run, data_override(None))
     model, dataset = loaded.model, catalog.get_dataset_info(loaded.config.data)
@@ -36,7 +36,7 @@ def tables(run: str) -> list[list[str]]:
 
 
 def _encoded(loaded, dataset, source) -> dict:
-    """What is known of each image of a data set."""
+    """KL, latents, pixels and label of each image of a data set, as arrays by name."""
     everything = list(range(len(loaded.model.groups)))
     options = dict(batch_size=BATCH, seed=SEED, num_bits=loaded.config.model.num_x_bits)
     with reading(source):
@@ -105,10 +105,10 @@ def filled(page: str, made: list[list[str]]) -> str:
 
     Args:
         page: Markdown.
-        made: Tables, each with the header that one of the page's has.
+        made: Tables; the header of each is that of a table in the page.
 
     Raises:
-        ValueError: The page has no table of such a header.
+        ValueError: The page has no table with such a header.
     """
     lines = page.split("\n")
     for table in made:

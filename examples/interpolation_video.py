@@ -1,9 +1,9 @@
-"""A film through samples of a trained model, which ends where it begins.
+"""Makes a film through samples of a trained model, which ends where it begins.
 
     python examples/interpolation_video.py runs/digits film.webp
 
-Between two samples the way is an arc in the noise space of the prior, along which every image is one
-that the prior could have drawn. The file's ending chooses the format: .webp or .gif.
+Between two samples the film follows an arc in the noise space of the prior, along which every image is
+one that the prior could have drawn. The ending of the film's name chooses the format: .webp or .gif.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from nvae_tf.io.image_grid import enlarge, grid
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")
-parser.add_argument("film", type=Path, help="what to write: .webp or .gif")
+parser.add_argument("film", type=Path, help="the file to write: .webp or .gif")
 parser.add_argument("--stations", type=int, default=5, help="samples on the way (default: 5)")
 parser.add_argument(
-    "--steps", type=int, default=12, help="images from one to the next (default: 12)"
+    "--steps", type=int, default=12, help="images from one sample to the next (default: 12)"
 )
-parser.add_argument("--rows", type=int, default=3, help="films in a square of N x N (default: 3)")
+parser.add_argument("--rows", type=int, default=3, help="N x N films side by side (default: 3)")
 parser.add_argument("--temp", type=float, default=0.8, help="temperature (default: 0.8)")
 parser.add_argument("--seed", type=int, default=1)
 options = parser.parse_args()

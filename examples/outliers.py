@@ -1,10 +1,10 @@
-"""Which images does a trained model find unlikely? Outlier detection by likelihood.
+"""Finds images that a trained model considers unlikely: outlier detection by likelihood.
 
     python examples/outliers.py runs/digits
 
-scores the test images with the importance-weighted estimate of -log p(x), and the same images changed
-in ways that leave the training distribution. The area under the ROC curve says how well a threshold on
-the score tells the changed ones apart: 1 perfectly, 0.5 not at all.
+scores the test images with the importance-weighted estimate of -log p(x), and the same images after
+changes that take them out of the training distribution. The area under the ROC curve says how well a
+threshold on the score separates the changed images from the others: 1 perfectly, 0.5 not at all.
 
 Likelihood is not a safe detector: images simpler than the training data (smooth, dark, empty) can be
 more likely than the data itself (Nalisnick et al., *Do Deep Generative Models Know What They Don't
@@ -24,7 +24,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")
 parser.add_argument("--data", help="where the data set is (default: where training had it)")
 parser.add_argument("--count", type=int, default=200, help="test images (default: 200)")
-parser.add_argument("--draws", type=int, default=20, help="of z for each image (default: 20)")
+parser.add_argument("--draws", type=int, default=20, help="draws of z per image (default: 20)")
 options = parser.parse_args()
 
 loaded = load(options.run, {"data": options.data} if options.data else None)
@@ -40,8 +40,8 @@ images = next(iter(batches)).numpy()
 def surprise(images):
     """-log p(x) of each image, in nats."""
     parts = [images[start : start + 50] for start in range(0, len(images), 50)]
-    found = evaluate(model, parts, len(images), num_draws=options.draws, chunk=1, seed=1)
-    return found.neg_log_likelihood
+    likelihoods = evaluate(model, parts, len(images), num_draws=options.draws, chunk=1, seed=1)
+    return likelihoods.neg_log_likelihood
 
 
 rng = np.random.default_rng(0)
@@ -57,10 +57,11 @@ scores = surprise(images)
 threshold = np.quantile(scores, 0.95)
 print(f"test images: {scores.mean():.1f} nats; 5 % are above {threshold:.1f}")
 for name, others in changed.items():
-    found = surprise(np.ascontiguousarray(others))
-    labels = np.repeat([0, 1], [len(scores), len(found)])
-    area = roc_auc_score(labels, np.concatenate([scores, found]))
-    above = np.mean(found > threshold)
+    changed_scores = surprise(np.ascontiguousarray(others))
+    labels = np.repeat([0, 1], [len(scores), len(changed_scores)])
+    area = roc_auc_score(labels, np.concatenate([scores, changed_scores]))
+    above = np.mean(changed_scores > threshold)
     print(
-        f"{name}: {found.mean():.1f} nats; {above:.0%} above; area under the ROC curve {area:.3f}"
+        f"{name}: {changed_scores.mean():.1f} nats; {above:.0%} above; "
+        f"area under the ROC curve {area:.3f}"
     )

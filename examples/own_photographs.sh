@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Your own photographs, from a folder to a web page, in five commands.
+# From a folder of your own photographs to a web page, in five commands.
 #
 #   bash examples/own_photographs.sh PHOTOS OUT [any flag of train_keras.py]
 #
-# PHOTOS is a folder of images, at any depth; the more, the better: some thousands at least.
+# PHOTOS is a folder of images, at any depth. The more the better: some thousands at least.
 set -euo pipefail
 photos=$1 out=$2
 shift 2
@@ -12,9 +12,9 @@ shift 2
 nvae-prepare images --input "$photos" --output "$out/tfrecords" --size 64
 # 2. See what training will see.
 nvae-inspect --dataset tfrecords --data "$out/tfrecords" --output "$out/inspect.png"
-# 3. Train (a GPU-day or more for good samples). The same command with --cont_training goes on.
+# 3. Train (a GPU-day or more for good samples). The same command with --cont_training continues.
 python train_keras.py --config celeba64 --dataset tfrecords --data "$out/tfrecords" --root "$out" --save run "$@"
 # 4. How good is it?
 python evaluate_keras.py --checkpoint "$out/run" --eval_mode evaluate --num_iw_samples 10
-# 5. One page with samples, reconstructions and curves.
+# 5. One page with samples, reconstructions, what each latent group does, and curves.
 nvae-gallery "$out/run"

@@ -1,4 +1,4 @@
-"""Samples of an export, with TensorFlow alone: python sample_savedmodel.py EXPORT/1 samples.png"""
+"""Samples from an export with TensorFlow only: python sample_savedmodel.py EXPORT/1 samples.png"""
 
 import sys
 

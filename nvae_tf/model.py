@@ -272,8 +272,8 @@ class NVAE(tf_keras.Model):
         """Generates images.
 
         Args:
-            numbers: How many images; or the index of each, (batch,): an image depends on the seed and its
-                index alone, whatever it is computed together with.
+            numbers: How many images; or the index of each, (batch,): an image depends on the seed and
+                its index alone, whatever it is computed together with.
             temperature: Factor on the priors' standard deviations: one number, or one per group; colour
                 pixels are drawn at the lowest.
             latents: z of the first groups, each (batch, height, width, latents), top of the hierarchy

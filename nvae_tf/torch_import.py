@@ -227,8 +227,8 @@ def _cell_modules(prefix: str, cell: ResidualCell) -> dict:
             modules[f"{prefix}.skip.conv_{index}"] = convolution
     elif cell.skip is not None:
         modules[f"{prefix}.skip.1"] = cell.skip.convolution
-    if cell.squeeze is not None:
-        modules[f"{prefix}.se.se"] = cell.squeeze
+    if cell.se is not None:
+        modules[f"{prefix}.se.se"] = cell.se
     return modules
 
 

@@ -1,6 +1,8 @@
-"""Every command in the README and in docs/ runs, and every page is current."""
+"""Every command in the README and in docs/ runs, and every page and its numbers are current."""
 
 import ast
+import functools
+import json
 import os
 import re
 import runpy
@@ -38,7 +40,7 @@ ELSEWHERE = {
     "srun": "a cluster",
     "#SBATCH": "a cluster",
     "python -m tf2onnx": "another project's converter: tests/test_export_formats.py runs it",
-    "python benchmarks/": "minutes: tests/test_benchmarks.py runs them",
+    "python benchmarks/": "minutes: tests below and tests/test_benchmarks.py run them",
 }
 
 # Commands that run with other flags, by how they begin: what is put in their place, or added.
@@ -177,6 +179,56 @@ def test_the_quickstarts_python_runs(folder, monkeypatch):
         exec(compile(block, "quickstart.md", "exec"), variables)
     assert variables["samples"].shape == (16, 32, 32, 1)
     assert variables["nelbo"].shape == (4,)
+
+
+def rows_of(page, recipe):
+    """The cells of each table row of a page that begins with a recipe's name."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    return [cells(line) for line in lines if re.match(rf"\| {recipe}[ ,]", line)]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("| ").split("|")]
+
+
+SLOW_TO_COUNT = ("cifar10", "imagenet32", "celeba64", "celeba256")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["digits", "mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_COUNT)],
+)
+def test_costs_are_what_the_command_prints(recipe, monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "benchmarks" / "cost_model.py"))["main"]
+    # The command counts once for all bandwidths.
+    monkeypatch.setitem(main.__globals__, "count", functools.cache(main.__globals__["count"]))
+    portions = []
+    for gigabytes, columns in (("100", (8, 24)), ("10", (8, 24)), ("1", (24,))):
+        flags = ["--teraflops", "10", "--gigabytes", gigabytes]
+        monkeypatch.setattr(sys, "argv", ["cost_model.py", recipe, *flags])
+        main()
+        printed = [cells(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+        _, _, costs, replicas, _, portion = printed
+        portions += [portion[replicas.index(f"{count} GPUs")] for count in columns]
+    gigaflops = rows_of("performance.md", recipe)[0][1]
+    assert gigaflops == costs[3]
+    if recipe != "digits":  # whose scaling is of no interest
+        page_costs, page_portions = rows_of("scaling.md", recipe)
+        assert page_costs[1:5] == costs[1:]
+        assert [cell.replace(" ", "") for cell in page_portions[1:]] == portions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["digits", "mnist"])
+def test_graph_nodes_are_what_the_command_prints(recipe):
+    command = [sys.executable, ROOT / "benchmarks" / "train_step.py", "--config", recipe]
+    done = subprocess.run(
+        [*command, "--steps", "0", "--batch_size", "16"], capture_output=True, text=True, check=True
+    )
+    nodes = json.loads(done.stdout.splitlines()[-1])["graph_nodes"]
+    assert int(rows_of("performance.md", recipe)[0][3].replace(",", "")) == pytest.approx(
+        nodes, 0.03
+    )
 
 
 def test_the_configurations_page_is_current():

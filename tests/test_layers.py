@@ -316,7 +316,7 @@ def test_weights_of_a_shape_are_rows_of_one_variable(photographs):
     before = cell(x)
     found = dict(walk(cell))
     names = [name for name, content in found.items() if isinstance(content, Weight)]
-    assert "branch/0/convolution/kernel" in names and "squeeze/expand_bias" in names
+    assert "branch/0/convolution/kernel" in names and "se/expand_bias" in names
     shapes = {(weight.kind, tuple(weight.shape)) for weight in weights_below(cell)}
     assert len(cell.variables) == len(shapes) < len(names)
     kernel = found["branch/1/convolution/kernel"]

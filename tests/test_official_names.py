@@ -172,7 +172,7 @@ class Layout:
         if direction == "up":
             self.conv(f"{name}.skip.1", ours.skip.convolution, inputs, outputs, 1, bias=False)
         if self.config.use_se:
-            hidden, se = max(outputs // 16, 4), ours.squeeze
+            hidden, se = max(outputs // 16, 4), ours.se
             self.add(f"{name}.se.se.0.weight", (hidden, outputs), se.reduce_kernel)
             self.add(f"{name}.se.se.0.bias", (hidden,), se.reduce_bias)
             self.add(f"{name}.se.se.2.weight", (outputs, hidden), se.expand_kernel)

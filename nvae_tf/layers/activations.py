@@ -1,10 +1,10 @@
-"""The activations that stand between convolutions, by name."""
+"""The activations between convolutions, by name."""
 
 import tensorflow as tf
 
 
 def swish(x, custom_gradients: bool = False):
-    """``x * sigmoid(x)``; with custom gradients it keeps x alone for the backward pass."""
+    """``x * sigmoid(x)``; with custom gradients only x is stored for the backward pass."""
     return tf.nn.silu(x) if custom_gradients else x * tf.sigmoid(x)
 
 
@@ -13,7 +13,7 @@ def activate(name: str, x, custom_gradients: bool = False):
 
     Args:
         name: One of `ACTIVATIONS`.
-        x: A tensor.
+        x: A tensor of any shape.
         custom_gradients: See `nvae_tf.engine.scope.Scope`.
     """
     if name == "swish":

@@ -1,4 +1,4 @@
-"""What all layers have in common: how they are built, hold weights, and are called."""
+"""The base class of all layers: how they are built, hold weights, and are called."""
 
 from typing import NamedTuple
 
@@ -19,61 +19,66 @@ from nvae_tf.engine.weights import (
 class Layer(tf_keras.layers.Layer):
     """A Keras layer whose weights are rows of stacks, and which is run with a `Scope`.
 
-    Subclasses make their weights and the layers within in `create`, and compute in `call`, where
+    Subclasses create their weights and build their sublayers in `create`, and compute in `call`, where
     ``scope.value(self.weight)`` is the value of a weight. The stacks belong to the outermost layer or
-    model. It computes in the precision of its inputs, whatever the policy in force.
+    model. A layer computes in the precision of its inputs, whatever Keras's dtype policy says.
     """
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
     def create(self, input_shape) -> None:
-        """Makes weights and the layers within, without variables.
+        """Creates the weights of the layer and its sublayers, but no variables.
 
         Args:
             input_shape: Shape of the input; only its channels need to be known.
         """
 
     def build(self, input_shape):
-        """Builds a layer that stands on its own, as Keras does: makes its weights and their stacks."""
+        """Builds a layer that is not a part of another: creates its weights and their stacks."""
         self.create(tf.TensorShape(input_shape))
         self.stacks = stack_weights(self)
         super().build(input_shape)
 
     def __call__(self, *inputs, scope: Scope | None = None, **kwargs):
-        """Runs the layer; without a scope as Keras does, with the weights as they are.
+        """Runs the layer.
 
         Args:
-            *inputs: What `call` takes.
-            scope: How the layer is run.
-            **kwargs: What else `call` takes.
+            *inputs: Arguments of `call`.
+            scope: How the layer is run. Without one, Keras runs it: in evaluation, with its weights as
+                they are, and built first if need be.
+            **kwargs: Further arguments of `call`.
         """
         if scope is None or not self.built:
             return super().__call__(*inputs, scope=scope or Scope(), **kwargs)
         return self.call(*inputs, scope=scope, **kwargs)
 
     def add_weight(self, shape, initializer, trainable=True, kind=WEIGHT) -> Weight:
-        """Makes a weight of this layer (see `Weight`)."""
+        """Creates a weight of this layer (see `Weight`)."""
         return Weight(shape, initializer, trainable, kind)
 
     def get_weights(self):
-        """The values of the layer's weights and of those within, as arrays."""
+        """The values of the weights of the layer and its sublayers, as arrays."""
         return [weight.numpy() for weight in weights_below(self)]
 
     def set_weights(self, weights):
-        """Gives them other values, in the order of `get_weights`."""
+        """Assigns arrays to the weights, in the order of `get_weights`."""
         assign_all(dict(zip(weights_below(self), weights, strict=True)))
 
     def count_params(self):
-        """How many numbers the weights of the layer and those within hold."""
+        """Number of values in the weights of the layer and its sublayers."""
         return sum(weight.shape.num_elements() for weight in weights_below(self))
 
 
 def create_chain(layers, channels: int) -> None:
-    """Makes the weights of layers that follow each other, the first on maps of so many channels.
+    """Creates the weights of layers that follow each other.
 
-    By their shapes alone, without running them once: that lets a model of several thousand weights
-    start quickly.
+    Shapes are enough for that. Keras would run every layer once, which takes long with several
+    thousand weights.
+
+    Args:
+        layers: The layers in order. Those that have weights already keep them.
+        channels: Number of channels of the first layer's input.
     """
     shape = tf.TensorShape((None, None, None, channels))
     for layer in layers:
@@ -86,7 +91,12 @@ def create_chain(layers, channels: int) -> None:
 class Uniform(NamedTuple):
     """Initial values drawn from U(low, high).
 
-    An initializer's `key` says with which others it can be drawn together, and `draw` does that.
+    Initializers with the same `key` are drawn together, by `draw` of one of them: a model has
+    thousands of weights, and a draw for each would make it slow to start.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
     """
 
     low: float
@@ -94,27 +104,36 @@ class Uniform(NamedTuple):
 
     @property
     def key(self):
-        """Itself: equal ones are drawn together."""
+        """The initializer itself: equal ones are drawn together."""
         return self
 
     def draw(self, shape, initializers):
-        """Draws several weights at once, (n, *shape), one for each of the initializers."""
+        """Draws several weights of one shape at once.
+
+        Args:
+            shape: Shape of all of them together, (n, *shape of a weight).
+            initializers: The initializers, one per weight.
+        """
         return tf.random.stateless_uniform(shape, fresh_seed(), self.low, self.high)
 
 
 class Constant(NamedTuple):
-    """Initial values that are all one number; see `Uniform`."""
+    """Initial values that are all equal; used like `Uniform`.
 
-    number: float
+    Attributes:
+        value: The value.
+    """
+
+    value: float
 
     @property
     def key(self):
-        """Itself: equal ones are filled together."""
+        """The initializer itself: equal ones are filled together."""
         return self
 
     def draw(self, shape, initializers):
-        """Fills several weights at once, (n, *shape)."""
-        return tf.fill(shape, self.number)
+        """Fills several weights at once; arguments as for `Uniform.draw`."""
+        return tf.fill(shape, self.value)
 
 
 def uniform_fan_in(fan_in: int) -> Uniform:

@@ -12,24 +12,24 @@ from nvae_tf.layers.activations import activate
 from nvae_tf.layers.base import Constant, Layer
 
 EPSILON = 1e-5
-MOMENTUM = 0.95  # of the running averages (momentum 0.05 in PyTorch's convention)
+MOMENTUM = 0.95  # portion of the running averages kept at each step; PyTorch calls this 0.05
 
 
 class BatchNormAct(Layer):
     """Batch normalisation over batch, height and width, then an activation.
 
-    Training normalises with the biased variance of the global batch; the running variance, which
-    evaluation uses, takes the unbiased one. Always computed in float32.
+    In training it normalises with the biased variance of the global batch. The running variance, which
+    evaluation uses, averages the unbiased variance. All of this is computed in float32.
 
     Args:
         activation: ``"none"``, ``"elu"`` or ``"swish"``.
 
     Call arguments:
-        inputs: (batch, height, width, channels).
-        scope: In training the batch's statistics are used, and left in `Scope.statistics`, from where
-            `update_running_averages` takes them.
+        inputs: Maps (batch, height, width, channels).
+        scope: How the layer is run. In training the batch's statistics are used, and stored in
+            `Scope.statistics` for `update_running_averages`.
 
-    Output shape: as the input's.
+    Output shape: The input's shape.
     Reference: NVAE paper, section 3.2 ("batch normalization").
     """
 
@@ -38,7 +38,7 @@ class BatchNormAct(Layer):
         self.activation = activation
 
     def create(self, input_shape):
-        """Makes scale, offset and running averages for the input's channels."""
+        """Creates scale, offset and running averages for the input's channels."""
         shape = (int(input_shape[-1]),)
         zeros, ones = Constant(0.0), Constant(1.0)
         self.gamma, self.beta = self.add_weight(shape, ones), self.add_weight(shape, zeros)
@@ -46,15 +46,15 @@ class BatchNormAct(Layer):
         self.moving_variance = self.add_weight(shape, ones, trainable=False, kind="moving_variance")
 
     def compute_output_shape(self, input_shape):
-        """The input's."""
+        """The input's shape."""
         return input_shape
 
     def call(self, inputs, scope: Scope):
         """Normalises, then activates."""
         gamma, beta = scope.value(self.gamma), scope.value(self.beta)
         activated = self.activation != "none" and inputs.dtype == tf.float32
-        if scope.training and activated and scope.xla_regions:
-            outputs, mean, variance = _fused_with_activation(self.activation)(inputs, gamma, beta)
+        if scope.training and activated and scope.xla_regions:  # these imply a single replica
+            outputs, mean, variance = _fused_batch_norm_act(self.activation)(inputs, gamma, beta)
             scope.statistics[self] = BatchStatistics(mean, variance, _elements_per_channel(inputs))
             return outputs
         outputs = tf.cast(inputs, tf.float32)
@@ -80,25 +80,25 @@ def update_running_averages(statistics: dict[BatchNormAct, BatchStatistics]) -> 
     Args:
         statistics: What `Scope.statistics` holds after a training pass.
     """
-    means = {norm.moving_mean: seen.mean for norm, seen in statistics.items()}
-    variances = {norm.moving_variance: seen.unbiased for norm, seen in statistics.items()}
+    means = {norm.moving_mean: batch.mean for norm, batch in statistics.items()}
+    variances = {norm.moving_variance: batch.unbiased for norm, batch in statistics.items()}
     for stack, rows in by_stack({**means, **variances}):
         values = tf.unstack(stack)
-        for row, seen in rows.items():
-            values[row] = moved(values[row], seen)
+        for row, statistic in rows.items():
+            values[row] = moved(values[row], statistic)
         stack.assign(tf.stack(values))
 
 
-def moved(running, seen):
-    """Running averages after a batch with these statistics."""
-    return running - (1.0 - MOMENTUM) * (running - seen)
+def moved(running, statistic):
+    """A running average after a batch with this mean or unbiased variance."""
+    return running - (1.0 - MOMENTUM) * (running - statistic)
 
 
 def _normalize_by_batch(inputs, gamma, beta):
-    """Inputs normalised by the statistics of the batch, and those."""
+    """Inputs normalised with the statistics of the batch, and these statistics."""
     count = _elements_per_channel(inputs)
     if num_replicas() == 1:
-        outputs, mean, variance, _ = _fused(inputs, gamma, beta)
+        outputs, mean, variance, _ = _fused_batch_norm(inputs, gamma, beta)
     else:
         mean = mean_over_replicas(tf.reduce_mean(inputs, [0, 1, 2]))
         centred = inputs - mean
@@ -108,29 +108,30 @@ def _normalize_by_batch(inputs, gamma, beta):
 
 
 def _elements_per_channel(inputs):
-    """Number of elements per channel that the statistics are computed from, (1,)."""
-    values = tf.size(inputs) // inputs.shape[-1] * num_replicas()
-    return tf.fill([1], tf.cast(values, tf.float32))
+    """Number of elements per channel that the statistics are computed from, float32, (1,)."""
+    count = tf.size(inputs) // inputs.shape[-1] * num_replicas()
+    return tf.fill([1], tf.cast(count, tf.float32))
 
 
-def _fused(inputs, gamma, beta):
-    """Normalised inputs, mean, biased variance, and what `FusedBatchNormGradV3` wants."""
+def _fused_batch_norm(inputs, gamma, beta):
+    """Normalised inputs, mean, biased variance, and the reserved outputs for the gradient operation."""
     outputs, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
     )
     count = _elements_per_channel(inputs)
-    return outputs, mean, variance * (count - 1.0) / count, reserved  # from the unbiased one
+    # The operation's variance is the unbiased one.
+    return outputs, mean, variance * (count - 1.0) / count, reserved
 
 
 @functools.cache
-def _fused_with_activation(activation: str):
+def _fused_batch_norm_act(activation: str):
     """Batch norm and activation that save only their input for the backward pass.
 
-    What else the backward pass needs is computed again.
+    Everything else that the backward pass needs is recomputed.
 
     Returns:
-        A function of inputs, gamma and beta to outputs, and the batch's mean and biased variance, which
-        have no gradient.
+        A function from inputs, gamma and beta to outputs, and the batch's mean and biased variance,
+        neither of which has a gradient.
     """
 
     @xla_region
@@ -149,15 +150,15 @@ def _fused_with_activation(activation: str):
     @tf.custom_gradient
     def run(inputs, gamma, beta):
         inputs, gamma, beta = map(tf.convert_to_tensor, (inputs, gamma, beta))
-        normalized, mean, variance, reserved = _fused(inputs, gamma, beta)
+        normalized, mean, variance, reserved = _fused_batch_norm(inputs, gamma, beta)
         outputs = activated(normalized, compile=True)
 
         def gradient(upstream, *_):
-            upstream = activation_gradient(
+            d_normalized = activation_gradient(
                 inputs, gamma, beta, mean, variance, upstream, compile=True
             )
             return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=reserved[0],
+                y_backprop=d_normalized, x=inputs, scale=gamma, reserve_space_1=reserved[0],
                 reserve_space_2=reserved[1], reserve_space_3=reserved[2],
                 epsilon=EPSILON, is_training=True,
             )[:3]  # fmt: skip

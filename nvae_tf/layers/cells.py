@@ -1,4 +1,4 @@
-"""Residual cells of encoder and decoder (paper, section 3.1, figure 3)."""
+"""The residual cells of encoder and decoder (paper, section 3.1 and figure 3)."""
 
 import re
 
@@ -13,20 +13,19 @@ from nvae_tf.layers.base import Layer, create_chain, uniform_fan_in
 from nvae_tf.layers.batch_norm import BatchNormAct
 from nvae_tf.layers.convolution import Conv2D
 
-# What a cell does to height and width.
-DOWN, NORMAL, UP = "down", "normal", "up"
-BRANCH_SCALE = 0.1
+DOWN, NORMAL, UP = "down", "normal", "up"  # a cell halves, keeps or doubles height and width
+BRANCH_SCALE = 0.1  # of the branch when it is added to the skip connection
 
 
-class _Widening(Layer):
-    """A layer with ``filters`` output channels."""
+class _FixedWidthLayer(Layer):
+    """A layer with ``filters`` output channels, however many its input has."""
 
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
 
     def compute_output_shape(self, input_shape):
-        """The input's shape with this layer's channels; height and width are left open."""
+        """The input's shape with this layer's channels; height and width are left unknown."""
         return tf.TensorShape((input_shape[0], None, None, self.filters))
 
     def get_config(self):
@@ -34,16 +33,16 @@ class _Widening(Layer):
         return {**super().get_config(), "filters": self.filters}
 
 
-class ResidualCell(_Widening):
-    """``skip(x) + 0.1 * branch(x)``.
+class ResidualCell(_FixedWidthLayer):
+    """A residual cell, ``skip(x) + 0.1 * branch(x)``.
 
     Args:
-        operations: names of the operations in the branch: ``res_elu``, ``res_bnelu``,
+        operations: Names of the operations in the branch: ``res_elu``, ``res_bnelu``,
             ``res_bnswish``, ``res_bnswish5`` or ``mconv_e{E}k{K}g{G}``.
-        filters: output channels.
-        direction: ``"down"`` halves height and width, ``"up"`` doubles them, ``"normal"`` keeps them;
-            the first operation does it, and changes the channels.
-        use_se: end the branch in squeeze-and-excitation.
+        filters: Number of output channels.
+        direction: ``"down"`` halves height and width, ``"up"`` doubles them, ``"normal"`` keeps them.
+            The first operation of the branch does this, and changes the number of channels.
+        use_se: Whether the branch ends in squeeze-and-excitation.
 
     Input shape: (batch, height, width, channels).
     Output shape: (batch, height', width', filters).
@@ -59,19 +58,19 @@ class ResidualCell(_Widening):
             make_operation(name, filters, direction)
             for name, direction in zip(self.operations, directions, strict=True)
         ]
-        self.squeeze = SqueezeExcitation() if use_se else None
+        self.se = SqueezeExcitation() if use_se else None
         self.skip = (
             {DOWN: SkipDown, UP: SkipUp}[direction](filters) if direction != NORMAL else None
         )
 
     def create(self, input_shape):
-        """Makes branch and skip for the input's channels."""
+        """Creates the weights of branch and skip for the input's channels."""
         channels = int(input_shape[-1])
-        create_chain(self.branch + ([self.squeeze] if self.squeeze else []), channels)
+        create_chain(self.branch + ([self.se] if self.se else []), channels)
         create_chain([self.skip] if self.skip else [], channels)
 
     def call(self, inputs, scope: Scope):
-        """Adds skip and branch, in a function that identical cells share."""
+        """Runs `compute` in a traced function that identical cells share."""
         return call_block(ResidualCell.compute, [self], [inputs], scope)
 
     def compute(self, inputs, scope: Scope):
@@ -79,8 +78,8 @@ class ResidualCell(_Widening):
         branch = inputs
         for operation in self.branch:
             branch = operation(branch, scope=scope)
-        if self.squeeze:
-            branch = self.squeeze(branch, scope=scope)
+        if self.se:
+            branch = self.se(branch, scope=scope)
         skip = self.skip(inputs, scope=scope) if self.skip else inputs
         return skip + BRANCH_SCALE * branch
 
@@ -91,10 +90,16 @@ class ResidualCell(_Widening):
 
 
 def make_operation(name, filters, direction):
-    """The layer that an operation's name stands for."""
-    inverted = re.fullmatch(r"mconv_e(\d+)k(\d+)g(\d+)", name)
-    if inverted:
-        expansion, kernel_size, groups = map(int, inverted.groups())
+    """The layer for an operation's name.
+
+    Args:
+        name: Name of the operation, as in `ResidualCell`.
+        filters: Number of output channels.
+        direction: As in `ResidualCell`.
+    """
+    mbconv = re.fullmatch(r"mconv_e(\d+)k(\d+)g(\d+)", name)
+    if mbconv:
+        expansion, kernel_size, groups = map(int, mbconv.groups())
         return MBConv(filters, expansion, kernel_size, groups, direction)
     normalization, activation = {
         "res_elu": (False, "elu"), "res_bnelu": (True, "elu"),
@@ -104,15 +109,16 @@ def make_operation(name, filters, direction):
     return NormActConv(filters, normalization, activation, dilation, direction)
 
 
-class NormActConv(_Widening):
-    """Activation (after batch norm or not), then a 3x3 convolution with bias: the ``res_*`` operations.
+class NormActConv(_FixedWidthLayer):
+    """A ``res_*`` operation: batch norm or not, activation, and a 3x3 convolution with bias.
 
     Args:
-        filters: output channels.
-        normalization: batch norm first; without it the convolution is initialised from data.
+        filters: Number of output channels.
+        normalization: Whether batch norm comes first. If not, the convolution is initialised from data.
         activation: ``"elu"`` or ``"swish"``.
-        dilation: of the convolution.
-        direction: see `ResidualCell`; a doubling stands between activation and convolution.
+        dilation: Dilation of the convolution, 1 or 2.
+        direction: As in `ResidualCell`. ``"up"`` doubles the map between activation and convolution,
+            ``"down"`` halves it in the convolution.
     """
 
     def __init__(self, filters, normalization, activation, dilation, direction, **kwargs):
@@ -129,17 +135,17 @@ class NormActConv(_Widening):
         )
 
     def create(self, input_shape):
-        """Makes batch norm and convolution for the input's channels."""
+        """Creates the weights of batch norm and convolution for the input's channels."""
         layers = [self.norm, self.convolution] if self.norm else [self.convolution]
         create_chain(layers, int(input_shape[-1]))
 
     def call(self, inputs, scope: Scope):
-        """Activates, doubles the map if asked to, convolves; rematerialized where asked for."""
+        """Runs `compute`, rematerialized if `Scope.rematerialize` is ``"bn_swish"``."""
         function = NormActConv.compute
         return call_block(function, [self], [inputs], scope, share=False, remat_when=BN_ACT)
 
     def compute(self, inputs, scope: Scope):
-        """Activates, doubles the map if asked to, convolves."""
+        """Normalises, activates, doubles the map in an up cell, and convolves."""
         if self.norm:
             outputs = self.norm(inputs, scope=scope)
         else:
@@ -154,18 +160,19 @@ class NormActConv(_Widening):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-class MBConv(_Widening):
-    """The ``mconv`` operation: expand, convolve each channel apart, project; no bias, no weight norm.
+class MBConv(_FixedWidthLayer):
+    """The ``mconv`` operation, an inverted bottleneck: expand, convolve channels separately, project.
 
-    BN; 1x1 to ``expansion`` times the channels; BN + swish; KxK depthwise (or grouped); BN + swish;
-    1x1 to ``filters``; BN.
+    BN; 1x1 to ``expansion`` times the input's channels; BN + swish; KxK depthwise (or grouped); BN +
+    swish; 1x1 to ``filters``; BN. The convolutions have neither bias nor weight normalisation.
 
     Args:
-        filters: output channels.
-        expansion: hidden channels per input channel.
-        kernel_size: of the middle convolution.
-        groups: of the middle convolution; 0: depthwise.
-        direction: see `ResidualCell`; a doubling comes first, a halving in the middle.
+        filters: Number of output channels.
+        expansion: Number of hidden channels per input channel.
+        kernel_size: Size of the middle convolution's kernel.
+        groups: Number of groups of the middle convolution; 0 for a depthwise one.
+        direction: As in `ResidualCell`. ``"up"`` doubles the map first, ``"down"`` halves it in the
+            middle convolution.
 
     Reference: NVAE paper, figure 3a; Sandler et al., *MobileNetV2*, 2018.
     """
@@ -176,7 +183,7 @@ class MBConv(_Widening):
         self.groups, self.direction = groups, direction
 
     def create(self, input_shape):
-        """Makes the layers for the input's channels."""
+        """Builds the layers and creates their weights for the input's channels."""
         hidden = self.expansion * int(input_shape[-1])
         plain = dict(use_bias=False, weight_norm=False)
         middle = dict(strides=2 if self.direction == DOWN else 1, **plain)
@@ -193,17 +200,17 @@ class MBConv(_Widening):
             Conv2D(hidden if self.groups else None, self.kernel_size, **middle),
             Conv2D(self.filters, 1, **plain),
         ]
-        in_order = [self.norms[0]]
+        layers = [self.norms[0]]
         for convolution, norm in zip(self.convolutions, self.norms[1:], strict=True):
-            in_order += [convolution, norm]
-        create_chain(in_order, int(input_shape[-1]))
+            layers += [convolution, norm]
+        create_chain(layers, int(input_shape[-1]))
 
     def call(self, inputs, scope: Scope):
-        """Runs the seven steps in order."""
+        """Runs the seven layers, each batch norm in one block with the convolution that follows."""
         outputs = nearest_x2(inputs) if self.direction == UP else inputs
-        for pair in zip(self.norms[:3], self.convolutions, strict=True):
+        for layers in zip(self.norms[:3], self.convolutions, strict=True):
             outputs = call_block(
-                _normalize_and_convolve, pair, [outputs], scope, share=False, remat_when=BN_ACT
+                _normalize_and_convolve, layers, [outputs], scope, share=False, remat_when=BN_ACT
             )
         return self.norms[3](outputs, scope=scope)
 
@@ -220,27 +227,28 @@ def _normalize_and_convolve(norm, convolution, inputs, scope: Scope):
 class SqueezeExcitation(Layer):
     """Scales each channel by a gate computed from the means of all channels.
 
-    Mean over the map; dense to max(channels / 16, 4), ReLU; dense to channels, sigmoid.
+    Mean over the map; dense to max(channels // 16, 4), ReLU; dense to channels, sigmoid.
 
+    Input and output shape: (batch, height, width, channels).
     Reference: Hu et al., *Squeeze-and-Excitation Networks*, 2018.
     """
 
     def create(self, input_shape):
-        """Makes both dense layers' weights."""
+        """Creates the weights of both dense layers."""
         channels = int(input_shape[-1])
         hidden = max(channels // 16, 4)
-        inner, outer = uniform_fan_in(channels), uniform_fan_in(hidden)
-        self.reduce_kernel = self.add_weight((channels, hidden), inner)
-        self.reduce_bias = self.add_weight((hidden,), inner)
-        self.expand_kernel = self.add_weight((hidden, channels), outer)
-        self.expand_bias = self.add_weight((channels,), outer)
+        reduce_init, expand_init = uniform_fan_in(channels), uniform_fan_in(hidden)
+        self.reduce_kernel = self.add_weight((channels, hidden), reduce_init)
+        self.reduce_bias = self.add_weight((hidden,), reduce_init)
+        self.expand_kernel = self.add_weight((hidden, channels), expand_init)
+        self.expand_bias = self.add_weight((channels,), expand_init)
 
     def compute_output_shape(self, input_shape):
-        """The input's."""
+        """The input's shape."""
         return input_shape
 
     def call(self, inputs, scope: Scope):
-        """Scales the channels of a (batch, height, width, channels) map."""
+        """Scales the channels."""
         value = scope.value
         gate = tf.reduce_mean(tf.cast(inputs, tf.float32), [1, 2])
         gate = tf.nn.relu(tf.matmul(gate, value(self.reduce_kernel)) + value(self.reduce_bias))
@@ -248,11 +256,16 @@ class SqueezeExcitation(Layer):
         return inputs * tf.cast(gate, inputs.dtype)[:, None, None, :]
 
 
-class SkipDown(_Widening):
-    """Halves a map: swish, then four 1x1 convolutions, each over another quarter of the pixels.
+class SkipDown(_FixedWidthLayer):
+    """The skip of a down cell: swish, then four 1x1 convolutions whose outputs are concatenated.
+
+    Each convolution sees another pixel of every 2x2 block.
 
     Args:
-        filters: output channels.
+        filters: Number of output channels.
+
+    Input shape: (batch, height, width, channels).
+    Output shape: (batch, height / 2, width / 2, filters).
     """
 
     def __init__(self, filters, **kwargs):
@@ -262,13 +275,13 @@ class SkipDown(_Widening):
         self.convolutions = [Conv2D(width, 1, strides=2) for width in widths]
 
     def create(self, input_shape):
-        """Makes the four convolutions for the input's channels."""
+        """Creates the weights of the four convolutions for the input's channels."""
         for convolution in self.convolutions:
             create_chain([convolution], int(input_shape[-1]))
 
     def call(self, inputs, scope: Scope):
-        """(batch, height, width, channels) to (batch, height / 2, width / 2, filters)."""
-        # Convolution i looks at one pixel of every 2x2 block: together they are one 2x2 convolution.
+        """Halves a batch of maps."""
+        # Together they are one 2x2 convolution, each kernel zero but at its pixel of the block.
         pixels = ((0, 0), (1, 1), (0, 1), (1, 0))
         kernels = [
             tf.pad(
@@ -283,11 +296,14 @@ class SkipDown(_Widening):
         return tf.nn.conv2d(activated, kernel, 2, "VALID") + bias
 
 
-class SkipUp(_Widening):
-    """Doubles a map bilinearly, corners aligned, and changes its channels by a 1x1 convolution.
+class SkipUp(_FixedWidthLayer):
+    """The skip of an up cell: a 1x1 convolution, and bilinear doubling with aligned corners.
 
     Args:
-        filters: output channels.
+        filters: Number of output channels.
+
+    Input shape: (batch, height, width, channels).
+    Output shape: (batch, 2 height, 2 width, filters).
     """
 
     def __init__(self, filters, **kwargs):
@@ -295,36 +311,43 @@ class SkipUp(_Widening):
         self.convolution = Conv2D(filters, 1, use_bias=False)
 
     def create(self, input_shape):
-        """Makes the convolution for the input's channels."""
+        """Creates the weights of the convolution for the input's channels."""
         create_chain([self.convolution], int(input_shape[-1]))
 
     def call(self, inputs, scope: Scope):
-        """(batch, height, width, channels) to (batch, 2 height, 2 width, filters)."""
-        # Officially the map is doubled first. Both steps are linear, one over pixels and one over
-        # channels, so they commute, and this order convolves a quarter of the pixels.
+        """Doubles a batch of maps."""
+        # The official implementation doubles first. Both steps are linear, one over pixels and one
+        # over channels, so they commute, and in this order a quarter of the pixels is convolved.
         return bilinear_x2(self.convolution(inputs, scope=scope))
 
 
 def nearest_x2(maps):
-    """Doubles height and width by repeating each pixel."""
+    """Doubles height and width by repeating each pixel (nearest neighbour).
+
+    Args:
+        maps: Maps (batch, height, width, channels).
+
+    Returns:
+        Maps (batch, 2 height, 2 width, channels).
+    """
     _, height, width, channels = maps.shape
-    apart = tf.reshape(maps, [-1, height, 1, width, 1, channels])
-    tiled = tf.tile(apart, [1, 1, 2, 1, 2, 1])
+    pixels = tf.reshape(maps, [-1, height, 1, width, 1, channels])
+    tiled = tf.tile(pixels, [1, 1, 2, 1, 2, 1])
     return tf.reshape(tiled, [-1, 2 * height, 2 * width, channels])
 
 
 def bilinear_x2(maps):
     """Doubles height and width by linear interpolation with aligned corners.
 
-    As two small matrix products: unlike TensorFlow's resize, whose gradient on GPUs is not
-    deterministic, and which leaves half precision. Written as reshapes and plain products, which
-    TFLite can store where the batch is open; `tf.einsum` becomes shapes that it cannot.
+    This is two small matrix products, not TensorFlow's resize, whose gradient is not deterministic on
+    GPUs and whose result is float32 whatever its input. The products are `tf.matmul` and not
+    `tf.einsum`, since TFLite cannot store the latter's shapes if the batch size is unknown.
 
     Args:
-        maps: (batch, height, width, channels).
+        maps: Maps (batch, height, width, channels).
 
     Returns:
-        (batch, 2 height, 2 width, channels).
+        Maps (batch, 2 height, 2 width, channels).
     """
     _, height, width, channels = maps.shape
     rows, columns = (tf.constant(_interpolation(n), maps.dtype) for n in (height, width))
@@ -334,6 +357,6 @@ def bilinear_x2(maps):
 
 
 def _interpolation(size: int) -> np.ndarray:
-    """The (2 size, size) matrix that interpolates linearly, first and last value kept."""
-    places = np.arange(2 * size) * ((size - 1) / (2 * size - 1))
-    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
+    """The (2 size, size) matrix of linear interpolation that keeps the first and the last value."""
+    positions = np.arange(2 * size) * ((size - 1) / (2 * size - 1))
+    return np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(size))).astype(np.float32)

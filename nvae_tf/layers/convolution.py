@@ -1,8 +1,8 @@
 """Convolutions: weight-normalised or plain, masked, dilated, grouped.
 
-Every convolution of the model is a `Conv2D`. Kernels are kept as (height, width, input channels
-per group, output channels), depthwise ones included, so that whatever works on kernels (weight
-normalisation, the spectral term, import) sees one layout.
+Every convolution of the model is a `Conv2D`. All kernels are (height, width, input channels per group,
+output channels), depthwise ones included, so that weight normalisation, the spectral term and the
+import of official weights see one layout.
 """
 
 from typing import NamedTuple
@@ -15,29 +15,33 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight
 from nvae_tf.layers.base import Layer, uniform_fan_in
 
-DATA_INIT_STDDEV = 0.2  # of every output channel, after data-dependent initialisation
+DATA_INIT_STDDEV = 0.2  # of each output channel, after data-dependent initialisation
 
 
 class Conv2D(Layer):
     """2D convolution with symmetric padding and an optionally normalised and masked kernel.
 
-    With weight normalisation the kernel in effect is ``exp(g) * w / (||w|| + 1e-5)``, the norm over
-    all axes but the output channel's. Padding is ``dilation * (k - 1) / 2`` on each side, at stride 2
-    too, where TensorFlow's SAME would pad one side only.
+    With weight normalisation the effective kernel is ``exp(g) * w / (||w|| + 1e-5)``, where the norm is
+    taken over all axes but the output channel's, and g is `log_norm`. Padding is
+    ``dilation * (k - 1) / 2`` on each side, also at stride 2, where TensorFlow's SAME pads one side.
 
     Args:
-        filters: output channels; None for a depthwise convolution, which keeps them.
-        kernel_size: odd height and width of the kernel.
-        strides: 1 or 2.
-        dilation: 1 or 2 (2 with kernel size 3).
-        groups: groups of channels convolved apart.
-        use_bias: add a learned bias.
-        weight_norm: normalise the kernel and learn its norm.
-        mask: None, or ``"causal"`` / ``"strictly_causal"``, which hide what comes later in raster
+        filters: Number of output channels; None for a depthwise convolution, which has as many as its
+            input.
+        kernel_size: Height and width of the kernel, odd.
+        strides: Stride in both axes, 1 or 2.
+        dilation: Dilation in both axes, 1 or 2; 2 with kernel size 3 only.
+        groups: Number of groups of channels that are convolved separately.
+        use_bias: Whether to add a learned bias.
+        weight_norm: Whether to normalise the kernel and learn its norm.
+        mask: None, or ``"causal"`` or ``"strictly_causal"``, which hide what comes later in raster
             order (see `causal_mask`).
-        mirror: flip the mask in both spatial axes: what comes *earlier* is hidden.
-        log_norm_shift: added to g's initial value.
-        data_init: Set norm and bias from the input where `Scope.data_initialization` asks for it.
+        mirror: Whether to flip the mask in both spatial axes, so that it hides what comes *earlier*.
+        log_norm_shift: Offset that is added to g's initial value.
+        data_init: Whether norm and bias are set from the input if `Scope.data_initialization` is set.
+
+    Raises:
+        ValueError: A size is not supported, or the channels do not divide into the groups.
 
     Input shape: (batch, height, width, channels).
     Output shape: (batch, height / strides, width / strides, filters).
@@ -72,11 +76,11 @@ class Conv2D(Layer):
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel is convolved apart."""
+        """Whether every channel is convolved separately."""
         return self.filters is None
 
     def create(self, input_shape):
-        """Makes kernel, bias and log-norm for the input's channels."""
+        """Creates kernel, log-norm and bias for the input's channels."""
         channels = int(input_shape[-1])
         filters = channels if self.depthwise else self.filters
         groups = channels if self.depthwise else self.groups
@@ -91,23 +95,23 @@ class Conv2D(Layer):
             self.kernel_mask = causal_mask(shape, strict=strict, mirror=self.mirror)
         self.kernel = self.add_weight(shape, initializer)
         if self.weight_norm:
-            first = LogNormOf(self, self.log_norm_shift)
-            self.log_norm = self.add_weight((filters,), first)
+            initial_log_norm = LogKernelNorm(self, self.log_norm_shift)
+            self.log_norm = self.add_weight((filters,), initial_log_norm)
         if self.use_bias:
             self.bias = self.add_weight((filters,), initializer)
 
     @property
     def kernel_weights(self) -> list[Weight]:
-        """The weights that the effective kernel is made from."""
+        """The weights that the effective kernel is computed from."""
         return [self.kernel, self.log_norm] if self.weight_norm else [self.kernel]
 
     def compute_output_shape(self, input_shape):
-        """The input's shape with this layer's channels; height and width are left open."""
+        """The input's shape with this layer's channels; height and width are left unknown."""
         channels = input_shape[-1] if self.depthwise else self.filters
         return tf.TensorShape((input_shape[0], None, None, channels))
 
     def effective_kernel(self, scope: Scope):
-        """The kernel that convolves: masked and normalised, in this step beforehand or here."""
+        """The masked and normalised kernel: the scope's, if it holds one, or computed here."""
         if self in scope.kernels:
             return scope.kernels[self].effective
         kernel = _masked(scope.value(self.kernel), self.kernel_mask)
@@ -124,12 +128,14 @@ class Conv2D(Layer):
     def _convolve(self, inputs, kernel, custom_gradients=False):
         pad, strides = self.kernel_size // 2, self.strides
         if self.dilation == 2 and strides == 2:
-            # Every tap of a dilated kernel then falls on an even pixel.
+            # At stride 2 all taps of a dilated kernel fall on even pixels.
             return tf.nn.conv2d(inputs[:, ::2, ::2], kernel, 1, "SAME")
         if self.dilation == 2:
-            # CPUs have no gradient for dilated conv2d: convolve the four interleaved maps apart.
-            apart = tf.space_to_batch(inputs, [2, 2], [[2, 2], [2, 2]])
-            return tf.batch_to_space(tf.nn.conv2d(apart, kernel, 1, "VALID"), [2, 2], [[0, 0]] * 2)
+            # TensorFlow has no gradient for dilated conv2d on CPUs: convolve the four interleaved maps
+            # separately.
+            quarters = tf.space_to_batch(inputs, [2, 2], [[2, 2], [2, 2]])
+            quarters = tf.nn.conv2d(quarters, kernel, 1, "VALID")
+            return tf.batch_to_space(quarters, [2, 2], [[0, 0]] * 2)
         padding = "SAME"
         if strides == 2:
             inputs = tf.pad(inputs, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else inputs
@@ -143,14 +149,14 @@ class Conv2D(Layer):
             return tf.nn.depthwise_conv2d(inputs, kernel, [1, strides, strides, 1], padding)
         if self.groups == 1:
             return tf.nn.conv2d(inputs, kernel, strides, padding)
-        # CPUs have no gradient for grouped conv2d either.
+        # TensorFlow has no gradient for grouped conv2d on CPUs either.
         parts = zip(
             tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True
         )
         return tf.concat([tf.nn.conv2d(x, w, strides, padding) for x, w in parts], -1)
 
     def _initialize_from(self, inputs):
-        """Sets log-norm and bias so that this batch leaves with mean 0 and standard deviation 1/5."""
+        """Sets log-norm and bias so that outputs of this batch have mean 0 and stddev 1/5."""
         kernel = normalize(self.kernel.value(), tf.zeros(self.log_norm.shape))
         outputs = self._convolve(inputs, kernel)
         mean, variance = tf.nn.moments(outputs, [0, 1, 2])
@@ -171,17 +177,19 @@ class Conv2D(Layer):
 
 @tf.custom_gradient
 def _depthwise_on_cpus(inputs, kernel):
-    """Depthwise convolution at stride 1, with the faster of the kernel's gradients.
+    """Depthwise convolution at stride 1, with the faster implementation of the kernel's gradient.
 
-    oneDNN's takes up to 25 times as long as TensorFlow's own, which explicit padding chooses.
+    oneDNN's takes up to 25 times as long as TensorFlow's own, which explicit padding selects.
     """
     ones, pad = [1, 1, 1, 1], kernel.shape[0] // 2
-    shapes = tf.shape(inputs), tf.shape(kernel)
+    inputs_shape, kernel_shape = tf.shape(inputs), tf.shape(kernel)
 
     def gradient(upstream):
-        d_inputs = tf.nn.depthwise_conv2d_backprop_input(shapes[0], kernel, upstream, ones, "SAME")
+        d_inputs = tf.nn.depthwise_conv2d_backprop_input(
+            inputs_shape, kernel, upstream, ones, "SAME"
+        )
         d_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-            input=inputs, filter_sizes=shapes[1], out_backprop=upstream, strides=ones,
+            input=inputs, filter_sizes=kernel_shape, out_backprop=upstream, strides=ones,
             padding="EXPLICIT", explicit_paddings=[0, 0, pad, pad, pad, pad, 0, 0],
         )  # fmt: skip
         return d_inputs, d_kernel
@@ -189,12 +197,14 @@ def _depthwise_on_cpus(inputs, kernel):
     return tf.nn.depthwise_conv2d(inputs, kernel, ones, "SAME"), gradient
 
 
-class LogNormOf(NamedTuple):
-    """The initial log-norm of a convolution: the logarithm of what its kernel's norm is.
+class LogKernelNorm(NamedTuple):
+    """Initial values of a log-norm: ``ln(||w|| + 0.01) + shift``, so that the kernel begins as it is.
+
+    Used like `nvae_tf.layers.base.Uniform`, but after the kernel has its initial values.
 
     Attributes:
-        convolution: The convolution, whose kernel has its values already.
-        shift: Added to the logarithm.
+        convolution: The convolution whose kernel is w.
+        shift: Offset that is added to the logarithm.
     """
 
     convolution: Conv2D
@@ -202,11 +212,11 @@ class LogNormOf(NamedTuple):
 
     @property
     def key(self):
-        """The same for all: the norms of a stack of kernels are computed at once."""
-        return LogNormOf
+        """One key for all: the norms of a stack of kernels are computed at once."""
+        return LogKernelNorm
 
     def draw(self, shape, initializers):
-        """The log-norms of several convolutions, (n, filters)."""
+        """Computes the log-norms of several convolutions, (n, filters)."""
         norms = {}
         for stack in {i.convolution.kernel.stack.ref() for i in initializers}:
             norms[stack] = tf.sqrt(tf.reduce_sum(tf.square(stack.deref()), [1, 2, 3]))
@@ -228,13 +238,13 @@ def causal_mask(shape, strict: bool, mirror: bool) -> np.ndarray:
     """The mask of an autoregressive convolution.
 
     Rows above are visible, and pixels to the left in the same row. At the centre pixel channels are
-    ordered: output channel o sees input channel i if i's place in the order comes before (strict) or
-    not after o's.
+    ordered: output channel o sees input channel i if i's position in the order comes before o's
+    (strict), or does not come after it.
 
     Args:
-        shape: (k, k, input channels per group, output channels) of the kernel.
-        strict: hide the own place in the order too.
-        mirror: flip the mask in both spatial axes (the order of the channels stays).
+        shape: Shape of the kernel, (k, k, input channels per group, output channels).
+        strict: Whether to hide equal positions in the order too.
+        mirror: Whether to flip the mask in both spatial axes. The order of the channels stays.
 
     Returns:
         A float32 array of zeros and ones that broadcasts against the kernel.
@@ -246,9 +256,9 @@ def causal_mask(shape, strict: bool, mirror: bool) -> np.ndarray:
     centre = size // 2
     mask[centre + 1 :] = 0
     mask[centre, centre + 1 :] = 0
-    places = min(inputs, outputs)
-    place_in = np.arange(inputs) // (inputs // places)
-    place_out = np.arange(outputs) // (outputs // places)
-    seen = place_in[:, None] < place_out if strict else place_in[:, None] <= place_out
-    mask[centre, centre] = seen
+    positions = min(inputs, outputs)
+    position_in = np.arange(inputs)[:, None] // (inputs // positions)
+    position_out = np.arange(outputs) // (outputs // positions)
+    visible = position_in < position_out if strict else position_in <= position_out
+    mask[centre, centre] = visible
     return mask[::-1, ::-1].copy() if mirror else mask

@@ -1,6 +1,7 @@
-"""Normalizing flows on a group's latents: inverse autoregressive, volume-preserving shifts."""
+"""Normalizing flows on a group's latents: volume-preserving inverse autoregressive flows."""
 
 import functools
+import math
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -9,19 +10,23 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.layers.base import Layer, create_chain
 from nvae_tf.layers.convolution import Conv2D
 
-HIDDEN_PER_LATENT = 6
+HIDDEN_PER_LATENT = 6  # hidden channels of a shift, for each latent channel
+LOG_TENTH = math.log(0.1)
 
 
 class MaskedShift(Layer):
-    """The shift mu(z), in which each latent sees only those before it in raster order.
+    """The shift mu(z) of an inverse autoregressive flow ``z' = z - mu(z)``.
 
-    Masked 3x3 convolution (centre strictly causal), ELU, masked depthwise 5x5, ELU twice, masked 1x1.
+    mu at each latent depends only on the latents before it: pixels in raster order, and within a pixel
+    channels in order. It is a masked 3x3 convolution (strictly causal at the centre), ELU, a masked
+    depthwise 5x5 convolution, ELU twice, and a masked 1x1 convolution.
 
     Args:
-        mirror: reverse the raster order (not that of the channels).
+        mirror: Whether to reverse the raster order (not the order of the channels).
 
     Input and output shape: (batch, height, width, latents).
-    Reference: NVAE paper, appendix A.
+    Reference: NVAE paper, appendix A; Kingma et al., *Improved Variational Inference with Inverse
+    Autoregressive Flow*, 2016.
     """
 
     def __init__(self, mirror=False, **kwargs):
@@ -29,26 +34,26 @@ class MaskedShift(Layer):
         self.mirror = mirror
 
     def create(self, input_shape):
-        """Makes the convolutions for the input's latent channels."""
+        """Creates the convolutions for the input's latent channels."""
         latents = int(input_shape[-1])
         hidden, mirror = HIDDEN_PER_LATENT * latents, self.mirror
         self.convolutions = [
             Conv2D(hidden, 3, use_bias=False, mask="strictly_causal", mirror=mirror),
             Conv2D(None, 5, use_bias=False, mask="causal", mirror=mirror),
-            # A shift that starts at a tenth keeps the flow near the identity.
+            # A shift that begins ten times smaller keeps the flow near the identity.
             Conv2D(latents, 1, mask="causal", mirror=mirror, log_norm_shift=LOG_TENTH),
         ]
         create_chain(self.convolutions, latents)
 
     def compute_output_shape(self, input_shape):
-        """The input's."""
+        """The input's shape."""
         return input_shape
 
     def call(self, inputs, scope: Scope):
         """Computes mu(z)."""
         widen, spread, project = self.convolutions
         hidden = spread(tf.nn.elu(widen(inputs, scope=scope)), scope=scope)
-        # The second ELU is intended: one ends the hidden layers, one begins the projection.
+        # Both ELUs are intended: one ends the hidden layers, one begins the projection.
         return project(tf.nn.elu(tf.nn.elu(hidden)), scope=scope)
 
     def get_config(self):
@@ -56,18 +61,16 @@ class MaskedShift(Layer):
         return {**super().get_config(), "mirror": self.mirror}
 
 
-LOG_TENTH = -2.302585092994046
-
-
 class ShiftBijector(tfp.bijectors.Bijector):
-    """The flow ``z' = z - mu(z)`` of one `MaskedShift`; its log-determinant is 0.
+    """The inverse autoregressive flow ``z' = z - mu(z)`` of one `MaskedShift`.
 
-    The event is a map (height, width, latents). The inverse, which training never needs (TFP
-    remembers what a forward pass came from), is a fixed-point iteration: after n rounds the first n
-    latents in raster order are exact, and it stops as soon as nothing changes.
+    Its event is a map (height, width, latents), its log-determinant 0. The inverse is a fixed-point
+    iteration: after n rounds the first n latents are exact, and it stops as soon as nothing changes.
+    Training never needs it, since TFP remembers the input of each forward pass.
 
     Args:
-        shift: A function with the dependencies of `MaskedShift`, which computes mu.
+        shift: A function that computes mu and has the dependencies of `MaskedShift`.
+        name: Name of the bijector.
     """
 
     def __init__(self, shift, name="shift"):
@@ -92,17 +95,20 @@ class ShiftBijector(tfp.bijectors.Bijector):
             return refined, tf.reduce_max(tf.abs(refined - x))
 
         latents = tf.reduce_prod(tf.shape(y)[-3:])
-        start = (y, tf.constant(1.0, y.dtype))
-        return tf.while_loop(changed, refine, start, maximum_iterations=latents)[0]
+        initial = (y, tf.constant(1.0, y.dtype))
+        return tf.while_loop(changed, refine, initial, maximum_iterations=latents)[0]
 
     def _forward_log_det_jacobian(self, x):
         return tf.zeros([], x.dtype)
 
 
 class IAFCell(Layer):
-    """One flow cell: a causal shift, then its mirror image.
+    """One cell of inverse autoregressive flow: a causal shift, then one in the mirrored raster order.
+
+    Both preserve volume: the log-determinant of the cell is 0.
 
     Input and output shape: (batch, height, width, latents).
+    Reference: NVAE paper, appendix A.
     """
 
     def __init__(self, **kwargs):
@@ -110,19 +116,19 @@ class IAFCell(Layer):
         self.shifts = [MaskedShift(mirror=False), MaskedShift(mirror=True)]
 
     def create(self, input_shape):
-        """Makes both shifts for the input's latent channels."""
+        """Creates both shifts for the input's latent channels."""
         create_chain(self.shifts, int(input_shape[-1]))
 
     def compute_output_shape(self, input_shape):
-        """The input's."""
+        """The input's shape."""
         return input_shape
 
     def bijectors(self, scope: Scope):
-        """The cell's bijectors, first applied first."""
+        """The cell's bijectors, in the order in which they are applied to z."""
         return [ShiftBijector(functools.partial(shift, scope=scope)) for shift in self.shifts]
 
     def call(self, inputs, scope: Scope):
-        """Transforms z."""
+        """Applies both shifts to z."""
         for shift in self.shifts:
             inputs = inputs - shift(inputs, scope=scope)
         return inputs

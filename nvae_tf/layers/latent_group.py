@@ -1,4 +1,4 @@
-"""One latent group of the hierarchy, and the sources that its latents may come from."""
+"""One latent group of the hierarchy, and the sources that its latents come from."""
 
 from typing import NamedTuple
 
@@ -17,15 +17,16 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 class GroupOutput(NamedTuple):
-    """A group's latents and, where a posterior was there to compare with, their probabilities.
+    """A group's latents and, if they come from its posterior, their probabilities (else None).
 
     Attributes:
-        z: (batch, height, width, latents).
-        kl: KL from prior to posterior of every latent, in nats, shaped as z; or None.
-        log_q: log q(z | x, z of the groups before) of each image, in nats, (batch,); or None.
-        log_p: log p(z | z of the groups before) of each image, in nats, (batch,); or None.
-        mean: of the posterior, before flows, shaped as z; or None.
-        stddev: Standard deviation of the posterior, shaped as z; or None.
+        z: Latents, (batch, height, width, latents).
+        kl: KL(q || p) of every latent, in nats, shaped as z. With flows, its estimate
+            log q(z) - log p(z) at this z.
+        log_q: log q(z | x, z of the groups before) of each image, in nats, (batch,).
+        log_p: log p(z | z of the groups before) of each image, in nats, (batch,).
+        mean: Mean of the posterior before its flows, shaped as z.
+        stddev: Standard deviation of the posterior before its flows, shaped as z.
     """
 
     z: tf.Tensor
@@ -42,27 +43,29 @@ class GroupOutput(NamedTuple):
 
 
 class LatentGroup(Layer):
-    """All that belongs to one group: its cells, prior, posterior, flows and combiner.
+    """All layers of one latent group: its cells, prior, posterior, flows and combiner.
 
     Args:
         first: Whether it is the top of the hierarchy, which has a fixed prior and no cells.
-        latent_shape: (height, width, latents) of z.
-        filters_enc: channels of the encoder's map at this scale.
-        filters_dec: channels of the decoder's map at this scale.
-        operations: what the cells are made of (see `ResidualCell`).
-        num_cells: Decoder cells before the latents; the first group has none.
-        use_se: squeeze-and-excitation in the cells.
-        res_dist: posterior parameters relative to the prior's (but in the first group).
-        num_flows: flow cells on the posterior's z.
+        latent_shape: Shape of z, (height, width, latents).
+        filters_enc: Number of channels of the encoder's map at this scale.
+        filters_dec: Number of channels of the decoder's map at this scale.
+        operations: Names of the operations in the cells (see `ResidualCell`).
+        num_cells: Number of decoder cells before the latents; the first group has none.
+        use_se: Whether the cells end in squeeze-and-excitation.
+        res_dist: Whether the posterior's parameters are relative to the prior's; never so in the first
+            group.
+        num_flows: Number of flow cells on the posterior's z.
 
     Call arguments:
-        s: the decoder's running map, (batch, height, width, filters_dec); None where the model has
-            one group only.
-        source: Where z comes from: `FromPosterior`, `FromPrior` or `Given`.
-        index: Place of the group in decoder order, 0 for the top of the hierarchy, for the source.
+        s: The decoder's running map, (batch, height, width, filters_dec); None if the model has only
+            one group.
+        source: The source of z: `FromPosterior`, `FromPrior` or `Given`.
+        index: Position of the group in decoder order, 0 for the top of the hierarchy.
+        scope: How the layers are run.
 
     Returns:
-        The next running map, and a `GroupOutput`.
+        The next running map (batch, height, width, filters_dec), and a `GroupOutput`.
 
     Reference: NVAE paper, figure 2 and section 3.2 ("residual normal distributions").
     """
@@ -85,22 +88,22 @@ class LatentGroup(Layer):
         self.filters_enc, self.filters_dec = filters_enc, filters_dec
         self.operations, self.num_cells = tuple(operations), num_cells
         self.use_se, self.res_dist, self.num_flows = use_se, res_dist, num_flows
-        twice = 2 * self.latent_shape[-1]
+        num_parameters = 2 * self.latent_shape[-1]  # mean and log-stddev of each latent
         self.cells = [
             ResidualCell(operations, filters_dec, use_se=use_se)
             for _ in range(0 if first else num_cells)
         ]
-        self.prior_sampler = None if first else Conv2D(twice, 1)
+        self.prior_sampler = None if first else Conv2D(num_parameters, 1)
         self.encoder_combiner = None if first else Conv2D(filters_enc, 1)
-        self.posterior_sampler = Conv2D(twice, 3)
+        self.posterior_sampler = Conv2D(num_parameters, 3)
         self.flows = [IAFCell() for _ in range(num_flows)]
         self.combiner = Conv2D(filters_dec, 1)
 
     def create(self, input_shape):
-        """Makes every layer.
+        """Creates the weights of all layers.
 
         Args:
-            input_shape: Shape of the running map; its channels count as 0 where there is none.
+            input_shape: Shape of the running map; with 0 channels if there is none.
         """
         channels, latents = input_shape[-1], self.latent_shape[-1]
         create_chain(self.cells, channels)
@@ -111,41 +114,52 @@ class LatentGroup(Layer):
         create_chain([self.combiner], channels + latents)
 
     def compute_output_shape(self, input_shape):
-        """The running map's."""
+        """The shape of the next running map; height and width are left unknown."""
         return tf.TensorShape((input_shape[0], None, None, self.filters_dec))
 
     def call(self, s, source, index, scope: Scope):
         """One step of the top-down walk."""
         for cell in self.cells:
             s = cell(s, scope=scope)
-        latent = source(self, index, s, scope)
-        maps = [latent.z] if s is None else [s, tf.cast(latent.z, s.dtype)]
-        return call_block(_combine, [self.combiner], maps, scope), latent
+        output = source(self, index, s, scope)
+        maps = [output.z] if s is None else [s, tf.cast(output.z, s.dtype)]
+        return call_block(_combine, [self.combiner], maps, scope), output
 
     @property
     def samplers(self) -> list[Layer]:
-        """The layers between the running map and z."""
+        """The layers that compute prior, posterior and z from the running map."""
         layers = [self.prior_sampler, self.encoder_combiner, self.posterior_sampler, *self.flows]
         return [layer for layer in layers if layer is not None]
 
     def prior_parameters(self, s, scope: Scope):
-        """Raw mean and log-deviation of p(z | z of the groups before)."""
+        """Raw mean and log-stddev of p(z | z of the groups before), before the soft clamp."""
         if self.prior_sampler is None:
             return tf.zeros(self.latent_shape), tf.zeros(self.latent_shape)
-        return _halves(self.prior_sampler(tf.nn.elu(s), scope=scope))
+        return _mean_and_log_stddev(self.prior_sampler(tf.nn.elu(s), scope=scope))
 
     def prior(self, s, scope: Scope, temperature=1.0):
-        """p(z | z of the groups before), a normal distribution."""
+        """The prior p(z | z of the groups before).
+
+        Args:
+            s: The running map after the group's cells, (batch, height, width, filters_dec).
+            scope: How the layers are run.
+            temperature: Factor on the standard deviations.
+
+        Returns:
+            A normal distribution of each latent, (batch, height, width, latents); the first group's has
+            no batch axis.
+        """
         mu, log_sigma = self.prior_parameters(s, scope)
         return clamped_normal(mu, log_sigma, temperature)
 
     def posterior(self, s, encoded, prior_parameters, scope: Scope):
-        """q(z | x, z of the groups before).
+        """The posterior q(z | x, z of the groups before).
 
         Args:
-            s: the running map after the group's cells.
-            encoded: the encoder's map for this group (for the first: the top of the encoder).
-            prior_parameters: from `prior_parameters`.
+            s: The running map after the group's cells.
+            encoded: The encoder's map for this group, (batch, height, width, filters_enc); for the
+                first group, the top of the encoder.
+            prior_parameters: What `prior_parameters` returned.
             scope: How the layers are run.
 
         Returns:
@@ -154,7 +168,7 @@ class LatentGroup(Layer):
         """
         if self.encoder_combiner is not None:
             encoded = encoded + self.encoder_combiner(s, scope=scope)
-        mu, log_sigma = _halves(self.posterior_sampler(encoded, scope=scope))
+        mu, log_sigma = _mean_and_log_stddev(self.posterior_sampler(encoded, scope=scope))
         if self.res_dist and not self.first:
             prior_mu, prior_log_sigma = prior_parameters
             mu, log_sigma = prior_mu + mu, prior_log_sigma + log_sigma
@@ -172,11 +186,11 @@ class LatentGroup(Layer):
 
 
 class FromPosterior:
-    """Latents from the posterior, with their KL: training, reconstruction, likelihood.
+    """Source of latents from the posterior, with their KL: for training, reconstruction, likelihood.
 
     Args:
-        encoded: the encoder's maps, one a group, top of the hierarchy first.
-        noise: standard-normal tensors shaped as each group's z.
+        encoded: The encoder's maps, one per group, top of the hierarchy first.
+        noise: Standard-normal tensors, one per group, shaped as its z.
     """
 
     def __init__(self, encoded, noise):
@@ -193,10 +207,10 @@ def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope)
     parameters = group.prior_parameters(s, scope)
     prior = clamped_normal(*parameters)
     posterior = group.posterior(s, encoded, parameters, scope)
-    base = posterior.distribution.distribution  # latent by latent
+    base = posterior.distribution.distribution  # a normal distribution of each latent, before flows
     before_flows = from_noise(base, noise)
     z = posterior.bijector.forward(before_flows)
-    # The flows preserve volume, so this is the density of z too, latent by latent.
+    # The flows preserve volume, so this is the density of z too.
     log_q = base.log_prob(before_flows)
     log_p = prior.log_prob(z)
     kl = log_q - log_p if group.num_flows else tfd.kl_divergence(base, prior)
@@ -209,11 +223,11 @@ def _combine(combiner: Conv2D, *maps, scope: Scope):
 
 
 class FromPrior:
-    """Latents from the prior: generation.
+    """Source of latents from the prior: for generation.
 
     Args:
-        noise: standard-normal tensors shaped as each group's z, top of the hierarchy first.
-        temperature: factor on the prior's deviations: one number, or one for each group.
+        noise: Standard-normal tensors, one per group, shaped as its z, top of the hierarchy first.
+        temperature: Factor on the priors' standard deviations: one number, or one per group.
     """
 
     def __init__(self, noise, temperature=1.0):
@@ -228,24 +242,24 @@ class FromPrior:
 
 
 class Given:
-    """Latents given from outside for the first groups; the rest from another source.
+    """Source of given latents for the first groups, and another source for the rest.
 
     Args:
         latents: z of the first groups, top of the hierarchy first.
-        otherwise: the source for the groups after those.
+        rest: The source for the groups after them.
     """
 
-    def __init__(self, latents, otherwise=None):
-        self.latents, self.otherwise = latents, otherwise
-        self.batch_size = tf.shape(latents[0])[0] if latents else otherwise.batch_size
+    def __init__(self, latents, rest=None):
+        self.latents, self.rest = latents, rest
+        self.batch_size = tf.shape(latents[0])[0] if latents else rest.batch_size
 
     def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
-        """Hands out what was given."""
+        """Returns a group's z if it was given, and asks the other source if not."""
         if index < len(self.latents):
             return GroupOutput(self.latents[index])
-        return self.otherwise(group, index, s, scope)
+        return self.rest(group, index, s, scope)
 
 
-def _halves(parameters):
-    # Distributions are float32 whatever the precision of activations.
+def _mean_and_log_stddev(parameters):
+    # Distributions are float32 whatever the precision of the activations.
     return tf.split(tf.cast(parameters, tf.float32), 2, -1)

@@ -215,33 +215,40 @@ def _oracle(config, space, algorithm, objective, limits):
         max_consecutive_failed_trials=2**31,  # failures do not end a search
     )
     if algorithm == "hyperband":
-        oracle = oracles.HyperbandOracle(
-            max_epochs=config.train.epochs,
-            factor=limits.factor,
-            **common,
+        oracle = _Hyperband(
+            limits.max_minutes, max_epochs=config.train.epochs, factor=limits.factor, **common
         )
     else:
-        made = {
-            "bayesian": oracles.BayesianOptimizationOracle,
-            "random": oracles.RandomSearchOracle,
-        }
-        oracle = made[algorithm](max_trials=limits.max_trials, **common)
+        oracle_class = {"bayesian": _Bayesian, "random": _RandomSearch}[algorithm]
+        oracle = oracle_class(limits.max_minutes, max_trials=limits.max_trials, **common)
     oracle.verbose = 0
-    if limits.max_minutes is not None:
-        _end_after(oracle, limits.max_minutes)
     return oracle
 
 
-def _end_after(oracle, minutes):
-    """Makes an oracle hand out no new trial after so long."""
-    end, populate = time.monotonic() + 60.0 * minutes, oracle.populate_space
+class _TimeLimitedOracle(keras_tuner.Oracle):
+    """An oracle that hands out no new trial after so many minutes; None: no limit."""
 
-    def populate_in_time(trial_id):
-        if time.monotonic() < end:
-            return populate(trial_id)
-        return {"status": "IDLE" if oracle.ongoing_trials else "STOPPED"}
+    def __init__(self, max_minutes: float | None, **options):
+        super().__init__(**options)
+        self.end = math.inf if max_minutes is None else time.monotonic() + 60.0 * max_minutes
 
-    oracle.populate_space = populate_in_time
+    def populate_space(self, trial_id):
+        """Values for the next trial, as long as there is time."""
+        if time.monotonic() < self.end:
+            return super().populate_space(trial_id)
+        return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+
+
+class _Hyperband(_TimeLimitedOracle, oracles.HyperbandOracle):
+    pass
+
+
+class _Bayesian(_TimeLimitedOracle, oracles.BayesianOptimizationOracle):
+    pass
+
+
+class _RandomSearch(_TimeLimitedOracle, oracles.RandomSearchOracle):
+    pass
 
 
 def _declare(parameters, dimension: Dimension) -> None:
