@@ -1,1 +1,1 @@
-"""What a trained model is asked for. Of training it uses only what reading a checkpoint takes."""
+"""Evaluation of trained models: likelihoods, samples, latents, FID, export. Imports no training."""

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on, and what was measured of it."""
+"""The model card: what a model is, what it was trained on, and the results of its evaluation."""
 
 import itertools
 from pathlib import Path
@@ -15,9 +15,9 @@ def text(loaded: Loaded, picture: str | None = None, usage: str = "") -> str:
     """The card, in Markdown.
 
     Args:
-        loaded: the model; what `evaluate_keras.py` left in its folder is quoted.
-        picture: of samples, as the card should refer to it.
-        usage: a paragraph on how to use what lies beside the card.
+        loaded: The model; results that `evaluate_keras.py` left in its folder are quoted.
+        picture: Link to a picture of samples, relative to the card; default: no picture.
+        usage: Paragraph on how to use the files beside the card; default: none.
     """
     config = loaded.config
     lines = [f"# NVAE on {config.data.dataset}", ""]
@@ -48,11 +48,11 @@ def text(loaded: Loaded, picture: str | None = None, usage: str = "") -> str:
 
 
 def facts(loaded: Loaded) -> list[tuple[str, str]]:
-    """Names and values of what is known of a model, measurements in its folder included."""
+    """Names and values of the facts about a model, results of its evaluation included."""
     config, model, image = loaded.config, loaded.model, loaded.model.image
     groups = " + ".join(map(str, config.model.groups_per_scale))
-    alike = itertools.groupby("x".join(map(str, shape)) for shape in model.latent_shapes)
-    shapes = ", then ".join(f"{len(list(same))} of {shape}" for shape, same in alike)
+    runs = itertools.groupby("x".join(map(str, shape)) for shape in model.latent_shapes)
+    shapes = ", then ".join(f"{len(list(run))} of {shape}" for shape, run in runs)
     kind = "binary" if image.binary else f"{config.model.num_x_bits}-bit"
     return [
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
@@ -68,26 +68,26 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
 
 
 def _measured(folder: Path):
-    """Rows on the reports in a run's folder."""
+    """Facts from the evaluation reports in a run's folder."""
     reports = [_read(folder / name) for name in REPORTS]
     for report in (report for report in reports if report):
         if "nelbo" in report:
-            of = f"{report['num_images']:,} {report['split']} images, step {report['step']:,}"
+            images = f"{report['num_images']:,} {report['split']} images, step {report['step']:,}"
             draws = report["num_iw_samples"]
             for name, bits, title in (
                 ("nelbo", "bpd_nelbo", "NELBO"),
                 ("neg_log_likelihood", "bpd_log_likelihood", f"-log p(x), {draws} draws"),
             ):
                 nats, per_dim = report[name]["mean"], report[bits]["mean"]
-                yield title, f"{nats:.2f} nats, {per_dim:.4f} bits per dim ({of})"
+                yield title, f"{nats:.2f} nats, {per_dim:.4f} bits per dim ({images})"
         if "fid" in report:
-            at = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}"
+            samples = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}"
             readjusted = ", readjusted batch norm" if report["readjust_bn"] else ""
-            yield "FID", f"{report['fid']:.3f} ({at}{readjusted}, step {report['step']:,})"
+            yield "FID", f"{report['fid']:.3f} ({samples}{readjusted}, step {report['step']:,})"
 
 
 def _read(path: Path) -> dict | None:
     try:
         return read_json(path)
     except UserError:
-        return None  # nothing was measured
+        return None  # this evaluation was not run

@@ -6,49 +6,48 @@ from pathlib import Path
 import tensorflow as tf
 
 from nvae_tf.engine.scope import Scope
-from nvae_tf.evaluation.sampling import SAMPLING_STREAM, Statistics
+from nvae_tf.evaluation.sampling import SAMPLING_STREAM, NormStatistics
 from nvae_tf.io.files import make_folder, temporary_folder, write_error
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, GroupOutput
 from nvae_tf.model import NVAE
 
-SAME_TEMPERATURE = 1e-3  # temperatures that differ by less share their statistics
+SAME_TEMPERATURE = 1e-3  # temperatures that differ by less use the same statistics
 SIGNATURES = ("sample", "generate", "decode", "encode", "reconstruct")
 
 
 class StorablePosterior(FromPosterior):
-    """Latents from the posterior, with their KL in operations that every format can store.
+    """Source of latents from the posterior, whose KL uses only operations that every format can store.
 
-    TensorFlow Probability's KL between normals has an Expm1, which ONNX lacks. Here it is written out;
-    nothing depends on the other any more, and converters leave it away.
+    TensorFlow Probability's KL between normals uses Expm1, which ONNX does not have. Here the KL is
+    written out; converters then drop the other one, which no output depends on.
     """
 
     def __call__(self, group, index, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its posterior."""
-        latent = super().__call__(group, index, s, scope)
-        if group.num_flows:  # then the KL is log q(z) - log p(z), without an Expm1
-            return latent
+        output = super().__call__(group, index, s, scope)
+        if group.num_flows:  # the KL is log q(z) - log p(z) then, without Expm1
+            return output
         prior = group.prior(s, scope)
-        ratio = latent.stddev / prior.scale
-        shift = (latent.mean - prior.loc) / prior.scale
+        ratio = output.stddev / prior.scale
+        shift = (output.mean - prior.loc) / prior.scale
         kl = 0.5 * (tf.square(ratio) + tf.square(shift) - 1.0) - tf.math.log(ratio)
-        return latent._replace(kl=kl)
+        return output._replace(kl=kl)
 
 
 class ServingModule(tf.Module):
-    """What a SavedModel of NVAE can do; every function is also a signature of the same name.
+    """The functions of a SavedModel of NVAE; each is also a signature of the same name.
 
-    Functions of several tensors that are not all scalars take one dictionary, by the names that the
-    signature has: so does Keras's `TFSMLayer`.
+    Functions of several tensors that are not all scalars take one dictionary, whose keys are the
+    signature's names, since Keras's `TFSMLayer` calls them so.
 
     Args:
-        model: the model, in float32.
-        readjusted: batch-norm statistics (see `batch_norm_statistics`) by the temperature that they
-            are for.
+        model: The model, in float32.
+        readjusted: Readjusted batch-norm statistics (see `batch_norm_statistics`), by temperature.
     """
 
-    def __init__(self, model: NVAE, readjusted: dict[float, Statistics]):
+    def __init__(self, model: NVAE, readjusted: dict[float, NormStatistics]):
         super().__init__()
-        # Variables and functions alone: a Keras model would ask for Keras when it is loaded.
+        # The module holds variables and functions only: loading a Keras model would require Keras.
         self.weights = list(model.variables)
         image = tf.TensorSpec((None, *model.image.shape), tf.float32, "images")
         temperature = tf.TensorSpec((), tf.float32, "temperature")
@@ -77,31 +76,31 @@ class ServingModule(tf.Module):
             return {"images": model.decode([inputs[name] for name in latents])}
 
         def encode(inputs):
-            drawn = [inputs[name] for name in noise]
-            source = StorablePosterior(model.bottom_up(inputs["images"]), drawn)
-            found = model.top_down(source)
-            outputs = {
+            group_noise = [inputs[name] for name in noise]
+            source = StorablePosterior(model.bottom_up(inputs["images"]), group_noise)
+            output = model.top_down(source)
+            tensors = {
                 f"{name}_{group:02d}": getattr(latent, name)
-                for group, latent in enumerate(found.latents)
+                for group, latent in enumerate(output.latents)
                 for name in ("z", "mean", "stddev")
             }
-            return {**outputs, "kl": found.kl_per_group}
+            return {**tensors, "kl": output.kl_per_group}
 
         def reconstruct(images):
-            # Not "images" again: ONNX knows tensors by their names, and has this one as the input.
+            # Not called "images": ONNX identifies tensors by name, and the input has that name.
             return {"reconstructions": model.reconstruct(images)}
 
-        def compiled(function, *signature):
+        def traced(function, *signature):
             return tf.function(function, input_signature=signature, autograph=False)
 
-        self.sample = compiled(sample, *scalars)
-        self.generate = compiled(generate, {"temperature": temperature, **noise})
-        self.decode = compiled(decode, latents)
-        self.encode = compiled(encode, {"images": image, **noise})
-        self.reconstruct = compiled(reconstruct, image)
+        self.sample = traced(sample, *scalars)
+        self.generate = traced(generate, {"temperature": temperature, **noise})
+        self.decode = traced(decode, latents)
+        self.encode = traced(encode, {"images": image, **noise})
+        self.reconstruct = traced(reconstruct, image)
 
 
-def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Path:
+def export(model: NVAE, readjusted: dict[float, NormStatistics], folder: Path) -> Path:
     """Writes the SavedModel as the next version in a folder: ``folder/1``, ``folder/2``, ...
 
     Args:
@@ -110,10 +109,10 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
         folder: The folder that holds all versions.
 
     Returns:
-        The version's folder, complete from the moment that it is there.
+        The version's folder. It appears only when it is complete.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The folder cannot be written.
     """
     make_folder(folder)
     module = ServingModule(model, readjusted)
@@ -123,27 +122,34 @@ def export(model: NVAE, readjusted: dict[float, Statistics], folder: Path) -> Pa
             tf.saved_model.save(module, str(temporary), signatures=signatures)
         except tf.errors.OpError as error:
             raise write_error(folder, error) from None
-        numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
-        return temporary.rename(folder / str(max(numbers, default=0) + 1))
+        versions = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
+        return temporary.rename(folder / str(max(versions, default=0) + 1))
 
 
 def _specs(model: NVAE, name: str) -> dict[str, tf.TensorSpec]:
-    """What one tensor a group, of the shape of its z, looks like: by names ``NAME_00``, ``NAME_01``."""
+    """Specifications of one tensor per group, shaped as its z, named ``NAME_00``, ``NAME_01``, ..."""
     return {
         f"{name}_{group:02d}": tf.TensorSpec((None, *shape), tf.float32, f"{name}_{group:02d}")
         for group, shape in enumerate(model.latent_shapes)
     }
 
 
-def _statistics_at(temperature, readjusted: dict[float, Statistics], scope: Scope) -> dict:
-    """The statistics for a temperature, a tensor: readjusted ones if it is one of those, or none."""
-    chosen = {}
-    for at, statistics in readjusted.items():
-        here = tf.abs(temperature - at) < SAME_TEMPERATURE
-        for layer, of_samples in statistics.items():
+def _statistics_at(temperature, readjusted: dict[float, NormStatistics], scope: Scope) -> dict:
+    """The statistics of each layer for a temperature: readjusted for it if there are any, or running.
+
+    Args:
+        temperature: The temperature, a scalar tensor: the graph must choose when it runs.
+        readjusted: As for `ServingModule`.
+        scope: Gives the running statistics.
+    """
+    selected = {}
+    for known_temperature, statistics in readjusted.items():
+        matches = tf.abs(temperature - known_temperature) < SAME_TEMPERATURE
+        for layer, (mean, variance) in statistics.items():
             running = scope.value(layer.moving_mean), scope.value(layer.moving_variance)
-            otherwise = chosen.get(layer, running)
-            chosen[layer] = tuple(
-                tf.where(here, *pair) for pair in zip(of_samples, otherwise, strict=True)
+            other_mean, other_variance = selected.get(layer, running)
+            selected[layer] = (
+                tf.where(matches, mean, other_mean),
+                tf.where(matches, variance, other_variance),
             )
-    return chosen
+    return selected

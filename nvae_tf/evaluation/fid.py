@@ -5,23 +5,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.io import npz as array_file
+from nvae_tf.io import npz
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write
 
-KEPT_FEATURES = 10_000  # of a set, for KID and for precision and recall
+KEPT_FEATURES = 10_000  # images of a set whose features are kept, for KID, precision and recall
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-NEIGHBOURS = 3
-CHUNK = 2000  # rows of a matrix of distances computed at once
+NEIGHBOURS = 3  # the k of precision and recall's k-th nearest neighbour
+CHUNK = 2000  # rows of a distance matrix that are computed at once
 
 
 class Statistics(NamedTuple):
-    """What is kept of a set's features.
+    """Statistics of the features of a set of images.
 
     Attributes:
-        mean: (features,), float64.
-        covariance: (features, features), float64, with divisor n - 1.
-        features: of some of the images, (up to `KEPT_FEATURES`, features), float32; None where only
+        mean: Mean, (features,), float64.
+        covariance: Unbiased covariance, (features, features), float64.
+        features: Features of the first images, (up to `KEPT_FEATURES`, features), float32; None if only
             mean and covariance are known.
     """
 
@@ -42,41 +42,41 @@ class Statistics(NamedTuple):
         """Reads an .npz file, ours or pytorch-fid's.
 
         Raises:
-            UserError: it is missing, unreadable, or holds no finite ``mu`` and ``sigma`` that match.
+            UserError: The file is missing or unreadable, or its arrays are not finite or do not match.
         """
         try:
-            arrays = array_file.read(path, ("mu", "sigma"), optional=["features"])
+            arrays = npz.read(path, ("mu", "sigma"), optional=["features"])
         except UserError as error:
             raise UserError(f"{error}; make statistics with --eval_mode fid_stats") from None
         mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
         features = arrays.get("features")
-        shapes = mean.ndim == 1 and mean.size > 0 and covariance.shape == mean.shape * 2
+        match = mean.ndim == 1 and mean.size > 0 and covariance.shape == mean.shape * 2
         if features is not None:
-            shapes = shapes and features.ndim == 2 and features.shape[1:] == mean.shape
-        if not shapes or not all(np.all(np.isfinite(array)) for array in arrays.values()):
-            found = ", ".join(f"{name} of shape {array.shape}" for name, array in arrays.items())
+            match = match and features.ndim == 2 and features.shape[1:] == mean.shape
+        if not match or not all(np.all(np.isfinite(array)) for array in arrays.values()):
+            content = ", ".join(f"{name} of shape {array.shape}" for name, array in arrays.items())
             raise UserError(
-                f"{path}: {found} are no FID statistics, or not finite; make them with --eval_mode "
+                f"{path}: {content} are not FID statistics, or not finite; make them with --eval_mode "
                 "fid_stats"
             )
         return cls(mean, covariance, features)
 
 
 class Accumulator:
-    """Mean and covariance of features that come in batches, in float64, without holding them all."""
+    """Accumulates features batch by batch; mean and covariance in float64, without storing them all."""
 
     def __init__(self):
         self.count, self._kept, self._num_kept = 0, [], 0
 
     def add(self, features: np.ndarray) -> None:
-        """Takes a batch, (n, features)."""
+        """Adds the features of a batch of images, (n, features)."""
         if self._num_kept < KEPT_FEATURES:
             kept = np.asarray(features[: KEPT_FEATURES - self._num_kept], np.float32)
             self._kept.append(kept)
             self._num_kept += len(kept)
         features = np.asarray(features, np.float64)
         if self.count == 0:
-            # Sums of what differs from a value near the mean lose nothing to cancellation.
+            # Sums of differences from a value near the mean do not suffer from cancellation.
             self._origin = features.mean(0)
             self._sum = np.zeros_like(self._origin)
             self._products = np.zeros((len(self._origin),) * 2)
@@ -86,10 +86,10 @@ class Accumulator:
         self._products += centred.T @ centred
 
     def statistics(self) -> Statistics:
-        """What was accumulated.
+        """The statistics of all features added.
 
         Raises:
-            UserError: fewer than two images.
+            UserError: There are fewer than two images.
         """
         if self.count < 2:
             raise UserError(f"statistics need at least two images; there are {self.count}")
@@ -101,14 +101,18 @@ class Accumulator:
 def frechet_distance(one: Statistics, other: Statistics) -> float:
     """The Frechet distance of two normal distributions.
 
-    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``, the trace of the root as the sum of roots of the
-    eigenvalues of ``S1^(1/2) S2 S1^(1/2)``, which is symmetric: no complex residue, and nothing to
-    regularise where a covariance is singular.
+    It is ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``. The trace of the root is computed as the sum
+    of the square roots of the eigenvalues of ``S1^(1/2) S2 S1^(1/2)``. That matrix is symmetric, so the
+    result has no imaginary part, and singular covariances need no regularisation.
 
-    Reference: Heusel et al., *GANs Trained by a Two Time-Scale Update Rule*, 2017.
+    Args:
+        one: Statistics of one set of images.
+        other: Statistics of the other set.
 
     Raises:
-        UserError: the statistics are of features of different lengths.
+        UserError: The statistics are of features of different lengths.
+
+    Reference: Heusel et al., *GANs Trained by a Two Time-Scale Update Rule*, 2017.
     """
     if one.mean.shape != other.mean.shape:
         raise UserError(
@@ -126,9 +130,9 @@ def kernel_distance(one: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
     """KID: the unbiased squared MMD under the kernel ``(x y / d + 1)^3``, averaged over subsets.
 
     Args:
-        one: features, (n, d).
-        other: features, (m, d).
-        seed: of the subsets.
+        one: Features of one set of images, (n, d).
+        other: Features of the other set, (m, d).
+        seed: Seed of the random subsets.
 
     Reference: Binkowski et al., *Demystifying MMD GANs*, 2018.
     """
@@ -142,45 +146,43 @@ def kernel_distance(one: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
         values = kernel(x, x)
         return (values.sum() - np.trace(values)) / (size * (size - 1))
 
-    found = []
+    distances = []
     for _ in range(KID_SUBSETS):
         x, y = (
             features[rng.choice(len(features), size, replace=False)].astype(np.float64)
             for features in (one, other)
         )
-        found.append(within(x) + within(y) - 2.0 * kernel(x, y).mean())
-    return float(np.mean(found))
+        distances.append(within(x) + within(y) - 2.0 * kernel(x, y).mean())
+    return float(np.mean(distances))
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
-    """Portion of generated images among the real ones, and of real ones among the generated.
+    """Precision and recall of generated images.
 
-    An image is among a set if it is nearer to one of its members than that member's third neighbour.
+    Precision is the portion of generated images that the real ones cover; recall is the portion of real
+    images that the generated ones cover. A set covers an image that is at least as near to one of its
+    members as that member's third nearest neighbour in the set.
 
     Args:
-        real: features, (n, d).
-        generated: features, (m, d).
-
+        real: Features of real images, (n, d).
+        generated: Features of generated images, (m, d).
     Reference: Kynkaanniemi et al., *Improved Precision and Recall Metric*, 2019.
     """
 
-    def covered(points, by):
-        radii = np.concatenate(
-            [
-                # The smallest distance is a member's to itself.
-                np.partition(_squared_distances(by[i : i + CHUNK], by), NEIGHBOURS, 1)[
-                    :, NEIGHBOURS
-                ]
-                for i in range(0, len(by), CHUNK)
-            ]
-        )
-        inside = [
-            np.any(_squared_distances(points[i : i + CHUNK], by) <= radii, 1)
+    def portion_covered(points, members):
+        radii = []
+        for i in range(0, len(members), CHUNK):
+            distances = _squared_distances(members[i : i + CHUNK], members)
+            # Of the sorted distances the first is a member's to itself.
+            radii.append(np.partition(distances, NEIGHBOURS, 1)[:, NEIGHBOURS])
+        radius = np.concatenate(radii)
+        covered = [
+            np.any(_squared_distances(points[i : i + CHUNK], members) <= radius, 1)
             for i in range(0, len(points), CHUNK)
         ]
-        return float(np.concatenate(inside).mean())
+        return float(np.concatenate(covered).mean())
 
-    return covered(generated, real), covered(real, generated)
+    return portion_covered(generated, real), portion_covered(real, generated)
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -190,15 +192,22 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def compare(reference: Statistics, generated: Statistics) -> dict[str, float]:
-    """Every distance that the statistics allow.
+    """Computes every distance that the statistics allow.
+
+    Args:
+        reference: Statistics of real images.
+        generated: Statistics of generated images.
 
     Returns:
-        ``fid``; and ``kid``, ``precision`` and ``recall`` where the reference holds features.
+        ``fid``; and ``kid``, ``precision`` and ``recall`` if both hold features of enough images.
+
+    Raises:
+        UserError: The statistics are of features of different lengths.
     """
     report = {"fid": frechet_distance(reference, generated)}
-    known, drawn = reference.features, generated.features
-    if known is not None and drawn is not None and min(len(known), len(drawn)) > NEIGHBOURS:
-        report["kid"] = kernel_distance(known, drawn)
-        precision, recall = precision_recall(known, drawn)
+    real, fake = reference.features, generated.features
+    if real is not None and fake is not None and min(len(real), len(fake)) > NEIGHBOURS:
+        report["kid"] = kernel_distance(real, fake)
+        precision, recall = precision_recall(real, fake)
         report.update(precision=precision, recall=recall)
     return report

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ from nvae_tf.config import data_override
 from nvae_tf.io.errors import UserError
 
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
-SAMPLES = 12  # at each temperature
-RECONSTRUCTED, ENCODED = 12, 200  # images of the test set
-STEPS = 12  # of a traversal
+SAMPLES = 12  # per temperature
+NUM_RECONSTRUCTED = 12  # images of the test set
+NUM_ENCODED = 200  # images of the test set, for the mean KL of each group
+STEPS = 12  # images in a traversal
 TRAVERSAL_TEMPERATURE = 0.8
 CURVES = ("nelbo", "bpd", "recon", "kl", "beta", "learning_rate", "gradient_norm", "active_latents")
-POINTS = 500  # of a curve
+MAX_POINTS = 500  # in a curve
 COLOURS = ("#1f6fb2", "#d1662a", "#3b8f4b", "#8a5aa8", "#a8893b")
-LEAST_WIDTH = 64  # pixels of an image on the page
+MIN_WIDTH = 64  # of an image on the page, in pixels
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -39,15 +41,18 @@ svg text {{ font: 12px system-ui, sans-serif; fill: #444; }}
 
 
 def build(run: str, data: str | None = None, seed: int = 1) -> str:
-    """The page of a run.
+    """Builds the page of a run.
 
     Args:
-        run: a run's folder, or anything else that `loading.load` takes.
-        data: where the data set is now; default: where training had it.
-        seed: of samples.
+        run: Path of the run's folder, or anything else that `loading.load` takes.
+        data: Path of the data set; default: its path in training.
+        seed: Seed of the samples.
+
+    Returns:
+        The page, as HTML.
 
     Raises:
-        UserError: there is no model.
+        UserError: There is no model.
     """
     from nvae_tf.evaluation import card, latents, sampling
     from nvae_tf.evaluation.loading import load
@@ -70,26 +75,27 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
         images = _test_images(loaded)
     except UserError as error:
         print(f"left out: reconstructions and KL ({error})")
-        parts.append(f"<p>The test images were not at hand: {html.escape(str(error))}</p>")
+        parts.append(f"<p>The test images could not be read: {html.escape(str(error))}</p>")
     else:
-        few = images[:RECONSTRUCTED]
-        found = latents.reconstruct(model, few, seed)
-        parts.append(_figure(few, RECONSTRUCTED, "test images"))
-        nelbo = f"mean NELBO of these {len(few)} images {found.nelbo.mean():.1f} nats"
-        parts.append(_figure(found.images, RECONSTRUCTED, nelbo))
+        originals = images[:NUM_RECONSTRUCTED]
+        reconstructions = latents.reconstruct(model, originals, seed)
+        parts.append(_figure(originals, NUM_RECONSTRUCTED, "test images"))
+        nelbo = reconstructions.nelbo.mean()
+        caption = f"mean NELBO of these {len(originals)} images {nelbo:.1f} nats"
+        parts.append(_figure(reconstructions.images, NUM_RECONSTRUCTED, caption))
         (encoded,) = latents.encode_batches(model, [images], [], seed)
         kl = encoded.kl.mean(0)
         parts.append("<h2>KL of each group</h2>")
         parts.append(
             f"<p>Mean of {len(images)} test images with one draw of z each, {kl.sum():.2f} nats over "
-            "all groups; coarsest group first, one colour a scale.</p>"
+            "all groups; coarsest group first, one colour per scale.</p>"
         )
         parts.append(bars(kl, [f"{h}x{w}x{c}" for h, w, c in model.latent_shapes]))
 
     parts.append("<h2>What each group does</h2>")
     parts.append(
-        "<p>Rows: groups, coarsest first. In each the noise of that group alone makes half a turn; "
-        "the first column is the same image everywhere.</p>"
+        "<p>One row per group, coarsest first. Along a row only that group's noise changes, by half a "
+        "turn; the first column is the same image in all rows.</p>"
     )
     groups = list(range(len(model.groups)))
     noise = model.draw_noise(1, (seed, 0))
@@ -110,26 +116,27 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
 
 
 def read_curves(logs: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Scalars of a run's TensorBoard logs.
+    """Reads the scalars of a run's TensorBoard logs that the page shows.
 
     Args:
-        logs: the folder that holds ``train`` and ``validation``.
+        logs: Path of the folder that holds ``train`` and ``validation``.
 
     Returns:
-        Points (step, value) by name and by the folder that they come from.
+        Points (step, value), by the scalar's name and by ``train`` or ``validation``.
     """
     import tensorflow as tf
     from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
     curves = {}
     for split in ("train", "validation"):
-        events = EventAccumulator(str(logs / split), size_guidance={TENSORS: POINTS})
+        events = EventAccumulator(str(logs / split), size_guidance={TENSORS: MAX_POINTS})
         if not (logs / split).is_dir():
             continue
         events.Reload()
         for name in set(CURVES) & set(events.Tags()["tensors"]):
             points = [
-                (e.step, float(tf.make_ndarray(e.tensor_proto))) for e in events.Tensors(name)
+                (event.step, float(tf.make_ndarray(event.tensor_proto)))
+                for event in events.Tensors(name)
             ]
             finite = [point for point in points if np.isfinite(point[1])]
             if finite:
@@ -138,19 +145,23 @@ def read_curves(logs: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 
 def chart(series: dict[str, list[tuple[int, float]]]) -> str:
-    """Curves as SVG, with the ends of both axes named."""
+    """Draws curves as SVG; both axes are labelled at their ends.
+
+    Args:
+        series: Points (step, value) of each curve.
+    """
     width, height, left, bottom = 360, 200, 64, 20
     points = np.concatenate([np.array(line, np.float64) for line in series.values()])
     low, high = points.min(0), points.max(0)
     span = np.where(high > low, high - low, 1.0)
 
-    def place(point):
+    def coordinates(point):
         x, y = (np.array(point) - low) / span
         return f"{left + x * (width - left - 8):.1f},{8 + (1.0 - y) * (height - bottom - 16):.1f}"
 
     lines = "".join(
         f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" '
-        f'points="{" ".join(map(place, line))}"/>'
+        f'points="{" ".join(map(coordinates, line))}"/>'
         for colour, line in zip(COLOURS, series.values(), strict=False)
     )
     labels = (
@@ -167,14 +178,19 @@ def chart(series: dict[str, list[tuple[int, float]]]) -> str:
 
 
 def bars(values, names: list[str]) -> str:
-    """Horizontal bars as SVG, one a group; groups of one name have one colour."""
+    """Draws horizontal bars as SVG, one per group.
+
+    Args:
+        values: Value of each group, in nats.
+        names: Name of each group; groups of the same name have the same colour.
+    """
     height, left, width = 18, 150, 900
-    kinds = list(dict.fromkeys(names))
-    most = max(float(np.max(values)), 1e-6)
+    distinct_names = list(dict.fromkeys(names))
+    largest = max(float(np.max(values)), 1e-6)
     rows = []
     for group, (value, name) in enumerate(zip(values, names, strict=True)):
-        y, length = group * height, float(value) / most * (width - left - 90)
-        colour = COLOURS[kinds.index(name) % len(COLOURS)]
+        y, length = group * height, float(value) / largest * (width - left - 90)
+        colour = COLOURS[distinct_names.index(name) % len(COLOURS)]
         rows.append(
             f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{group}: {html.escape(name)}</text>'
             f'<rect x="{left}" y="{y + 2}" width="{length:.1f}" height="{height - 4}" fill="{colour}"/>'
@@ -194,11 +210,11 @@ def _legend(curves) -> str:
 def _figure(images, columns: int, caption: str) -> str:
     from nvae_tf.io.image_grid import grid
 
-    canvas = grid(images, columns)
-    picture = Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
+    pixels = grid(images, columns)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
-    width = picture.width * -(-LEAST_WIDTH // images.shape[2])
+    width = picture.width * math.ceil(MIN_WIDTH / images.shape[2])
     encoded = base64.b64encode(content.getvalue()).decode()
     return (
         f'<figure><img width="{width}" src="data:image/png;base64,{encoded}" '
@@ -214,6 +230,8 @@ def _test_images(loaded):
     dataset = catalog.get_dataset_info(loaded.config.data)
     _, test = dataset.open(loaded.config.data.data)
     bits = loaded.config.model.num_x_bits
-    batches = pipeline.evaluation_batches(test, dataset, batch_size=ENCODED, seed=1, num_bits=bits)
+    batches = pipeline.evaluation_batches(
+        test, dataset, batch_size=NUM_ENCODED, seed=1, num_bits=bits
+    )
     with reading(test):
         return next(iter(batches)).numpy()

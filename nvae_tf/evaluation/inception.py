@@ -1,7 +1,7 @@
-"""Features of images from the Inception network of 2015, which published FIDs rest on.
+"""Features of images from the Inception network of 2015, with which published FIDs were computed.
 
-Its weights come in two forms: the original frozen graph, and the PyTorch port that pytorch-fid uses and
-that published FIDs of NVAE come from. The port is what is fetched where no file is given.
+Its weights exist in two forms: the original frozen graph, and the PyTorch port of pytorch-fid, which
+gave the published FIDs of NVAE. If no file is given, the port is downloaded.
 """
 
 import re
@@ -24,9 +24,9 @@ PORT = "pt_inception-2015-12-05-6726825d.pth"
 PORT_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 PORT_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{PORT}"
 GRAPH = "classify_image_graph_def.pb"
-INPUT, OUTPUT = "Mul:0", "pool_3:0"  # after the graph's own resize and scaling; 2048 features
-SIZE = 299
-LARGEST_GRAPH = 2**29  # bytes; the real one has 95 million
+INPUT, OUTPUT = "Mul:0", "pool_3:0"  # the image after the graph's resize and scaling; 2048 features
+SIZE = 299  # height and width of the network's input
+MAX_GRAPH_SIZE = 2**29  # bytes; the real graph has 95 million
 EPSILON = 1e-3  # of the network's batch norms
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -36,52 +36,53 @@ def load(path: str | None) -> Features:
     """Loads the network.
 
     Args:
-        path: of the PyTorch port, of the frozen graph, or of the archive that the graph comes in;
-            None: the port in Keras's cache, fetched once and verified.
+        path: Path of the PyTorch port, of the frozen graph, or of the archive that the graph was
+            published in. None: the port in Keras's cache, which is downloaded once and verified.
 
     Returns:
         A function from 8-bit images (n, height, width, 1 or 3) to features (n, 2048). Images are
-        resized as the port does: bilinear with half-pixel centres, without antialiasing.
+        resized as in the port: bilinear with half-pixel centres, without antialiasing.
 
     Raises:
-        UserError: no such file, not that network, or the download failed.
+        UserError: There is no such file, it is not that network, or the download failed.
     """
-    given = user_path(path) if path else _fetch()
-    if not is_regular(given):
-        raise UserError(f"{given}: cannot be read (no such file)")
+    file = user_path(path) if path else _fetch()
+    if not is_regular(file):
+        raise UserError(f"{file}: cannot be read (no such file)")
     try:
-        if given.suffix == ".pth":
-            return from_port(torch_file.arrays(torch_file.load(given), given))
-        return _from_graph(
-            _from_archive(given) if tarfile.is_tarfile(given) else given.read_bytes()
-        )
+        if file.suffix == ".pth":
+            return from_port(torch_file.arrays(torch_file.load(file), file))
+        return _from_graph(_from_archive(file) if tarfile.is_tarfile(file) else file.read_bytes())
     except OSError as error:
-        raise UserError(f"{given}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 - protobuf and TensorFlow raise many kinds
         raise UserError(
-            f"{given}: not the Inception network of 2015 ({short_message(error)}); fetch {PORT_URL}"
+            f"{file}: not the Inception network of 2015 ({short_message(error)}); fetch {PORT_URL}"
         ) from None
 
 
 def from_port(state: dict[str, np.ndarray]) -> Features:
-    """Features from the weights of the PyTorch port.
+    """Builds the network with the weights of the PyTorch port.
 
     Args:
-        state: arrays by the port's keys.
+        state: Arrays by the port's keys.
+
+    Returns:
+        As `load`.
 
     Raises:
-        UserError: a weight is missing or of the wrong shape.
+        UserError: A weight is missing or has the wrong shape.
     """
-    plain = tf_keras.applications.InceptionV3(
+    keras_network = tf_keras.applications.InceptionV3(
         include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), pooling="avg"
     )
-    # The one place where the network of 2015 differs: its last block pools maxima.
-    last = [m for m in plain.layers if isinstance(m, tf_keras.layers.AveragePooling2D)][-1]
+    # Keras's network differs in one place: the last block of that of 2015 has max pooling.
+    poolings = _of_kind(keras_network, tf_keras.layers.AveragePooling2D)
     network = tf_keras.models.clone_model(
-        plain,
+        keras_network,
         clone_function=lambda layer: (
             tf_keras.layers.MaxPooling2D(3, 1, "same")
-            if layer is last
+            if layer is poolings[-1]
             else type(layer).from_config(layer.get_config())
         ),
     )
@@ -95,8 +96,9 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
         kernel, scale, offset, mean, variance = (state[f"{name}.{key}"] for key in keys)
         kernel = np.transpose(kernel, (2, 3, 1, 0))
         if kernel.shape != convolution.kernel.shape or mean.shape != norm.moving_mean.shape:
-            raise UserError(f"{name}.conv.weight is of another shape")
-        # Keras's norms here have no scale: it goes into the kernel, with the deviation.
+            raise UserError(f"{name}.conv.weight has the wrong shape")
+        # Batch norms of this network have no scale in Keras: the kernel is multiplied by it instead,
+        # and divided by the standard deviation.
         factor = scale / np.sqrt(variance + EPSILON)
         convolution.set_weights([kernel * factor])
         norm.set_weights([offset, mean * factor, np.full_like(variance, 1.0 - EPSILON)])
@@ -104,54 +106,58 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
 
 
 def _from_graph(content: bytes) -> Features:
-    graph = _between(tf.compat.v1.GraphDef.FromString(content))
+    graph = _input_to_output(tf.compat.v1.GraphDef.FromString(content))
     _check_computes_alone(graph)
 
     def network(images):
-        (found,) = tf.graph_util.import_graph_def(
+        (features,) = tf.graph_util.import_graph_def(
             graph, input_map={INPUT: (images - 128.0) / 128.0}, return_elements=[OUTPUT]
         )
-        return tf.reshape(found, [tf.shape(images)[0], -1])
+        return tf.reshape(features, [tf.shape(images)[0], -1])
 
     features = _features(network)
-    features(np.zeros((1, SIZE, SIZE, 3), np.uint8))  # a graph without these tensors fails here
+    features(np.zeros((1, SIZE, SIZE, 3), np.uint8))  # fails now if the graph lacks these tensors
     return features
 
 
-def _between(graph):
-    """The part of a graph from `INPUT` to `OUTPUT`, without the decoding of JPEG before it."""
-    first, last = (name.partition(":")[0] for name in (INPUT, OUTPUT))
+def _input_to_output(graph):
+    """The part of a graph from `INPUT` to `OUTPUT`, without the decoding of JPEG files before it."""
+    input_node, output_node = (name.partition(":")[0] for name in (INPUT, OUTPUT))
     for node in graph.node:
-        if node.name == first:
+        if node.name == input_node:
             node.Clear()
-            node.name, node.op = first, "Placeholder"
+            node.name, node.op = input_node, "Placeholder"
             node.attr["dtype"].type = tf.float32.as_datatype_enum
-    return tf.compat.v1.graph_util.extract_sub_graph(graph, [last])
+    return tf.compat.v1.graph_util.extract_sub_graph(graph, [output_node])
 
 
 def _check_computes_alone(graph) -> None:
     """Refuses a graph that does more than compute with numbers.
 
     A graph is a program: it may hold operations that read and write files, whose names are strings.
+
+    Raises:
+        UserError: It holds functions, stateful operations, or values that are not numbers.
     """
-    numbers = (tf.float16, tf.float32, tf.float64, tf.uint8, tf.int32, tf.int64, tf.bool)
+    numeric = (tf.float16, tf.float32, tf.float64, tf.uint8, tf.int32, tf.int64, tf.bool)
     if graph.library.function:
-        raise UserError("a graph with functions of its own")
+        raise UserError("a graph with functions in it")
     for node in graph.node:
         operation = op_def_registry.get(node.op)
         if operation is None or (operation.is_stateful and node.op != "CheckNumerics"):
             raise UserError(f"a graph with the operation {short_repr(node.op)}")
-        fixed = [argument.type for argument in (*operation.input_arg, *operation.output_arg)]
-        given = [value.type for value in node.attr.values() if value.type]
-        listed = [kind for value in node.attr.values() for kind in value.list.type]
-        if any(kind and tf.dtypes.as_dtype(kind) not in numbers for kind in fixed + given + listed):
+        types = [argument.type for argument in (*operation.input_arg, *operation.output_arg)]
+        for value in node.attr.values():
+            types += [value.type, *value.list.type]
+        # 0 stands for a type that an attribute chooses.
+        if any(dtype and tf.dtypes.as_dtype(dtype) not in numeric for dtype in types):
             raise UserError(
-                f"a graph with the operation {short_repr(node.op)} on other than numbers"
+                f"a graph with the operation {short_repr(node.op)} on values that are not numbers"
             )
 
 
 def _features(network) -> Features:
-    """Makes features of 8-bit images from a network on (n, 299, 299, 3) values of 0 to 255."""
+    """Turns a network on (n, 299, 299, 3) values of 0 to 255 into a function of 8-bit images."""
 
     def resized(images):
         values = tf.image.resize(tf.cast(images, tf.float32), (SIZE, SIZE))
@@ -162,13 +168,13 @@ def _features(network) -> Features:
 
 
 def _of_kind(network, kind):
-    """Layers of a kind in the order of their creation, which the numbers in their names tell."""
+    """Layers of a kind in the order of their creation, given by the numbers in their names."""
     layers = [layer for layer in network.layers if isinstance(layer, kind)]
     return sorted(layers, key=lambda layer: int((re.findall(r"_(\d+)$", layer.name) or [0])[0]))
 
 
 def _port_names() -> list[str]:
-    """The port's convolutions in the order in which Keras creates the same ones."""
+    """The port's names of the convolutions, in the order in which Keras creates them."""
     double = ["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"]
     blocks = {
         ("5b", "5c", "5d"): ["branch1x1", "branch5x5_1", "branch5x5_2", *double, "branch_pool"],
@@ -217,7 +223,7 @@ def _from_archive(path: Path) -> bytes:
             if Path(member.name).name == GRAPH and member.isfile():
                 content = archive.extractfile(member)
                 assert content is not None  # of a regular file
-                if member.size > LARGEST_GRAPH:
+                if member.size > MAX_GRAPH_SIZE:
                     raise UserError(f"{GRAPH} of {member.size} bytes")
                 return content.read()
     raise UserError(f"holds no {GRAPH}")

@@ -1,4 +1,4 @@
-"""What the latents of a trained model hold: reconstruction, interpolation, traversal, encoding."""
+"""The latents of a trained model: reconstruction, interpolation, traversal, encoding."""
 
 import math
 from collections.abc import Iterator
@@ -15,9 +15,10 @@ from nvae_tf.model import NVAE
 
 
 class RecordNoise:
-    """A source of latents (see `nvae_tf.layers.latent_group`): those given, noting their noise.
+    """Source of given latents that records the prior noise which would produce them.
 
-    After the walk `noise` holds what `FromPrior` would have to be given to draw the same latents.
+    After the walk over the groups, `FromPrior` with `noise` would draw the same latents (see
+    `nvae_tf.layers.latent_group`).
 
     Args:
         latents: z of every group, top of the hierarchy first.
@@ -28,7 +29,7 @@ class RecordNoise:
         self.batch_size = tf.shape(latents[0])[0]
 
     def __call__(self, group, index, s, scope: Scope) -> GroupOutput:
-        """Hands out a group's z."""
+        """Returns a group's z, and records its noise."""
         z, prior = self.latents[index], group.prior(s, scope)
         self.noise.append((z - prior.loc) / prior.scale)
         return GroupOutput(z)
@@ -38,28 +39,28 @@ def prior_noise(model: NVAE, images):
     """The noise from which the prior would draw the latents (posterior means) of images.
 
     Args:
-        model: the model.
-        images: (batch, height, width, channels) in [0, 1].
+        model: The model.
+        images: Images (batch, height, width, channels) in [0, 1].
 
     Returns:
-        Tensors (batch, height, width, latents), one a group.
+        Tensors (batch, height, width, latents), one per group.
     """
 
-    def find(images):
+    def noise_of(images):
         source = RecordNoise([latent.z for latent in model.encode(images)])
         model.top_down(source)
         return source.noise
 
-    return unshard(on_devices(find)(shard(images)), len(images))
+    return unshard(on_devices(noise_of)(shard(images)), len(images))
 
 
 class Reconstructions(NamedTuple):
-    """Images and what became of them.
+    """Reconstructions of images.
 
     Attributes:
-        images: (n, height, width, channels), means of p(x | z).
-        nelbo: of each image with this draw of z, in nats, (n,).
-        mse: mean squared error of each image over its scored part, values in [0, 1], (n,).
+        images: Means of p(x | z), (n, height, width, channels) in [0, 1].
+        nelbo: NELBO of each original with this draw of z, in nats, (n,).
+        mse: Mean squared error of each image over its scored part, for values in [0, 1], (n,).
     """
 
     images: np.ndarray
@@ -68,34 +69,40 @@ class Reconstructions(NamedTuple):
 
 
 def reconstruct(model: NVAE, images, seed: int) -> Reconstructions:
-    """Encodes images with one draw of z each, and decodes them."""
+    """Encodes images with one draw of z each, and decodes them.
+
+    Args:
+        model: The model.
+        images: Images (n, height, width, channels) in [0, 1].
+        seed: Seed of the draws.
+    """
     edge = (model.image.size - (model.image.scored_size or model.image.size)) // 2
     scored = slice(edge, model.image.size - edge)
 
-    def run(images, numbers):
-        noise = model.draw_noise(numbers, (seed, 0))
+    def run(images, indices):
+        noise = model.draw_noise(indices, (seed, 0))
         nelbo, _ = draw_terms(model, model.bottom_up(images), images, noise)
-        found = model.reconstruct(images, noise)
-        errors = tf.square(found - images)[:, scored, scored]
-        return found, nelbo, tf.reduce_mean(errors, [1, 2, 3])
+        reconstructed = model.reconstruct(images, noise)
+        errors = tf.square(reconstructed - images)[:, scored, scored]
+        return reconstructed, nelbo, tf.reduce_mean(errors, [1, 2, 3])
 
-    numbers = tf.range(len(images), dtype=tf.int64)
-    found = on_devices(run)(shard(images), shard(numbers))
-    return Reconstructions(*(part.numpy() for part in unshard(found, len(images))))
+    indices = tf.range(len(images), dtype=tf.int64)
+    shards = on_devices(run)(shard(images), shard(indices))
+    return Reconstructions(*(tensor.numpy() for tensor in unshard(shards, len(images))))
 
 
 def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -> np.ndarray:
-    """Images between images, along arcs in the noise space of the prior.
+    """Interpolates between images, along arcs in the noise space of the prior.
 
-    On the way between two draws of a standard normal a straight line would pass through values that the
-    prior never draws, with too small a norm. An arc keeps in-betweens likely.
+    A straight line between two draws from a standard normal would pass through values whose norm is too
+    small, which the prior practically never draws. On an arc all values are likely.
 
     Args:
-        model: the model.
-        start: noise, one tensor a group, from `prior_noise` or `NVAE.draw_noise`.
-        end: noise of as many images.
-        steps: images in each row, both ends included.
-        temperature: of the latents.
+        model: The model.
+        start: Noise of the first images, one tensor per group, from `prior_noise` or `NVAE.draw_noise`.
+        end: Noise of the last images, like `start`.
+        steps: Number of images in each row, both ends included.
+        temperature: Factor on the priors' standard deviations.
 
     Returns:
         Means of p(x | z), (batch, steps, height, width, channels).
@@ -111,17 +118,17 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
 def traverse(
     model: NVAE, noise, groups: list[int], steps: int, temperature: float, seed: int
 ) -> np.ndarray:
-    """Images while the noise of one group changes and that of all others stays.
+    """Renders images while the noise of one group changes and that of all others stays.
 
-    A group's noise makes half a turn: from the noise given, by way of a fresh draw, to the opposite of
-    the noise given.
+    The group's noise makes half a turn: it goes from the given noise through a fresh draw to the
+    negative of the given noise.
 
     Args:
         model: The model.
-        noise: The noise that the walks start from, one tensor (n, height, width, latents) a group.
-        groups: The groups to be changed, one at a time.
-        steps: Images in each row; the first is that of the noise given.
-        temperature: Factor on the priors' deviations.
+        noise: Noise at which the traversals start, one tensor (n, height, width, latents) per group.
+        groups: Indices of the groups to change, one at a time.
+        steps: Number of images in each row; the first is the image of the given noise.
+        temperature: Factor on the priors' standard deviations.
         seed: Seed of the fresh draws, which are the same for all n.
 
     Returns:
@@ -141,32 +148,38 @@ def traverse(
 
 
 def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
-    """How much each group changes an image: a fresh draw of its noise, all other noise kept.
+    """Measures how much each group changes an image, by a fresh draw of that group's noise alone.
+
+    Args:
+        model: The model.
+        num_samples: Number of images to average over.
+        temperature: Factor on the priors' standard deviations.
+        seed: Seed of the noise.
 
     Returns:
-        Root of the mean squared change of the images' means, values in [0, 1], (groups,).
+        Root mean squared change of the means of p(x | z), for values in [0, 1], (groups,).
     """
     draw = _image_of_noise(model, temperature)
     noise, fresh = (model.draw_noise(num_samples, (seed, stream)) for stream in (0, 1))
     before = draw(noise)
-    found = []
+    changes = []
     for group in range(len(noise)):
         after = draw([*noise[:group], fresh[group], *noise[group + 1 :]])
-        found.append(math.sqrt(np.mean(np.square(after - before))))
-    return np.array(found)
+        changes.append(math.sqrt(np.mean(np.square(after - before))))
+    return np.array(changes)
 
 
 class Encoded(NamedTuple):
     """Latents of a batch of images.
 
     Attributes:
-        z: z of the groups asked for, where the posteriors' means lead to (behind the flows),
-            (batch, height, width, latents).
-        mean: Means of those groups' posteriors on that way, shaped as z.
-        stddev: Standard deviations of those groups' posteriors on that way, shaped as z.
-        kl: KL of every group and image in nats, (batch, groups), with one draw of z from the posterior:
-            summed over the groups it is the KL of that draw's NELBO. On the way of the means it is
-            usually smaller.
+        z: z of the selected groups, (batch, height, width, latents) each: the posterior's means after
+            the flows, given the same of the groups before.
+        mean: Means of these groups' posteriors before the flows, shaped as z.
+        stddev: Standard deviations of these groups' posteriors before the flows, shaped as z.
+        kl: KL of every image and group in nats, (batch, groups), with one draw of z from the posterior.
+            Its sum over the groups is the KL of that draw's NELBO. With the means for z it would
+            usually be smaller.
     """
 
     z: list[np.ndarray]
@@ -181,25 +194,28 @@ def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterat
     Args:
         model: The model.
         batches: Batches of images, (batch, height, width, channels) in [0, 1].
-        groups: The groups whose latents are wanted; the KL is that of all.
-        seed: Seed of the z that the KL is computed with. An image's noise depends on the seed and on
-            the image's number over all batches alone, as in `likelihood.evaluate` with one draw.
+        groups: Indices of the groups whose latents are returned. The KL is that of all groups.
+        seed: Seed of the draws of z for the KL. An image's noise depends only on the seed and on the
+            image's index over all batches, as in `likelihood.evaluate` with one draw.
+
+    Yields:
+        The latents of each batch.
     """
 
-    def encode(images, numbers):
-        encoded, noise = model.bottom_up(images), model.draw_noise(numbers, (seed, 0))
+    def encode(images, indices):
+        encoded, noise = model.bottom_up(images), model.draw_noise(indices, (seed, 0))
         kl = model.top_down(FromPosterior(encoded, noise)).kl_per_group
         no_noise = [tf.zeros_like(tensor) for tensor in noise]
         latents = model.top_down(FromPosterior(encoded, no_noise)).latents
-        chosen = [latents[group] for group in groups]
+        selected = [latents[group] for group in groups]
         fields = ("z", "mean", "stddev")
-        return [[getattr(latent, name) for latent in chosen] for name in fields], kl
+        return [[getattr(latent, name) for latent in selected] for name in fields], kl
 
     run, start = on_devices(encode), 0
     for images in batches:
-        numbers = tf.range(start, start + len(images), dtype=tf.int64)
-        found = unshard(run(shard(images), shard(numbers)), len(images))
-        (z, mean, stddev), kl = tf.nest.map_structure(lambda tensor: tensor.numpy(), found)
+        indices = tf.range(start, start + len(images), dtype=tf.int64)
+        tensors = unshard(run(shard(images), shard(indices)), len(images))
+        (z, mean, stddev), kl = tf.nest.map_structure(lambda tensor: tensor.numpy(), tensors)
         start += len(images)
         yield Encoded(z, mean, stddev, kl)
 
@@ -209,7 +225,7 @@ def _image_of_noise(model: NVAE, temperature: float):
     run = on_devices(
         lambda noise: model.render(model.top_down(FromPrior(noise, temperature)).parameters)
     )
-    return lambda noise: unshard(run([shard(n) for n in noise]), len(noise[0])).numpy()
+    return lambda noise: unshard(run([shard(tensor) for tensor in noise]), len(noise[0])).numpy()
 
 
 def _on_arc(start, end, t: float):

@@ -13,11 +13,11 @@ from nvae_tf.model import NVAE
 
 
 class Likelihoods(NamedTuple):
-    """What was found for each image, in nats.
+    """Estimates for each image, in nats.
 
     Attributes:
-        nelbo: negative evidence lower bound, averaged over the draws, (images,).
-        neg_log_likelihood: importance-weighted estimate of -log p(x), (images,).
+        nelbo: Negative evidence lower bound, averaged over the draws, (images,).
+        neg_log_likelihood: Importance-weighted estimate of -log p(x), (images,).
     """
 
     nelbo: np.ndarray
@@ -25,16 +25,16 @@ class Likelihoods(NamedTuple):
 
 
 def draw_terms(model: NVAE, encoded, images, noise):
-    """NELBO terms and log importance weights of one draw of z for each image.
+    """NELBO and log importance weight of one draw of z for each image.
 
     Args:
-        model: the model.
-        encoded: from `NVAE.bottom_up`.
-        images: (batch, height, width, channels).
-        noise: one tensor a group.
+        model: The model.
+        encoded: The encoder's maps, from `NVAE.bottom_up`.
+        images: Images (batch, height, width, channels) in [0, 1].
+        noise: Standard-normal tensors, one per group, shaped as its z.
 
     Returns:
-        recon + KL, and log p(x, z) - log q(z | x), each (batch,), in nats.
+        -log p(x | z) + KL, and log p(x, z) - log q(z | x), each (batch,), in nats.
     """
     output = model.top_down(FromPosterior(encoded, noise))
     recon = -model.log_likelihood(output.parameters, images)
@@ -51,46 +51,46 @@ def evaluate(
     chunk: int,
     seed: int,
 ) -> Likelihoods:
-    """Estimates both likelihoods of every image.
+    """Estimates NELBO and -log p(x) of every image.
 
-    The bottom-up pass runs once for each image, the top-down pass once for each draw. An image's noise
-    depends on the seed and the image's number alone.
+    The bottom-up pass runs once per image, the top-down pass once per draw. An image's noise depends
+    only on the seed and the image's index.
 
     Args:
-        model: the model.
-        batches: the images, in order.
-        num_images: how many there are.
-        num_draws: K, of z for each image.
-        chunk: draws of an image computed at once.
-        seed: of the noise.
+        model: The model.
+        batches: Batches of images (batch, height, width, channels) in [0, 1], in order.
+        num_images: Number of images in all batches.
+        num_draws: K, the number of draws of z for each image.
+        chunk: Number of draws of each image that are computed at once.
+        seed: Seed of the noise.
     """
 
-    def terms(encoded, images, numbers):
-        draws = tf.shape(numbers)[1]
-        tiled = [tf.repeat(maps, draws, 0) for maps in encoded]
-        noise = model.draw_noise(tf.reshape(numbers, [-1]), (seed, 0))
-        of_draws = draw_terms(model, tiled, tf.repeat(images, draws, 0), noise)
-        return [tf.reshape(term, tf.shape(numbers)) for term in of_draws]
+    def terms(encoded, images, indices):
+        draws = tf.shape(indices)[1]
+        repeated = [tf.repeat(maps, draws, 0) for maps in encoded]
+        noise = model.draw_noise(tf.reshape(indices, [-1]), (seed, 0))
+        flat_terms = draw_terms(model, repeated, tf.repeat(images, draws, 0), noise)
+        return [tf.reshape(term, tf.shape(indices)) for term in flat_terms]
 
     encode, run_terms = on_devices(model.bottom_up), on_devices(terms)
-    found, start = [], 0
+    estimates, start = [], 0
     with tqdm(total=num_images, unit="image", desc="evaluate", disable=None) as bar:
         for images in batches:
-            shares, count = shard(images), len(images)
-            encoded = encode(shares)
-            nelbo, log_mean = np.zeros(count), np.full(count, -np.inf)
+            image_shards, count = shard(images), len(images)
+            encoded = encode(image_shards)
+            nelbo, log_sum = np.zeros(count), np.full(count, -np.inf)
             for first in range(0, num_draws, chunk):
                 draws = np.arange(first, min(first + chunk, num_draws), dtype=np.int64)
-                numbers = np.arange(start, start + count)[:, None] * num_draws + draws
-                terms_found = run_terms(encoded, shares, shard(numbers))
-                of_draws, log_weights = unshard(terms_found, count)
-                nelbo += of_draws.numpy().astype(np.float64).sum(1)
-                weights = log_weights.numpy().astype(np.float64)
-                log_mean = np.logaddexp(log_mean, np.logaddexp.reduce(weights, 1))
-            found.append((nelbo / num_draws, math.log(num_draws) - log_mean))
+                indices = np.arange(start, start + count)[:, None] * num_draws + draws
+                term_shards = run_terms(encoded, image_shards, shard(indices))
+                draw_nelbo, log_weights = unshard(term_shards, count)
+                nelbo += draw_nelbo.numpy().astype(np.float64).sum(1)
+                log_weights = log_weights.numpy().astype(np.float64)
+                log_sum = np.logaddexp(log_sum, np.logaddexp.reduce(log_weights, 1))
+            estimates.append((nelbo / num_draws, math.log(num_draws) - log_sum))
             start += count
             bar.update(count)
-    nelbo, negative = (np.concatenate(column) for column in zip(*found, strict=True))
+    nelbo, negative = (np.concatenate(column) for column in zip(*estimates, strict=True))
     return Likelihoods(nelbo, negative)
 
 
@@ -98,8 +98,13 @@ def summarize(likelihoods: Likelihoods, bits_per_dim) -> dict[str, dict[str, flo
     """Mean and standard error over the images, in nats and in bits per dimension.
 
     Args:
-        likelihoods: from `evaluate`.
-        bits_per_dim: turns nats into bits per dimension.
+        likelihoods: What `evaluate` returned.
+        bits_per_dim: Function from nats to bits per dimension.
+
+    Returns:
+        ``mean`` and ``standard_error`` (None for a single image) of ``nelbo`` and
+        ``neg_log_likelihood`` in nats, and of ``bpd_nelbo`` and ``bpd_log_likelihood`` in bits per
+        dimension.
     """
     in_nats = {
         "nelbo": likelihoods.nelbo,

@@ -20,10 +20,10 @@ class Loaded(NamedTuple):
     """A trained model and where it comes from.
 
     Attributes:
-        model: with its weights, in float32.
-        config: that it was trained with.
-        step: training steps that it took.
-        folder: where results belong: the run's folder, or that of the PyTorch file.
+        model: The model with its trained weights, in float32.
+        config: The configuration that it was trained with.
+        step: Number of training steps that it took.
+        folder: Path of the folder for results: the run's folder, or that of the PyTorch file.
     """
 
     model: NVAE
@@ -36,17 +36,17 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
     """Loads a trained model.
 
     Args:
-        path: a run's folder; or a checkpoint in it, ``checkpoints/step-N``; or an official ``.pt``
-            file.
-        data_overrides: configuration keys that say where the data is now.
+        path: Path of a run's folder; of a checkpoint in it, ``checkpoints/step-N``; or of an official
+            ``.pt`` file.
+        data_overrides: Configuration keys of the data that replace those of training.
 
     Raises:
-        UserError: nothing of the kind is there, or it is damaged.
+        UserError: There is no trained model at the path, or it is damaged.
     """
-    place = locate(path)
-    if not place.checkpoints:
-        return _load_official(place.path, data_overrides)
-    folder = RunFolder(place.path)
+    location = locate(path)
+    if not location.checkpoints:
+        return _load_official(location.path, data_overrides)
+    folder = RunFolder(location.path)
     config = configuration.from_dict(
         data_overrides or {}, configuration.load(str(folder.config_file))
     )
@@ -55,17 +55,22 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
 
     def restore(path: Path) -> None:
         Layout({"weights": layout(model)}).check(path)
-        # The optimiser's slots and the singular vectors stay unread.
+        # The optimiser's slots and the singular vectors are not read.
         _read(path, model=model, optimizer=tf.train.Checkpoint(iterations=step))
         if config.train.ema_decay and has_averages(path):
             _read(path, averages=tf.train.Checkpoint(stacks=model.trainable_variables))
 
-    newest_whole(place.checkpoints, restore)
+    newest_whole(location.checkpoints, restore)
     return Loaded(model, config, int(step.numpy()), folder.path)
 
 
 def _read(path: Path, **parts) -> None:
-    """Restores parts of what a checkpoint holds of the trainer, by their names there."""
+    """Restores parts of the trainer from a checkpoint.
+
+    Args:
+        path: Path of the checkpoint.
+        **parts: Objects to restore, by their attribute names in the trainer.
+    """
     saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**parts))
     saved.read(str(path / NAME)).assert_existing_objects_matched().expect_partial()
 

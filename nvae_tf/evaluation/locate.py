@@ -1,4 +1,4 @@
-"""Where a trained model is: a run, one of its checkpoints, or an official file; knows no TensorFlow."""
+"""Finds a trained model: a run, one of its checkpoints, or an official file. Imports no TensorFlow."""
 
 import itertools
 from pathlib import Path
@@ -8,8 +8,8 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.run_folder import RunFolder
 
-LISTED = 8  # runs in an error
-LOOKED_AT = 10_000  # entries of a folder, at most
+MAX_LISTED = 8  # runs in an error
+MAX_ENTRIES = 10_000  # entries of a folder that are looked at
 
 
 class Place(NamedTuple):
@@ -17,7 +17,7 @@ class Place(NamedTuple):
 
     Attributes:
         path: Path of the run's folder; of an official file, the path of the file.
-        checkpoints: Paths of the checkpoints to try, best first; none: it is an official file.
+        checkpoints: Paths of the checkpoints to try, best first; empty for an official file.
     """
 
     path: Path
@@ -28,16 +28,16 @@ def locate(text: str) -> Place:
     """Finds a trained model.
 
     Args:
-        text: Path of a run's folder; or of a checkpoint in it, ``checkpoints/step-N``; or of an
-            official ``.pt`` file.
+        text: Path of a run's folder; of a checkpoint in it, ``checkpoints/step-N``; or of an official
+            ``.pt`` file.
 
     Raises:
-        UserError: Nothing of the kind is there; the line lists the runs that are.
+        UserError: There is no trained model at the path; the error lists the runs near it.
     """
     given = user_path(text)
     if given.is_dir():
         if any(is_regular(path) for path in given.glob("*.index")):
-            # Its parents are asked for: a relative path may have none, and a link has others.
+            # Resolved, since the parents of a relative path or of a link are not the run's folders.
             return Place(given.resolve().parent.parent, [given])
         checkpoints = RunFolder(given).list_checkpoints()
         if checkpoints:
@@ -51,19 +51,19 @@ def locate(text: str) -> Place:
 
 
 def _runs_near(given: Path) -> str:
-    """The runs in a folder, beside it or in ``runs``, as text to append."""
+    """The runs in a folder, beside it or in ``runs``, as the end of an error's text."""
     for folder in (given, given.parent, Path("runs")):
-        runs = [str(path) for path in _entries(folder) if RunFolder(path).list_checkpoints()]
+        runs = [str(path) for path in _run_folders(folder) if RunFolder(path).list_checkpoints()]
         if runs:
-            more = f" and {len(runs) - LISTED} more" if len(runs) > LISTED else ""
-            return f"; runs are {', '.join(runs[:LISTED])}{more}"
+            more = f" and {len(runs) - MAX_LISTED} more" if len(runs) > MAX_LISTED else ""
+            return f"; runs are {', '.join(runs[:MAX_LISTED])}{more}"
     return "; there are no runs beside it, nor in runs/"
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Folders of runs, with or without checkpoints."""
+def _run_folders(folder: Path) -> list[Path]:
+    """The run folders in a folder, with or without checkpoints."""
     try:
-        found = itertools.islice(folder.iterdir(), LOOKED_AT)
-        return sorted(path for path in found if is_regular(RunFolder(path).config_file))
+        entries = itertools.islice(folder.iterdir(), MAX_ENTRIES)
+        return sorted(path for path in entries if is_regular(RunFolder(path).config_file))
     except OSError:
         return []

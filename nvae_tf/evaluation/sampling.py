@@ -1,4 +1,4 @@
-"""Samples, and batch-norm statistics that suit their temperature."""
+"""Samples, and batch-norm statistics readjusted for their temperature."""
 
 import math
 import time
@@ -16,30 +16,29 @@ from nvae_tf.layers.batch_norm import BatchNormAct
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 
-READJUSTING_STREAM, SAMPLING_STREAM = 1, 0  # of noise
+READJUSTING_STREAM, SAMPLING_STREAM = 1, 0  # second integers of the seeds of noise
 
-Statistics = dict[
-    BatchNormAct, tuple[np.ndarray, np.ndarray]
-]  # mean and variance, (channels,) each
+# Mean and biased variance of each layer, (channels,) each.
+NormStatistics = dict[BatchNormAct, tuple[np.ndarray, np.ndarray]]
 
 
 def batch_norm_statistics(
     model: NVAE, temperature: float, *, batches: int, batch_size: int, seed: int
-) -> tuple[Statistics, int]:
-    """The decoder's batch-norm statistics over samples at a temperature.
+) -> tuple[NormStatistics, int]:
+    """Computes the decoder's batch-norm statistics over samples at a temperature.
 
-    Every layer's mean and variance are pooled over all values of all batches, exactly, in float64.
-    Batches that are not finite are left out.
+    The mean and variance of each layer are those of all values in all batches together, computed
+    exactly in float64, not as running averages. Batches with values that are not finite are left out.
 
     Args:
         model: The model.
-        temperature: Factor on the deviations of the latents' priors.
-        batches: How many batches of samples.
-        batch_size: Samples in each.
+        temperature: Factor on the priors' standard deviations.
+        batches: Number of batches of samples.
+        batch_size: Number of samples in each batch.
         seed: Seed of the samples.
 
     Returns:
-        Each layer's statistics, float32, and how many batches were left out.
+        The statistics of each layer, float32, and the number of batches that were left out.
 
     Raises:
         UserError: No batch was finite.
@@ -48,28 +47,28 @@ def batch_norm_statistics(
     """
     layers = []
 
-    def observe(numbers):
-        noise = model.draw_noise(numbers, (seed, READJUSTING_STREAM))
+    def sample_statistics(indices):
+        noise = model.draw_noise(indices, (seed, READJUSTING_STREAM))
         scope = model.scope(training=True)
         model.top_down(FromPrior(noise, temperature), scope)
         layers[:] = scope.statistics
-        mean, variance, _ = zip(*scope.statistics.values(), strict=True)
-        return [tf.concat(mean, 0), tf.concat(variance, 0)]
+        means, variances, _ = zip(*scope.statistics.values(), strict=True)
+        return [tf.concat(means, 0), tf.concat(variances, 0)]
 
-    # The statistics are those of the whole batch on every device. Parts of one size are needed for
-    # that: where there are none, every device computes the whole batch.
+    # Every device returns the statistics of the whole batch, averaged over the devices. That is right
+    # only if their shards have one size; if they cannot, every device computes the whole batch.
     strategy = tf.distribute.get_strategy()
     divisible = batch_size % strategy.num_replicas_in_sync == 0
-    run_observe = on_devices(observe)
+    run = on_devices(sample_statistics)
 
-    def statistics_of(number):
-        numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        found = run_observe(shard(numbers) if divisible else numbers)
-        return [strategy.experimental_local_results(part)[0].numpy() for part in found]
+    def batch_statistics(batch):
+        indices = batch * batch_size + tf.range(batch_size, dtype=tf.int64)
+        per_device = run(shard(indices) if divisible else indices)
+        return [strategy.experimental_local_results(tensor)[0].numpy() for tensor in per_device]
 
     total, total_square, used = 0.0, 0.0, 0
-    for number in tqdm(range(batches), unit="batch", desc="readjust", disable=None):
-        mean, variance = (part.astype(np.float64) for part in statistics_of(number))
+    for batch in tqdm(range(batches), unit="batch", desc="readjust", disable=None):
+        mean, variance = (tensor.astype(np.float64) for tensor in batch_statistics(batch))
         if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(variance))):
             continue
         total, total_square, used = total + mean, total_square + variance + mean**2, used + 1
@@ -88,24 +87,29 @@ def batch_norm_statistics(
     return statistics, batches - used
 
 
-def readjust_batch_norm(model: NVAE, statistics: Statistics) -> None:
-    """Replaces the running statistics of the statistics' layers (see `batch_norm_statistics`)."""
+def readjust_batch_norm(model: NVAE, statistics: NormStatistics) -> None:
+    """Replaces a model's running statistics.
+
+    Args:
+        model: The model.
+        statistics: What `batch_norm_statistics` returned for this model.
+    """
     assign_all({layer.moving_mean: mean for layer, (mean, _) in statistics.items()})
     assign_all({layer.moving_variance: variance for layer, (_, variance) in statistics.items()})
 
 
 def compiled_sampler(model: NVAE):
-    """Compiles a model's `NVAE.sample`: one graph a batch size, whatever the temperature and the seed.
+    """Compiles a model's `NVAE.sample`: one graph per batch size, for all temperatures and seeds.
 
     Args:
         model: The model.
 
     Returns:
-        What `sample` and `sample_batches` take as `draw`, so that several calls share the graphs. It
-        belongs to the strategy in whose scope it is first called.
+        The argument `draw` of `sample` and `sample_batches`, with which several calls share the graphs.
+        It belongs to the strategy in whose scope it is first called.
     """
     return on_devices(
-        lambda numbers, temperature, seed: model.sample(numbers, temperature, seed=seed)
+        lambda indices, temperature, seed: model.sample(indices, temperature, seed=seed)
     )
 
 
@@ -116,11 +120,11 @@ def sample_batches(
 
     Args:
         model: The model.
-        num_samples: How many images in all.
-        temperature: Factor on the deviations of the latents' priors, and of colour pixels.
-        batch_size: Images computed at once.
-        seed: Seed of the images; an image depends on it and on its place among all.
-        draw: The model's `compiled_sampler`; by default one that is made for this call.
+        num_samples: Number of images in all.
+        temperature: Factor on the priors' standard deviations, and temperature of colour pixels.
+        batch_size: Number of images per batch.
+        seed: Seed of the images. An image depends only on the seed and on its index over all batches.
+        draw: The model's `compiled_sampler`; default: one for this call alone.
 
     Yields:
         8-bit images (up to batch_size, height, width, channels).
@@ -129,17 +133,19 @@ def sample_batches(
         UserError: An image is not finite.
     """
     draw = draw or compiled_sampler(model)
-    at, stream = tf.constant(temperature, tf.float32), tf.constant((seed, SAMPLING_STREAM))
+    draw_temperature = tf.constant(temperature, tf.float32)
+    draw_seed = tf.constant((seed, SAMPLING_STREAM))
     with tqdm(total=num_samples, unit="image", desc="sample", disable=None) as bar:
-        for number in range(math.ceil(num_samples / batch_size)):
-            numbers = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-            drawn = unshard(draw(shard(numbers), at, stream), batch_size).numpy()
-            if not np.all(np.isfinite(drawn)):
+        for batch in range(math.ceil(num_samples / batch_size)):
+            indices = batch * batch_size + tf.range(batch_size, dtype=tf.int64)
+            shards = draw(shard(indices), draw_temperature, draw_seed)
+            values = unshard(shards, batch_size).numpy()
+            if not np.all(np.isfinite(values)):
                 raise UserError(
                     f"samples at temperature {temperature} are not finite; try a lower --temp, and "
                     "--readjust_bn"
                 )
-            images = to_bytes(drawn)[: num_samples - number * batch_size]
+            images = to_bytes(values)[: num_samples - batch * batch_size]
             bar.update(len(images))
             yield images
 
@@ -150,17 +156,17 @@ def sample(
     """Draws images; arguments and errors as for `sample_batches`.
 
     Returns:
-        8-bit images (num_samples, height, width, channels), and images per second; the first batch,
+        8-bit images (num_samples, height, width, channels), and images per second. The first batch,
         which includes compiling, counts only if it is the only one.
     """
     options = dict(batch_size=batch_size, seed=seed, draw=draw)
     batches = sample_batches(model, num_samples, temperature, **options)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     first = next(batches)
-    compiled = time.perf_counter()
+    first_end = time.perf_counter()
     others = list(batches)
     if others:
-        rate = sum(map(len, others)) / (time.perf_counter() - compiled)
+        rate = sum(map(len, others)) / (time.perf_counter() - first_end)
     else:
-        rate = len(first) / (compiled - begin)
+        rate = len(first) / (first_end - start)
     return np.concatenate([first, *others]), rate
