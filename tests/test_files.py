@@ -18,6 +18,7 @@ from nvae_tf.io.files import (
     temporary_folder,
     write_png,
 )
+from nvae_tf.io.lock import exclusive_lock
 
 # Replaces a folder and kills itself just before the system call of that number.
 KILLED = """
@@ -158,3 +159,24 @@ def test_a_file_that_is_replaced_takes_new_permissions_and_leaves_nothing_behind
     with umask(0o022), atomic_write(path) as temporary:
         np.save(temporary.open("wb"), np.zeros(3))
     assert permissions(path) == 0o644 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_locked_folder_is_refused_and_its_lock_file_stays_the_same(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with exclusive_lock(folder, "drawing"):
+        first = (folder / ".lock").stat().st_ino
+        with (
+            pytest.raises(UserError, match="folder: another process is drawing here"),
+            exclusive_lock(folder, "drawing"),
+        ):
+            pass
+    with pytest.raises(RuntimeError), exclusive_lock(folder, "drawing"):
+        raise RuntimeError
+    with exclusive_lock(folder, "drawing"):
+        assert (folder / ".lock").stat().st_ino == first
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="file: cannot be written"),
+        exclusive_lock(tmp_path / "file", "drawing"),
+    ):
+        pass

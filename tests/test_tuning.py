@@ -140,6 +140,15 @@ def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
     assert len(table(searched)) == 4
 
 
+@pytest.mark.parametrize("algorithm", ["hyperband", "bayesian", "random"])
+def test_no_trial_starts_after_the_time_is_over(algorithm, recipe, tmp_path, capsys):
+    space = "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
+    flags = ["--algorithm", algorithm, "--max_minutes", "1e-9"]
+    assert tune(tmp_path, recipe, space, *flags) == 2
+    assert "no trial was completed" in capsys.readouterr().err
+    assert table(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_hyperband_goes_on_from_shorter_trials(recipe, tmp_path, capsys):
     space = "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
