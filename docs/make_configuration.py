@@ -32,8 +32,8 @@ TITLES = {"model": "Model", "data": "Data", "train": "Training"}
 def page() -> str:
     """The page's text."""
     lines = [HEAD]
-    for section, made in SECTIONS.items():
-        lines += [f"## {TITLES[section]}", "", made.__doc__.splitlines()[0], ""]
+    for section, keys in SECTIONS.items():
+        lines += [f"## {TITLES[section]}", "", keys.__doc__.splitlines()[0], ""]
         lines += ["| key | default | meaning |", "| --- | --- | --- |"]
         for name, (part, field) in KEYS.items():
             if part == section:

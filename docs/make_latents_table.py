@@ -41,10 +41,10 @@ def _encoded(loaded, dataset, source) -> dict:
     options = dict(batch_size=BATCH, seed=SEED, num_bits=loaded.config.model.num_x_bits)
     with reading(source):
         batches = list(pipeline.evaluation_batches(source, dataset, **options))
-        found = list(latents.encode_batches(loaded.model, batches, everything, SEED))
+        encoded = list(latents.encode_batches(loaded.model, batches, everything, SEED))
     return {
-        "kl": np.concatenate([batch.kl for batch in found]),
-        "means": [np.concatenate(parts) for parts in zip(*(b.mean for b in found), strict=True)],
+        "kl": np.concatenate([batch.kl for batch in encoded]),
+        "means": [np.concatenate(parts) for parts in zip(*(b.mean for b in encoded), strict=True)],
         "binarised": np.concatenate(batches),
         "grey": source.images.numpy() / 255.0,
         "labels": source.labels.numpy(),
@@ -100,18 +100,18 @@ def _markdown(rows: list[list[str]]) -> list[str]:
     return [header, "|" + " --- |" * len(rows[0]), *others]
 
 
-def filled(page: str, made: list[list[str]]) -> str:
+def filled(page: str, tables: list[list[str]]) -> str:
     """A page with the rows of its tables replaced.
 
     Args:
         page: Markdown.
-        made: Tables; the header of each is that of a table in the page.
+        tables: Tables; the header of each is that of a table in the page.
 
     Raises:
         ValueError: The page has no table with such a header.
     """
     lines = page.split("\n")
-    for table in made:
+    for table in tables:
         first = last = lines.index(table[0])
         while lines[last].startswith("|"):
             last += 1
@@ -123,9 +123,9 @@ def main():
     """Makes the tables of the run that the command line names, and writes them into the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="the folder of a run of the digits recipe")
-    made = tables(parser.parse_args().run)
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), made))
-    print("\n".join("\n".join([*table, ""]) for table in made) + f"written: {PAGE}")
+    new_tables = tables(parser.parse_args().run)
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), new_tables))
+    print("\n".join("\n".join([*table, ""]) for table in new_tables) + f"written: {PAGE}")
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ def longest(table, command):
 
 def runnable():
     """Each command that runs here, with the flags that keep it short, once."""
-    found = {}
+    runs = {}
     for page, command in commands():
         if longest(ELSEWHERE, command) is None:
             short = INSTEAD.get(longest(INSTEAD, command), command)
             extra = ADDED.get(longest(ADDED, command), "") if short == command else ""
-            found.setdefault(f"{short} {extra}".strip(), (page, command))
-    return found
+            runs.setdefault(f"{short} {extra}".strip(), (page, command))
+    return runs
 
 
 def run(command):
@@ -126,14 +126,14 @@ def folder(tmp_path_factory):
 
 
 def test_commands_are_found():
-    found = {command for _, command in commands()}
+    written = {command for _, command in commands()}
     assert {
         "python train_keras.py --config digits",
         "nvae-gallery runs/digits",
-    } <= found
-    assert len(found) > 30
+    } <= written
+    assert len(written) > 30
     for listed in (*ELSEWHERE, *INSTEAD, *ADDED):  # nothing stays listed that is no longer written
-        assert any(command.startswith(listed) for command in found), listed
+        assert any(command.startswith(listed) for command in written), listed
 
 
 @pytest.mark.slow
@@ -232,8 +232,8 @@ def test_graph_nodes_are_what_the_command_prints(recipe):
 
 
 def test_the_configurations_page_is_current():
-    made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
-    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == made
+    current = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == current
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
