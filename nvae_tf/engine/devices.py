@@ -56,19 +56,18 @@ def describe_devices(strategy: tf.distribute.Strategy) -> str:
     """What this process computes with, as text: the GPUs' names, or the CPU and its cores.
 
     Args:
-        strategy: Over the replicas of this process, and of others.
+        strategy: Strategy over the replicas of this process, and of others.
     """
-    gpus = tf.config.list_logical_devices("GPU")
+    # The default strategy refuses to name its device.
+    alone = strategy.num_replicas_in_sync == 1
+    replicas = 1 if alone else len(strategy.extended.worker_devices)
+    gpus = tf.config.list_physical_devices("GPU")[:replicas]
     if not gpus:
         cores = len(os.sched_getaffinity(0))
-        parts = len(tf.config.list_logical_devices("CPU"))
-        divided = f", divided into {parts}" if parts > 1 else ""
+        divided = f", divided into {replicas}" if replicas > 1 else ""
         return f"CPU, {cores} cores{divided} (no GPU found)"
-    used = [device for device in strategy.extended.worker_devices if "GPU" in device]
-    names = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-        for gpu in tf.config.list_physical_devices("GPU")[: len(used) or 1]
-    ]
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    names = [detail.get("device_name", "GPU") for detail in details]
     return ", ".join(
         f"{names.count(name)} x {name}" if names.count(name) > 1 else name
         for name in dict.fromkeys(names)
