@@ -1,7 +1,8 @@
-"""The distributions of NVAE: of latents and of images (TensorFlow Probability distributions).
+"""The distributions of latents and images, as TensorFlow Probability distributions.
 
-Image distributions have event shape (height, width, channels) and are over images in [0, 1]. Those
-over colours turn uniform noise of `num_uniform` values a pixel into a sample (`from_uniform`).
+Image distributions have event shape (height, width, channels) and are over images in [0, 1]. Those of
+colour images can turn given noise into a sample: `from_uniform` takes `num_uniform` uniform values per
+pixel.
 """
 
 import math
@@ -13,8 +14,8 @@ from tensorflow_probability import distributions as tfd
 from nvae_tf import stateless_random
 
 CLAMP = 5.0
-MINIMUM_SCALE = 1e-2
-MINIMUM_LOG_SCALE = -7.0  # of a logistic
+MINIMUM_SCALE = 1e-2  # of a normal distribution
+MINIMUM_LOG_SCALE = -7.0  # of a logistic distribution
 
 
 def soft_clamp(x):
@@ -23,14 +24,14 @@ def soft_clamp(x):
 
 
 def clamped_normal(mu, log_sigma, temperature=1.0) -> tfd.Normal:
-    """A normal distribution whose raw parameters pass a soft clamp.
+    """A normal distribution whose raw parameters pass through `soft_clamp`.
 
-    Mean ``clamp(mu)``, deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
+    Its mean is ``clamp(mu)``, its standard deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
 
     Args:
-        mu: raw means.
-        log_sigma: raw log-deviations, of the same shape.
-        temperature: factor on the deviation.
+        mu: Raw means.
+        log_sigma: Logarithms of raw standard deviations, of the same shape.
+        temperature: Factor on the standard deviation.
 
     Reference: NVAE paper, section 3.2 and appendix.
     """
@@ -39,28 +40,29 @@ def clamped_normal(mu, log_sigma, temperature=1.0) -> tfd.Normal:
 
 
 def from_noise(normal: tfd.Normal, noise):
-    """The sample ``mean + deviation * noise`` for standard-normal noise."""
+    """The sample ``mean + stddev * noise`` for standard-normal noise."""
     return normal.loc + normal.scale * noise
 
 
 def bernoulli_image(logits) -> tfd.Independent:
-    """Independent binary pixels.
+    """The distribution of an image of independent binary pixels.
 
     Args:
-        logits: (..., height, width, channels).
+        logits: Logits of the pixels, (..., height, width, channels).
     """
     return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=logits.dtype), 3)
 
 
 class NormalImage(tfd.Distribution):
-    """Independent normal values; as in the official implementation, of the image scaled to [-1, 1].
+    """Independent normal values; `log_prob` is a density of the image scaled to [-1, 1], in nats.
 
-    This is a density, not a mass: its log-probabilities, in nats, may be positive, and compare with
-    those of other distributions by way of `NVAE.bits_per_dim` only.
+    The scale is that of the official implementation. Log-densities may be positive, and compare with
+    the log-probabilities of other distributions only after `NVAE.bits_per_dim`.
 
     Args:
-        parameters: (..., height, width, 2 * channels): raw means, then raw log-deviations, which
-            pass the soft clamp of `clamped_normal`.
+        parameters: (..., height, width, 2 * channels): raw means, then logarithms of raw standard
+            deviations, as for `clamped_normal`.
+        name: Name of the distribution.
     """
 
     def __init__(self, parameters, name="NormalImage"):
@@ -94,13 +96,17 @@ class NormalImage(tfd.Distribution):
         return self.from_uniform(_draw_uniform(self, n, seed))
 
     def from_uniform(self, uniform):
-        """The sample that noise in (0, 1), shaped as the image, makes."""
+        """The sample for given noise.
+
+        Args:
+            uniform: Values in (0, 1), (..., height, width, channels).
+        """
         normal = self.scaled.distribution
         return _to_unit(from_noise(normal, tf.math.ndtri(uniform)))
 
     @property
     def num_uniform(self) -> int:
-        """Noise values that a pixel takes."""
+        """Number of noise values per pixel."""
         return self.event_shape[-1]
 
     def _mean(self):
@@ -108,15 +114,17 @@ class NormalImage(tfd.Distribution):
 
 
 class DiscretizedLogisticMixture(tfd.Distribution):
-    """Mixture of discretised logistics over RGB images, green seeing red and blue seeing both.
+    """Mixture of discretised logistics over RGB images.
+
+    Within a pixel the mean of green depends on red, and that of blue on red and green.
 
     Args:
         parameters: (..., height, width, 10 * num_mixtures): the mixture's logits, then for each of R,
-            G and B: means, log-scales (at least -7) and coefficients (through tanh).
-        num_bits: bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
-        temperature: of samples: divides the mixture's logits, and (as in the official implementation)
-            the scales too.
-
+            G and B: means, log-scales (at least -7) and coefficients (before tanh).
+        num_bits: Bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
+        temperature: Temperature of samples. It divides the mixture's logits and, as in the official
+            implementation, the scales too.
+        name: Name of the distribution.
     Reference: Salimans et al., *PixelCNN++*, 2017.
     """
 
@@ -126,14 +134,14 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         self.temperature = temperature
         shape = tf.shape(parameters)[:-1]
         self.logits = parameters[..., : self.mixtures]  # (..., h, w, M)
-        # (..., h, w, 3, M) each; five dimensions at most, which is all that TFLite can slice.
-        rest = tf.reshape(
+        # (..., h, w, 3, M) each; at most five dimensions, since TFLite cannot slice more.
+        logistic_parameters = tf.reshape(
             parameters[..., self.mixtures :], tf.concat([shape, [3, 3 * self.mixtures]], 0)
         )
-        self.means, log_scales, coefficients = tf.split(rest, 3, -1)
+        self.means, log_scales, coefficients = tf.split(logistic_parameters, 3, -1)
         self.log_scales = tf.maximum(log_scales, MINIMUM_LOG_SCALE)
         self.coefficients = tf.tanh(coefficients)
-        self._leading = parameters.shape[:-1]
+        self._pixels_shape = parameters.shape[:-1]
         super().__init__(
             dtype=parameters.dtype,
             reparameterization_type=tfd.NOT_REPARAMETERIZED,
@@ -144,13 +152,13 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         )
 
     def _batch_shape(self):
-        return self._leading[:-2]
+        return self._pixels_shape[:-2]
 
     def _batch_shape_tensor(self):
         return tf.shape(self.logits)[:-3]
 
     def _event_shape(self):
-        return self._leading[-2:].concatenate([3])
+        return self._pixels_shape[-2:].concatenate([3])
 
     def _event_shape_tensor(self):
         return tf.concat([tf.shape(self.logits)[-3:-1], [3]], 0)
@@ -169,12 +177,12 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         lower = inverse_scale * (centred - 1.0 / self.max_level)
         middle = inverse_scale * centred
         mass = tf.sigmoid(upper) - tf.sigmoid(lower)
-        # Where the bin's mass drowns in rounding: density at its centre times its width.
-        density = middle - self.log_scales - 2.0 * tf.nn.softplus(middle)
+        # If the mass is lost in rounding, it is the density at the bin's centre times the bin's width.
+        log_density = middle - self.log_scales - 2.0 * tf.nn.softplus(middle)
         log_mass = tf.where(
             mass > 1e-5,
             tf.math.log(tf.maximum(mass, 1e-10)),
-            density - math.log(self.max_level / 2.0),
+            log_density - math.log(self.max_level / 2.0),
         )
         log_lowest = upper - tf.nn.softplus(upper)
         log_highest = -tf.nn.softplus(lower)
@@ -186,40 +194,44 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return self.from_uniform(_draw_uniform(self, n, seed))
 
     def from_uniform(self, uniform):
-        """The sample that noise makes.
+        """The sample for given noise.
 
         Args:
-            uniform: (..., height, width, num_mixtures + 3), in (0, 1).
+            uniform: Values in (0, 1), (..., height, width, num_mixtures + 3): for the choice of the
+                component, then for R, G and B.
         """
-        of_component, of_value = tf.split(uniform, [self.mixtures, 3], -1)
+        component_uniform, value_uniform = tf.split(uniform, [self.mixtures, 3], -1)
         temperature = tf.cast(self.temperature, self.dtype)
-        gumbel = -tf.math.log(-tf.math.log(of_component))
+        gumbel = -tf.math.log(-tf.math.log(component_uniform))
         component = tf.argmax(self.logits / temperature + gumbel, -1)
-        chosen = tf.one_hot(component, self.mixtures, dtype=self.dtype)[..., None, :]
+        one_hot = tf.one_hot(component, self.mixtures, dtype=self.dtype)[..., None, :]
         means, log_scales, coefficients = (
-            tf.reduce_sum(value * chosen, -1)
-            for value in (self.means, self.log_scales, self.coefficients)
+            tf.reduce_sum(tensor * one_hot, -1)
+            for tensor in (self.means, self.log_scales, self.coefficients)
         )
-        logistic = tf.math.log(of_value) - tf.math.log1p(-of_value)
+        logistic = tf.math.log(value_uniform) - tf.math.log1p(-value_uniform)
         values = means + tf.exp(log_scales) / temperature * logistic
-        return _to_unit(_chain(values, coefficients))
+        return _to_unit(_shift_colours(values, coefficients))
 
     @property
     def num_uniform(self) -> int:
-        """Noise values that a pixel takes."""
+        """Number of noise values per pixel."""
         return self.mixtures + 3
 
     def mean_image(self):
         """The image to show for the distribution, as in the official implementation.
 
-        It is not E[x], which has no closed form (TFP's `mean` is not implemented): means and
-        coefficients are averaged over the components before green is shifted by red and blue by both,
-        and it is not rounded.
+        It is not E[x], which has no closed form (so TFP's `mean` is not implemented): means and
+        coefficients are averaged over the components first, and then green is shifted by red, and blue
+        by red and green. Values are not rounded to levels.
+
+        Returns:
+            Images (..., height, width, 3) in [0, 1].
         """
         weights = tf.nn.softmax(self.logits)[..., None, :]
         means = tf.reduce_sum(weights * self.means, -1)
         coefficients = tf.reduce_sum(weights * self.coefficients, -1)
-        return _to_unit(_chain(means, coefficients))
+        return _to_unit(_shift_colours(means, coefficients))
 
 
 def mean_image(distribution):
@@ -229,15 +241,15 @@ def mean_image(distribution):
 
 
 def _draw_uniform(distribution, n, seed):
-    """Noise for n samples of an image distribution."""
+    """Draws the uniform noise for n samples of an image distribution."""
     batch, event = distribution.batch_shape_tensor(), distribution.event_shape_tensor()
     shape = tf.concat([[n], batch, event[:-1], [distribution.num_uniform]], 0)
     seed = tfp.random.sanitize_seed(seed)
     return tf.random.stateless_uniform(shape, seed, minval=stateless_random.SMALLEST)
 
 
-def _chain(values, coefficients):
-    """R, then G shifted by R, then B shifted by both, each clipped to [-1, 1]."""
+def _shift_colours(values, coefficients):
+    """R, then G shifted by R, then B shifted by R and G, each clipped to [-1, 1]."""
     to_green, red_to_blue, green_to_blue = tf.unstack(coefficients, axis=-1)
     red, green, blue = tf.unstack(values, axis=-1)
     red = tf.clip_by_value(red, -1.0, 1.0)
@@ -247,5 +259,5 @@ def _chain(values, coefficients):
 
 
 def _to_unit(x):
-    """From [-1, 1] to [0, 1]."""
+    """Maps values from [-1, 1] to [0, 1]."""
     return 0.5 * (x + 1.0)

@@ -1,8 +1,8 @@
 """Terms and coefficients of the objective (paper, sections 2, 3.2 and 3.3, appendix A).
 
 They are functions of the KL that the model returned, of the scales of batch norms, of the step and of
-the configuration; the spectral term is in `nvae_tf.engine.kernels`. The KL is in nats; images are its
-first axis and groups its second, coarsest first.
+the configuration. The spectral term is in `nvae_tf.engine.kernels`. The KL is in nats, (batch, groups),
+coarsest group first.
 """
 
 import math
@@ -15,12 +15,12 @@ ACTIVE_NATS = 0.1  # a latent channel counts as active above this mean KL
 
 
 def kl_coefficient(step, total_steps: int, config: TrainConfig):
-    """beta: the weight of the KL, annealed from almost 0 to 1 (section 3.3).
+    """beta, the weight of the KL, annealed from almost 0 to 1 (section 3.3).
 
     Args:
-        step: steps taken before this one, a scalar tensor.
-        total_steps: of the whole training.
-        config: gives ``kl_anneal_portion``, ``kl_const_portion`` and ``kl_const_coeff``.
+        step: Number of steps before this one, a scalar tensor.
+        total_steps: Number of steps of the whole training.
+        config: Gives ``kl_anneal_portion``, ``kl_const_portion`` and ``kl_const_coeff``.
     """
     constant = config.kl_const_portion * total_steps
     anneal = config.kl_anneal_portion * total_steps
@@ -29,7 +29,7 @@ def kl_coefficient(step, total_steps: int, config: TrainConfig):
 
 
 def balancing_weights(config: ModelConfig) -> list[float]:
-    """alpha of every group, coarsest first: 4^scale / groups of the scale, the smallest being 1."""
+    """alpha of every group, coarsest first: 4^scale / groups of the scale, divided by the smallest."""
     alphas = [
         4.0**scale / count
         for scale, count in enumerate(reversed(config.groups_per_scale))
@@ -39,16 +39,16 @@ def balancing_weights(config: ModelConfig) -> list[float]:
 
 
 def balance_kl(kl_per_group, alphas, beta, batch_mean=lambda x: tf.reduce_mean(x, 0)):
-    """Weights the groups' KL so that none is switched off during warm-up (appendix A).
+    """Weights the KL of each group so that no group is switched off during warm-up (appendix A).
 
     Args:
-        kl_per_group: (batch, groups).
-        alphas: from `balancing_weights`.
-        beta: the KL coefficient; at 1 all groups weigh the same.
-        batch_mean: mean over the global batch, (batch, groups) to (groups,).
+        kl_per_group: KL of each image and group in nats, (batch, groups).
+        alphas: What `balancing_weights` returned.
+        beta: The KL coefficient; at 1 every group has weight 1.
+        batch_mean: Function from (batch, groups) to (groups,), the mean over the global batch.
 
     Returns:
-        The balanced KL of each image (batch,), and gamma, the coefficients (groups,).
+        The balanced KL of each image in nats, (batch,), and gamma, the weights (groups,).
     """
     size = batch_mean(tf.abs(kl_per_group)) + 0.01
     gamma = size / tf.constant(alphas, size.dtype) * tf.reduce_sum(size)
@@ -58,7 +58,13 @@ def balance_kl(kl_per_group, alphas, beta, batch_mean=lambda x: tf.reduce_mean(x
 
 
 def regularization_coefficient(beta, config: TrainConfig):
-    """lambda: the weight of the spectral and the batch-norm term (section 3.2)."""
+    """lambda, the weight of the spectral and the batch-norm term (section 3.2).
+
+    Args:
+        beta: The KL coefficient, with which lambda is annealed.
+        config: Gives ``weight_decay_norm``, ``weight_decay_norm_init`` and
+            ``weight_decay_norm_anneal``.
+    """
     if not config.weight_decay_norm_anneal:
         return tf.constant(config.weight_decay_norm, tf.float32)
     start, end = math.log(config.weight_decay_norm_init), math.log(config.weight_decay_norm)
@@ -66,18 +72,19 @@ def regularization_coefficient(beta, config: TrainConfig):
 
 
 def batch_norm_penalty(gammas: list):
-    """Sum over batch norms of the largest |gamma|, which the paper regularises with the kernels.
+    """The sum over batch norms of the largest |gamma|, which the paper regularises with the kernels.
 
     Args:
-        gammas: Scales of batch norms; of those of one width one tensor (n, channels).
+        gammas: Scales of the batch norms: for each number of channels, one tensor (n, channels) for
+            the n batch norms that have as many.
     """
     return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(gamma), 1)) for gamma in gammas])
 
 
 def active_latents(channel_kl):
-    """How many latent channels of each group carry information, (groups,).
+    """Number of latent channels of each group that carry information, (groups,).
 
     Args:
-        channel_kl: mean KL of every channel, summed over its map, in nats, (groups, latents).
+        channel_kl: Mean KL of every channel, summed over its map, in nats, (groups, latents).
     """
     return tf.reduce_sum(tf.cast(channel_kl > ACTIVE_NATS, tf.float32), 1)

@@ -1,46 +1,46 @@
-"""Random numbers that belong to an image or a sample, not to the batch it happens to be computed in."""
+"""Random numbers that depend on the index of an image or a sample, not on the batch that it is in."""
 
 import math
 
 import tensorflow as tf
 
-SMALLEST = 2.0**-126  # above 0, in float32
+SMALLEST = 2.0**-126  # the smallest normal number above 0 in float32
 
 
-def normal(shapes, numbers, seed):
-    """Standard-normal noise; see `_draw`."""
-    return _draw(tf.random.stateless_normal, shapes, numbers, seed)
+def normal(shapes, indices, seed):
+    """Draws standard-normal noise; arguments and result as for `_draw`."""
+    return _draw(tf.random.stateless_normal, shapes, indices, seed)
 
 
-def uniform(shapes, numbers, seed):
-    """Uniform noise in the open interval (0, 1); see `_draw`."""
+def uniform(shapes, indices, seed):
+    """Draws uniform noise in the open interval (0, 1); arguments and result as for `_draw`."""
 
     def draw(shape, seed):
         return tf.random.stateless_uniform(shape, seed, minval=SMALLEST)
 
-    return _draw(draw, shapes, numbers, seed)
+    return _draw(draw, shapes, indices, seed)
 
 
-def _draw(draw, shapes, numbers, seed):
-    """Draws one row a number.
+def _draw(draw, shapes, indices, seed):
+    """Draws noise for each image of a batch.
 
     Args:
-        draw: from a shape and a seed to noise.
-        shapes: of what one image needs: one for each tensor.
-        numbers: (batch,) integers, or how many: from 0 on. A row depends on the seed and its number
-            alone.
-        seed: two integers.
+        draw: Function from a shape and a seed to noise.
+        shapes: Shapes of the tensors that one image needs.
+        indices: Index of each image, integers (batch,); or one integer n, for 0 to n - 1. An image's
+            noise depends only on the seed and on its index.
+        seed: Two integers.
 
     Returns:
-        Tensors (batch, *shape), float32, one a shape.
+        Tensors (batch, *shape), float32, one per shape.
     """
-    numbers = tf.convert_to_tensor(numbers)
-    numbers = tf.cast(tf.range(numbers) if numbers.shape.rank == 0 else numbers, tf.int64)
+    indices = tf.convert_to_tensor(indices)
+    indices = tf.cast(tf.range(indices) if indices.shape.rank == 0 else indices, tf.int64)
     sizes = [math.prod(shape) for shape in shapes]
 
-    def row(number):
-        return draw([sum(sizes)], tf.random.experimental.stateless_fold_in(seed, number))
+    def row(index):
+        return draw([sum(sizes)], tf.random.experimental.stateless_fold_in(seed, index))
 
-    rows = tf.map_fn(row, numbers, fn_output_signature=tf.float32)
+    rows = tf.map_fn(row, indices, fn_output_signature=tf.float32)
     parts = tf.split(rows, sizes, 1)
     return [tf.reshape(part, [-1, *shape]) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""Weights of the official implementation: a table from the keys of its ``state_dict`` to ours.
+"""Import of official weights: a table from the keys of the official ``state_dict`` to our weights.
 
 This is the only file that knows the official names.
 """
@@ -21,12 +21,12 @@ from nvae_tf.model import NVAE, LatentGroup
 
 
 class Official(NamedTuple):
-    """What an official checkpoint holds.
+    """The content of an official checkpoint.
 
     Attributes:
-        state: the ``state_dict``, arrays by official key.
-        config: the flags that it was trained with.
-        step: training steps that it took.
+        state: The ``state_dict``: arrays in the official layout, by official key.
+        config: The configuration that it was trained with.
+        step: Number of training steps that it took.
     """
 
     state: dict[str, np.ndarray]
@@ -35,12 +35,12 @@ class Official(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One of our weights under its official name.
+    """One of our weights, and its conversion from and to the official layout.
 
     Attributes:
-        weight: Ours.
-        to_ours: turns the official array into ours.
-        to_official: the inverse.
+        weight: Our weight.
+        to_ours: Function from the official array to ours.
+        to_official: The inverse function.
     """
 
     weight: Weight
@@ -49,38 +49,43 @@ class Entry(NamedTuple):
 
 
 def read(path: Path) -> Official:
-    """Reads an official checkpoint, without PyTorch, and without running any code in it.
+    """Reads an official checkpoint, without PyTorch and without running any code in it.
+
+    Args:
+        path: Path of the ``.pt`` file.
 
     Raises:
-        UserError: it is missing, damaged, no checkpoint of NVAE, or asks for code.
+        UserError: The file is missing or damaged, is not a checkpoint of NVAE, or needs code to be run.
     """
     content = torch_file.load(path)
     state, flags = content.get("state_dict"), content.get("args")
     if not isinstance(state, dict) or not isinstance(flags, dict):
-        raise UserError(f"{path}: not a checkpoint of NVAE: holds no state_dict and args")
+        raise UserError(f"{path}: not a checkpoint of NVAE: it has no state_dict or no args")
     arrays = torch_file.arrays(state, path)
     try:
-        known = {key: value for key, value in flags.items() if key in KEYS and key != "data"}
-        config = from_dict({key: value for key, value in known.items() if value is not None})
+        values = {key: value for key, value in flags.items() if key in KEYS and key != "data"}
+        config = from_dict({key: value for key, value in values.items() if value is not None})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     step = content.get("global_step")
-    steps = step if isinstance(step, int) and 0 <= step <= LARGEST_INT else 0
-    return Official(arrays, config, steps)
+    step = step if isinstance(step, int) and 0 <= step <= LARGEST_INT else 0
+    return Official(arrays, config, step)
 
 
 def model_config(flags: dict) -> ModelConfig:
-    """The configuration in official flags; those that do not concern the model are ignored.
+    """The model's configuration for official flags.
 
-    Old files may lack ``ada_groups``, ``min_groups_per_scale`` and ``num_mixture_dec``, whose
-    defaults hold then.
+    Args:
+        flags: Values of official flags by name. Flags that do not concern the model are ignored. Old
+            files may lack ``ada_groups``, ``min_groups_per_scale`` and ``num_mixture_dec``: these take
+            their defaults.
     """
-    known = {f for f in ModelConfig.__dataclass_fields__ if f in flags}
-    return from_dict({name: flags[name] for name in known}).model
+    names = [name for name in ModelConfig.__dataclass_fields__ if name in flags]
+    return from_dict({name: flags[name] for name in names}).model
 
 
 def official_entries(model: NVAE) -> dict[str, Entry]:
-    """Every weight of the model by its key in the official ``state_dict``, see `canonical_key`."""
+    """Every weight of the model, by its key in the official ``state_dict`` (see `canonical_key`)."""
     entries = {}
     for name, layer in official_modules(model).items():
         if isinstance(layer, Conv2D):
@@ -90,17 +95,17 @@ def official_entries(model: NVAE) -> dict[str, Entry]:
                     layer.log_norm, np.ravel, lambda a: np.reshape(a, (-1, 1, 1, 1))
                 )
             if layer.use_bias:
-                entries[f"{name}.bias"] = _as_is(layer.bias)
+                entries[f"{name}.bias"] = _unchanged(layer.bias)
         elif isinstance(layer, BatchNormAct):
-            entries[f"{name}.weight"] = _as_is(layer.gamma)
-            entries[f"{name}.bias"] = _as_is(layer.beta)
-            entries[f"{name}.running_mean"] = _as_is(layer.moving_mean)
-            entries[f"{name}.running_var"] = _as_is(layer.moving_variance)
+            entries[f"{name}.weight"] = _unchanged(layer.gamma)
+            entries[f"{name}.bias"] = _unchanged(layer.beta)
+            entries[f"{name}.running_mean"] = _unchanged(layer.moving_mean)
+            entries[f"{name}.running_var"] = _unchanged(layer.moving_variance)
         else:  # squeeze-and-excitation
             entries[f"{name}.0.weight"] = Entry(layer.reduce_kernel, np.transpose, np.transpose)
-            entries[f"{name}.0.bias"] = _as_is(layer.reduce_bias)
+            entries[f"{name}.0.bias"] = _unchanged(layer.reduce_bias)
             entries[f"{name}.2.weight"] = Entry(layer.expand_kernel, np.transpose, np.transpose)
-            entries[f"{name}.2.bias"] = _as_is(layer.expand_bias)
+            entries[f"{name}.2.bias"] = _unchanged(layer.expand_bias)
     if model.top is not None:
         entries["prior_ftr0"] = Entry(
             model.top, lambda a: np.transpose(a, (1, 2, 0)), lambda a: np.transpose(a, (2, 0, 1))
@@ -112,21 +117,21 @@ def load_state(model: NVAE, state: dict) -> None:
     """Assigns an official ``state_dict`` to the model's weights.
 
     Args:
-        model: built from the same configuration.
-        state: arrays in the official layout, by official key.
+        model: A model with the configuration of the official one.
+        state: Arrays in the official layout, by official key.
 
     Raises:
-        UserError: an array is missing, left over or of the wrong shape; nothing is assigned then.
+        UserError: An array is missing, left over or of the wrong shape. Nothing is assigned then.
     """
     entries = official_entries(model)
-    names = {}  # canonical key -> the file's
+    names = {}  # from canonical keys to those of the file
     for key in state:
         if not is_ignored(key):
             other = names.setdefault(canonical_key(key), key)
             if other != key:
                 raise UserError(f"the official weights do not fit: {other} and {key} are one array")
     if len(model.groups) == 1:
-        names.pop("prior_ftr0", None)  # kept in official files, used by nothing
+        names.pop("prior_ftr0", None)  # official files hold it, but a single group does not use it
     for problem, keys in (
         ("missing", entries.keys() - names.keys()),
         ("left over", [names[key] for key in names.keys() - entries.keys()]),
@@ -134,38 +139,38 @@ def load_state(model: NVAE, state: dict) -> None:
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"the official weights do not fit: {min(keys)}{more} {problem}")
-    found = {key: np.asarray(state[name]) for key, name in names.items()}
-    for key, array in found.items():
+    arrays = {key: np.asarray(state[name]) for key, name in names.items()}
+    for key, array in arrays.items():
         expected = entries[key].to_official(np.empty(tuple(entries[key].weight.shape))).shape
         if array.shape != expected:
             raise UserError(
                 f"the official weights do not fit: {names[key]} has shape {array.shape}, not "
                 f"{expected}"
             )
-    assign_all({entries[key].weight: entries[key].to_ours(a) for key, a in found.items()})
+    assign_all({entries[key].weight: entries[key].to_ours(array) for key, array in arrays.items()})
 
 
 def canonical_key(key: str) -> str:
-    """The key of `official_entries` for a key of a ``state_dict``.
+    """The key in `official_entries` for a key of a ``state_dict``.
 
-    Files have several names for the batch norm of a ``res_*`` operation: ``bn_act`` with swish,
-    ``bn.bn`` with ELU, where a wrapper holds it, or ``bn`` alone. Here it is ``bn_act``.
+    Files have several names for the batch norm of a ``res_*`` operation: ``bn_act`` with swish, and
+    with ELU ``bn.bn``, since a wrapper holds it, or ``bn``. In `official_entries` it is ``bn_act``.
     """
     return re.sub(r"(_ops\.\d+)\.bn(\.bn)?\.", r"\1.bn_act.", key)
 
 
 def is_ignored(key: str) -> bool:
-    """Whether an entry of a ``state_dict`` holds nothing to load."""
+    """Whether an entry of a ``state_dict`` is not a weight, and so is not loaded."""
     return key.endswith(("weight_normalized", "num_batches_tracked"))
 
 
 def official_modules(model: NVAE) -> dict:
-    """Every layer with weights of its own, by the official name of its module."""
+    """Every layer that has weights besides those of its sublayers, by its module's official name."""
     modules = {"stem": model.stem}
     for index, cell in enumerate(model.preprocess):
         modules.update(_cell_modules(f"pre_process.{index}", cell))
 
-    # Encoder cells and combiners share one numbering; the group encoded first decodes last.
+    # Encoder cells and combiners share one numbering. The group that is encoded first is decoded last.
     number = 0
     for cells, group in zip(model.encoder_tower, reversed(model.groups), strict=True):
         for cell in cells:
@@ -207,7 +212,15 @@ def official_modules(model: NVAE) -> dict:
 
 
 def singular_vector(vector: np.ndarray, kernel_shape) -> np.ndarray:
-    """An official right singular vector, (in, k, k) flattened, in our order (k, k, in)."""
+    """Reorders an official right singular vector from (in, k, k) to our (k, k, in).
+
+    Args:
+        vector: The official vector, (in * k * k,).
+        kernel_shape: Shape of the kernel, (k, k, in, out).
+
+    Returns:
+        The vector in our order, (k * k * in,).
+    """
     size, _, inputs, _ = kernel_shape
     return np.transpose(vector.reshape(inputs, size, size), (1, 2, 0)).ravel()
 
@@ -217,7 +230,7 @@ def _cell_modules(prefix: str, cell: ResidualCell) -> dict:
     for index, operation in enumerate(cell.branch):
         name = f"{prefix}._ops.{index}"
         if isinstance(operation, MBConv):
-            modules.update(_inverted_residual_modules(f"{name}.conv", operation))
+            modules.update(_mbconv_modules(f"{name}.conv", operation))
         elif isinstance(operation, NormActConv):
             if operation.norm is not None:
                 modules[f"{name}.bn_act"] = operation.norm
@@ -232,19 +245,19 @@ def _cell_modules(prefix: str, cell: ResidualCell) -> dict:
     return modules
 
 
-def _inverted_residual_modules(prefix: str, operation: MBConv) -> dict:
-    # An up cell's doubling is a module of its own and takes number 0.
-    at = 1 if operation.direction == "up" else 0
+def _mbconv_modules(prefix: str, operation: MBConv) -> dict:
+    # The doubling of an up cell is a separate official module, with number 0.
+    start = 1 if operation.direction == "up" else 0
     expand, middle, project = operation.convolutions
     norms = operation.norms
     return {
-        f"{prefix}.{at}.bn": norms[0],
-        f"{prefix}.{at + 1}.conv.0": expand,
-        f"{prefix}.{at + 1}.conv.1": norms[1],
-        f"{prefix}.{at + 2}.conv.0": middle,
-        f"{prefix}.{at + 2}.conv.1": norms[2],
-        f"{prefix}.{at + 3}": project,
-        f"{prefix}.{at + 4}.bn": norms[3],
+        f"{prefix}.{start}.bn": norms[0],
+        f"{prefix}.{start + 1}.conv.0": expand,
+        f"{prefix}.{start + 1}.conv.1": norms[1],
+        f"{prefix}.{start + 2}.conv.0": middle,
+        f"{prefix}.{start + 2}.conv.1": norms[2],
+        f"{prefix}.{start + 3}": project,
+        f"{prefix}.{start + 4}.bn": norms[3],
     }
 
 
@@ -256,5 +269,5 @@ def _to_oihw(kernel):
     return np.transpose(kernel, (3, 2, 0, 1))
 
 
-def _as_is(weight):
+def _unchanged(weight):
     return Entry(weight, np.asarray, np.asarray)

@@ -166,6 +166,10 @@ def precision_recall(real: np.ndarray, generated: np.ndarray) -> tuple[float, fl
     Args:
         real: Features of real images, (n, d).
         generated: Features of generated images, (m, d).
+
+    Returns:
+        Precision and recall.
+
     Reference: Kynkaanniemi et al., *Improved Precision and Recall Metric*, 2019.
     """
 
