@@ -1,10 +1,10 @@
-"""Errors that stand for a user's mistake or an outside failure, and how others are told in one line."""
+"""Errors that users see, and helpers that turn other exceptions into one line."""
 
 import re
 import reprlib
 
-# Where in a graph TensorFlow was, which is for programmers.
-_OF_GRAPHS = re.compile(r"\{\{\w+ \S*\}\}\s*|\s*\[Op:\w+\].*")
+# The names of graph nodes that TensorFlow adds to its messages, which only programmers need.
+_GRAPH_NODES = re.compile(r"\{\{\w+ \S*\}\}\s*|\s*\[Op:\w+\].*")
 LONGEST = 2000  # characters of a line
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration key that is unknown, of the wrong type or impossible; names key and remedy.
+    """A configuration key is unknown, of the wrong type or impossible; the text names key and remedy.
 
     Args:
         text: The line.
@@ -29,19 +29,24 @@ class ConfigError(UserError):
 
 
 class TrainingDivergedError(UserError):
-    """Training ended because its steps were no longer finite."""
+    """Training ended because too many of its steps in a row were not finite."""
 
 
 def short_message(error: Exception, most: int = 200) -> str:
-    """What another library's error says, as a part of a line."""
+    """The message of another library's error, as a part of a line.
+
+    Args:
+        error: The error.
+        most: Most characters of it; a longer message loses its middle.
+    """
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    text = _OF_GRAPHS.sub("", text) or type(error).__name__
-    # The cause stands last as often as first.
+    text = _GRAPH_NODES.sub("", text) or type(error).__name__
+    # The cause is as often at the end as at the beginning.
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def short_repr(value) -> str:
-    """A value from outside as a part of a line: short, however large or deep it is."""
+    """The `repr` of a value from outside, shortened however large or deep the value is."""
     try:
         return _SHORT.repr(value)
     except Exception:  # noqa: BLE001 - Python refuses to print integers of thousands of digits
@@ -49,6 +54,6 @@ def short_repr(value) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text with line breaks and control characters (of file names, say) escaped, cut if too long."""
+    """Escapes line breaks and control characters (in file names, for example), and cuts a long text."""
     escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST + 1])
     return escaped if len(escaped) <= LONGEST else escaped[:LONGEST] + "..."

@@ -1,4 +1,4 @@
-"""Files written so that a crash or a full disk never leaves half of one, and small ones read."""
+"""Atomic file writes, and JSON reading."""
 
 import contextlib
 import ctypes
@@ -15,14 +15,21 @@ from PIL import Image
 
 from nvae_tf.io.errors import UserError, short_message
 
-OLD = ".old.part"  # ending of a folder that another one takes the place of
+OLD = ".old.part"  # ending of the name of a folder that is being replaced
 
 
 def read_json(path: Path, most: int = 2**27):
-    """What a JSON file holds.
+    """Reads a JSON file.
+
+    Args:
+        path: Path of the file.
+        most: Largest size of the file in bytes.
+
+    Returns:
+        The value that the file holds.
 
     Raises:
-        UserError: it is missing, damaged, or larger than `most` bytes.
+        UserError: The file is missing, damaged or too large.
     """
     try:
         if path.stat().st_size > most:
@@ -34,13 +41,16 @@ def read_json(path: Path, most: int = 2**27):
 
 @contextlib.contextmanager
 def atomic_write(path: Path):
-    """Yields a temporary file beside `path`, which takes its name if the block succeeds.
+    """Replaces a file in one step: yields a temporary file that is renamed if the block succeeds.
 
-    It has the permissions that the user's umask leaves. A process that is killed leaves it behind, as
-    ``.NAME.*.part``, and what was at `path` before.
+    The file gets the permissions that the user's umask leaves. A process that is killed leaves the
+    temporary file behind, as ``.NAME.*.part``, and the old file unchanged.
+
+    Args:
+        path: Path of the file to write; the temporary one is in the same folder.
 
     Raises:
-        UserError: the folder or the disk does not take the file; what was there is unchanged.
+        UserError: The file cannot be written there; the old file is unchanged.
     """
     temporary = _beside(path)
     try:
@@ -56,9 +66,9 @@ def atomic_write(path: Path):
 
 @contextlib.contextmanager
 def temporary_folder(path: Path):
-    """Yields an empty folder beside `path`, which is removed in the end, unless it was renamed.
+    """Yields an empty folder beside `path` and removes it at the end, unless the block renamed it.
 
-    As for the rest, it is like `atomic_write`.
+    Permissions, leftovers and errors are as for `atomic_write`.
     """
     temporary = _beside(path)
     try:
@@ -72,12 +82,12 @@ def temporary_folder(path: Path):
 
 @contextlib.contextmanager
 def atomic_write_dir(path: Path):
-    """As `atomic_write`, for a folder and all that the block puts into it.
+    """Replaces a folder in one step: like `atomic_write`, for all that the block puts into it.
 
-    The old and the new folder change names in one step, so that at every moment one of them is there.
-    Only where the system has no such step (NFS, macOS) there is a moment between two renames: a
-    process killed in it leaves both, whole, as ``.NAME.*.old.part`` and ``.NAME.*.part``, and the next
-    one to replace this folder puts the old one back first.
+    The old and the new folder exchange their names in one step, so one of them is there at every
+    moment. Where the system cannot do that (NFS, macOS), two renames follow each other: a process that
+    is killed between them leaves both folders complete, as ``.NAME.*.old.part`` and ``.NAME.*.part``,
+    and the next one that replaces the folder first puts the old one back.
     """
     with temporary_folder(path) as temporary:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*{OLD}"):
@@ -90,7 +100,7 @@ def atomic_write_dir(path: Path):
         yield temporary
         if not path.exists():
             temporary.rename(path)
-        elif not _exchanged(temporary, path):
+        elif not _exchange(temporary, path):
             old = temporary.with_suffix(OLD)
             path.rename(old)
             try:
@@ -102,23 +112,30 @@ def atomic_write_dir(path: Path):
 
 
 def _beside(path: Path) -> Path:
-    """A name for what is not complete yet: hidden, and of this process alone."""
+    """A hidden name in the same folder that no other process uses, for what is not complete yet."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
-def _exchanged(one: Path, other: Path) -> bool:
-    """Lets two folders change names in one step; whether the system could."""
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges the names of two folders in one step; returns False if the system cannot."""
     try:
-        rename = ctypes.CDLL(None).renameat2  # of Linux
+        rename = ctypes.CDLL(None).renameat2  # Linux only
     except AttributeError:
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return (
+        rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0
+    )
 
 
 @contextlib.contextmanager
 def download_errors(title: str, advice: str):
-    """Turns whatever a failed download by Keras raises into a `UserError` that gives advice."""
+    """Turns whatever a failed download by Keras raises into a `UserError` that gives advice.
+
+    Args:
+        title: Name of what is downloaded.
+        advice: What to do instead, as a part of a line.
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001 - Keras raises bare Exception here
@@ -128,7 +145,7 @@ def download_errors(title: str, advice: str):
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, unless they are there."""
+    """Makes a folder and its parents, unless they exist."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,19 +153,25 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes an 8-bit image (height, width, 1 or 3 channels), whole or not at all."""
+    """Writes an 8-bit image (height, width, 1 or 3 channels) as PNG, atomically."""
     with atomic_write(path) as temporary:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, "PNG")
 
 
 def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> None:
-    """Writes 8-bit RGB frames (n, height, width, 3), there and back in a loop, as GIF or WebP."""
+    """Writes an animation that plays forwards and backwards in a loop, atomically.
+
+    Args:
+        path: Path of the file, which ends in ``.gif`` or ``.webp``.
+        frames: 8-bit RGB images (n, height, width, 3).
+        milliseconds: Duration of a frame.
+    """
     pictures = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
     with atomic_write(path) as temporary:
@@ -164,7 +187,7 @@ def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> N
 
 
 def write_error(path: Path, error: Exception) -> UserError:
-    """The error to raise when writing failed."""
+    """Returns the error to raise when a file could not be written."""
     return UserError(
         f"{path}: cannot be written ({short_message(error)}); free space or permissions there, or "
         "choose another folder"

@@ -4,20 +4,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2  # pixels between images
-LEAST_WIDTH, LINE = 96, 12  # of an image with a caption, and of a line of its text
+LEAST_WIDTH = 96  # pixels of an image with a caption
+LINE_HEIGHT = 12  # pixels of a line of the caption
 
 
 def to_bytes(images) -> np.ndarray:
-    """Images in [0, 1] as 8-bit ones, values rounded."""
+    """Converts images in [0, 1] to 8 bits, rounding."""
     return np.rint(np.clip(np.asarray(images), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def grid(images, columns: int) -> np.ndarray:
-    """Arranges images row by row, with a grey gap between them.
+    """Arranges images row by row, with grey gaps between them.
 
     Args:
-        images: (n, height, width, channels) in [0, 1], or 8-bit.
-        columns: images in a row.
+        images: Images (n, height, width, channels), 8-bit or in [0, 1].
+        columns: Number of images per row.
 
     Returns:
         One 8-bit image (height', width', channels).
@@ -36,30 +37,40 @@ def grid(images, columns: int) -> np.ndarray:
 
 
 def with_captions(images, captions: list[list[str]]) -> np.ndarray:
-    """Puts lines of text below images, small ones enlarged to make room for them.
+    """Puts lines of text below images; small images are enlarged to make room for the text.
 
     Args:
-        images: (n, height, width, 1 or 3) in [0, 1], or 8-bit.
-        captions: as many lines for each image.
+        images: Images (n, height, width, 1 or 3), 8-bit or in [0, 1].
+        captions: Lines of text for each image, the same number for all.
 
     Returns:
         8-bit images (n, height', width', 3).
     """
-    drawn = []
+    captioned = []
     font = ImageFont.load_default()
     for image, lines in zip(images, captions, strict=True):
         enlarged = Image.fromarray(enlarge(image[None], LEAST_WIDTH)[0])
-        canvas = Image.new("RGB", (enlarged.width, enlarged.height + LINE * len(lines)), "white")
+        canvas = Image.new(
+            "RGB", (enlarged.width, enlarged.height + LINE_HEIGHT * len(lines)), "white"
+        )
         canvas.paste(enlarged)
         for number, line in enumerate(lines):
-            place = (2, enlarged.height + LINE * number)
-            ImageDraw.Draw(canvas).text(place, line, fill="black", font=font)
-        drawn.append(np.asarray(canvas))
-    return np.stack(drawn)
+            position = (2, enlarged.height + LINE_HEIGHT * number)
+            ImageDraw.Draw(canvas).text(position, line, fill="black", font=font)
+        captioned.append(np.asarray(canvas))
+    return np.stack(captioned)
 
 
 def enlarge(images, least_width: int) -> np.ndarray:
-    """Repeats the pixels of small images until they are so wide; 8-bit RGB."""
+    """Enlarges images by repeating their pixels a whole number of times.
+
+    Args:
+        images: Images (n, height, width, 1 or 3), 8-bit or in [0, 1].
+        least_width: Smallest width of the results in pixels.
+
+    Returns:
+        8-bit RGB images (n, height', width', 3).
+    """
     images = np.asarray(images)
     images = images if images.dtype == np.uint8 else to_bytes(images)
     times = -(-least_width // images.shape[2])

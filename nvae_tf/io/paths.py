@@ -6,14 +6,14 @@ from nvae_tf.io.errors import UserError, short_message, short_repr
 
 
 def user_path(text: str) -> Path:
-    """The path that a user wrote, ``~`` expanded.
+    """Turns what a user wrote into a path, with ``~`` expanded.
 
     Raises:
-        UserError: there is no such user, or it can be no path.
+        UserError: There is no such user, or the text cannot be a path.
     """
     try:
         path = Path(text).expanduser()
-        path.exists()  # raises if the name is too long, say
+        path.exists()  # raises if the name is too long, for example
         if "\0" in str(path):
             raise ValueError("it holds a zero byte")
     except (OSError, RuntimeError, ValueError) as error:
@@ -24,7 +24,10 @@ def user_path(text: str) -> Path:
 
 
 def is_regular(path: Path) -> bool:
-    """`Path.is_file`, but false where that raises; from a pipe or a device reading might never end."""
+    """Like `Path.is_file`, but False instead of an exception.
+
+    Guards against pipes and devices, from which reading might never end.
+    """
     try:
         return path.is_file()
     except (OSError, ValueError):

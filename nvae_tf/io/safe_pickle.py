@@ -4,8 +4,8 @@ Python's own unpickler calls whatever a file names. This one only parses (with `
 executes nothing) and builds plain data; every class or function that a file names must be on the
 caller's list, which says what plain data to put in its place. Anything else is refused by name.
 
-What it builds takes memory and time in proportion to the pickle: copies of what is there already are
-counted, and keys are plain scalars (Python would hash a tuple of tuples for ever, or crash).
+Memory and time are in proportion to the size of the pickle: copies of existing objects are counted, and
+keys are plain scalars (Python would hash deeply nested tuples for ever, or crash).
 """
 
 import pickletools
@@ -18,17 +18,17 @@ Factories = dict[str, Callable[..., Any]]
 
 
 class UnsafePickle(UserError):
-    """A pickle that is damaged, or asks for more than plain data; the text says what."""
+    """A pickle is damaged or asks for more than plain data; the text says what it holds."""
 
 
 class Object:
-    """Stands for an instance that a factory made, for pickles that set its state afterwards.
+    """Stands for an instance whose state the pickle sets after a factory has created it.
 
     Subclasses implement `set_state`.
     """
 
     def set_state(self, state: Any) -> None:
-        """Takes the state that the pickle gives."""
+        """Takes the state that the pickle holds."""
         raise NotImplementedError
 
 
@@ -60,12 +60,15 @@ def load(
     """Reads one pickle.
 
     Args:
-        file: open at the pickle's first byte; left after its last.
-        factories: ``"module name"`` of a class or function -> what to call in its place.
-        persistent: turns a persistent id into what stands for it.
+        file: A binary file at the pickle's first byte; afterwards it is after the last one.
+        factories: What to call instead of each class or function that is allowed, by ``"module name"``.
+        persistent: Turns a persistent id into the object that it refers to.
+
+    Returns:
+        The object that the pickle holds.
 
     Raises:
-        UnsafePickle: the pickle is damaged, or names something that is not on the list.
+        UnsafePickle: The pickle is damaged, or names something that is not in `factories`.
     """
     machine = _Machine(factories, persistent)
     try:
@@ -83,7 +86,7 @@ def load(
 
 
 class Global:
-    """A class or function that the pickle named."""
+    """A class or function that the pickle names."""
 
     def __init__(self, name: str, factory: Callable[..., Any]):
         self.name, self.factory = name, factory
@@ -97,8 +100,10 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MOST_OPERATIONS = 2_000_000  # some seconds; the largest official checkpoints have 300,000
-# Of collections and of texts that are handed on whole, in all; CIFAR-10's texts have 30 million.
+_MOST_OPERATIONS = (
+    2_000_000  # These take some seconds; the largest official checkpoints have 300,000
+)
+# Totals over all collections and texts that calls receive; CIFAR-10's texts have 30 million characters.
 _MOST_COPIED = {"entries": 1_000_000, "characters": 2**27}
 _SCALARS = (str, bytes, int, float, bool, type(None))
 
@@ -109,7 +114,7 @@ def _check_keys(keys) -> None:
 
 
 class _Machine:
-    """The stack machine that a pickle is a program for."""
+    """The stack machine that a pickle is a program for; its methods are the operations."""
 
     def __init__(self, factories: Factories, persistent):
         self.factories, self.persistent = factories, persistent
@@ -160,7 +165,7 @@ class _Machine:
         return list(zip(items[::2], items[1::2], strict=True))
 
     def _count(self, value) -> None:
-        """Counts what will be copied."""
+        """Counts what a call or a state will copy."""
         for kind, types in (("entries", (list, tuple, dict, set)), ("characters", (str, bytes))):
             self.copied[kind] += len(value) if isinstance(value, types) else 0
             if self.copied[kind] > _MOST_COPIED[kind]:
@@ -211,8 +216,8 @@ class _Machine:
 
     def _find(self, name: str):
         if name not in self.factories:
-            asked = short_repr(name.replace(" ", ".")).strip("'")
-            raise UnsafePickle(f"the file asks for {asked}, which is not data")
+            shown_name = short_repr(name.replace(" ", ".")).strip("'")
+            raise UnsafePickle(f"the file asks for {shown_name}, which is not data")
         self.stack.append(Global(name, self.factories[name]))
 
     def _call(self):

@@ -1,7 +1,7 @@
 """Reads checkpoint files of PyTorch without PyTorch, and without running any code in them.
 
 Two layouts exist: a zip archive (since PyTorch 1.6) and a sequence of pickles followed by raw numbers.
-In both, tensors refer to storages that lie outside the pickle; they are read only when asked for.
+In both, tensors refer to storages outside the pickle, which are read only when they are needed.
 """
 
 import struct
@@ -12,15 +12,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nvae_tf.io import safe_pickle as plain_pickle
+from nvae_tf.io import safe_pickle
 from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.paths import is_regular
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-UNFOLDING = 4  # times a file's size that its tensors may have in memory: bfloat16 doubles
+UNFOLDING = 4  # how many times a file's size its tensors may take in memory (bfloat16 doubles)
 
-_BFLOAT16 = "bfloat16"  # NumPy has none: two bytes, the upper half of a float32
+_BFLOAT16 = "bfloat16"  # unknown to NumPy: two bytes, the upper half of a float32
 STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
     "BFloat16Storage": _BFLOAT16, "LongStorage": "int64", "IntStorage": "int32",
@@ -32,10 +32,10 @@ class Tensor(NamedTuple):
     """A tensor that has not been read yet.
 
     Attributes:
-        read: returns its storage, one-dimensional.
-        offset: of its first element in the storage.
-        shape: of the tensor.
-        strides: in elements.
+        read: Returns the tensor's storage, one-dimensional.
+        offset: Position of the first element in the storage.
+        shape: Shape of the tensor.
+        strides: Strides in elements.
     """
 
     read: Callable[[], np.ndarray]
@@ -44,10 +44,10 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def numpy(self) -> np.ndarray:
-        """The tensor's values.
+        """Reads the tensor's values.
 
         Raises:
-            UserError: it does not lie within its storage.
+            UserError: The tensor does not lie within its storage.
         """
         storage = self.read()
         shape, strides = tuple(self.shape), tuple(self.strides)
@@ -88,17 +88,17 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
 
 
 def _not_called(*_):
-    raise plain_pickle.UnsafePickle("a call of a type")
+    raise safe_pickle.UnsafePickle("a call of a type")
 
 
-# What a checkpoint may name, and the plain data that takes its place.
-FACTORIES: plain_pickle.Factories = {
+# The classes and functions that a checkpoint may name, and what is called instead.
+FACTORIES: safe_pickle.Factories = {
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
     "torch Size": lambda sizes=(): tuple(sizes),
     "torch device": lambda *arguments: arguments,
-    "collections OrderedDict": plain_pickle.OrderedDict,
-    "argparse Namespace": plain_pickle.Namespace,
+    "collections OrderedDict": safe_pickle.OrderedDict,
+    "argparse Namespace": safe_pickle.Namespace,
     **{f"torch {name}": _not_called for name in STORAGES},
 }
 
@@ -107,19 +107,19 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint.
 
     Args:
-        path: of the file.
+        path: Path of the ``.pt`` file.
 
     Returns:
-        The dictionary that was saved, tensors as `Tensor` and namespaces as dictionaries.
+        The dictionary that was saved, with tensors as `Tensor` and namespaces as dictionaries.
 
     Raises:
-        UserError: no such file, not a PyTorch file, damaged, or one that asks for code.
+        UserError: The file is missing, damaged, not a PyTorch file, or asks for code.
     """
     if not is_regular(path):
         raise UserError(f"{path}: no such file")
     try:
         content = _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path)
-    except plain_pickle.UnsafePickle as error:
+    except safe_pickle.UnsafePickle as error:
         raise UserError(f"{path}: refused, nothing of it was run: it holds {error}") from None
     except UserError:
         raise
@@ -133,33 +133,36 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a dictionary that `load` found in a file.
+    """Reads the tensors of a dictionary that `load` returned.
 
     Args:
-        tensors: by name.
-        path: of the file.
+        tensors: The tensors by name.
+        path: Path of the ``.pt`` file.
+
+    Returns:
+        The values of each tensor by name.
 
     Raises:
-        UserError: something else is among them, one is damaged, or they are larger than their file,
-            which means that many share one storage.
+        UserError: A value is not a tensor, a tensor is damaged, or the tensors are much larger than
+            the file, which means that many share one storage.
     """
-    found: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
     room = UNFOLDING * path.stat().st_size
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: {short_repr(key)} is no tensor")
+            raise UserError(f"{path}: {short_repr(key)} is not a tensor")
         try:
-            found[key] = tensor.numpy()
+            values[key] = tensor.numpy()
         except UserError as error:
             raise UserError(f"{path}: {short_repr(key)}: {error}") from None
         except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
             raise UserError(
                 f"{path}: {short_repr(key)}: damaged ({short_message(error, 100)})"
             ) from None
-        room -= found[key].nbytes
+        room -= values[key].nbytes
         if room < 0:
             raise UserError(f"{path}: refused: its tensors would unfold to much more than the file")
-    return found
+    return values
 
 
 def _load_zip(path: Path) -> Any:
@@ -168,7 +171,7 @@ def _load_zip(path: Path) -> Any:
         if len(names) != 1:
             raise UserError(f"{path}: not a PyTorch checkpoint: a zip archive without one data.pkl")
         root = names[0].partition("/")[0]
-        # PyTorch stores without compression; an archive that unpacks to more than it is, is a bomb.
+        # PyTorch does not compress. An archive that unpacks to more than its own size is a bomb.
         if any(info.file_size > info.compress_size for info in archive.infolist()):
             raise UserError(f"{path}: not a PyTorch checkpoint: a compressed archive")
         byteorder = f"{root}/byteorder"
@@ -178,8 +181,8 @@ def _load_zip(path: Path) -> Any:
             storage_type, key, count = _storage_reference(reference)
 
             def read():
-                with zipfile.ZipFile(path) as again:
-                    content = again.read(f"{root}/data/{key}")
+                with zipfile.ZipFile(path) as archive:
+                    content = archive.read(f"{root}/data/{key}")
                 if len(content) != count * storage_type.itemsize:
                     raise UserError(f"{path}: storage {key} is damaged")
                 return storage_type.read(content, little)
@@ -187,11 +190,13 @@ def _load_zip(path: Path) -> Any:
             return read
 
         with archive.open(names[0]) as file:
-            return plain_pickle.load(file, FACTORIES, persistent)
+            return safe_pickle.load(file, FACTORIES, persistent)
 
 
 def _load_legacy(path: Path) -> Any:
-    positions: dict[str, tuple[int, int]] = {}  # key -> byte and count of elements
+    positions: dict[
+        str, tuple[int, int]
+    ] = {}  # for each key the first byte and the number of elements
     types: dict[str, _StorageType] = {}
 
     def persistent(reference):
@@ -200,20 +205,20 @@ def _load_legacy(path: Path) -> Any:
 
         def read():
             start, count = positions[key]
-            with path.open("rb") as again:
-                again.seek(start)
-                return storage_type.read(again.read(count * storage_type.itemsize))
+            with path.open("rb") as file:
+                file.seek(start)
+                return storage_type.read(file.read(count * storage_type.itemsize))
 
         return read
 
     with path.open("rb") as file:
-        if plain_pickle.load(file, {}) != LEGACY_MAGIC:
+        if safe_pickle.load(file, {}) != LEGACY_MAGIC:
             raise UserError(f"{path}: not a PyTorch checkpoint")
-        if plain_pickle.load(file, {}) != LEGACY_PROTOCOL:
+        if safe_pickle.load(file, {}) != LEGACY_PROTOCOL:
             raise UserError(f"{path}: an unknown version of PyTorch's format")
-        plain_pickle.load(file, {})  # sizes of the writing machine's integers
-        content = plain_pickle.load(file, FACTORIES, persistent)
-        keys = plain_pickle.load(file, {})
+        safe_pickle.load(file, {})  # sizes of the writing machine's integers
+        content = safe_pickle.load(file, FACTORIES, persistent)
+        keys = safe_pickle.load(file, {})
         size = path.stat().st_size
         for key in keys:
             (count,) = struct.unpack("<q", file.read(8))
@@ -228,9 +233,9 @@ def _load_legacy(path: Path) -> Any:
 def _storage_reference(reference) -> tuple[_StorageType, str, int]:
     kind, storage_type, key, _, count, *_ = reference
     if kind != "storage":
-        raise plain_pickle.UnsafePickle("a reference to something that is no storage")
-    named = isinstance(storage_type, plain_pickle.Global)
+        raise safe_pickle.UnsafePickle("a reference to something that is not a storage")
+    named = isinstance(storage_type, safe_pickle.Global)
     name = storage_type.name.removeprefix("torch ") if named else ""
     if name not in STORAGES or not isinstance(key, str):
-        raise plain_pickle.UnsafePickle("a storage of an unknown type")
+        raise safe_pickle.UnsafePickle("a storage of an unknown type")
     return _StorageType(STORAGES[name]), key, count
