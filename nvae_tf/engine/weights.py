@@ -113,7 +113,7 @@ def stack_weights(root) -> list[tf.Variable]:
     groups: dict[tuple, list[Weight]] = {}
     for weight in weights_below(root):
         groups.setdefault((weight.kind, tuple(weight.shape)), []).append(weight)
-    # Conv2D kernels first: some vectors begin at values that depend on them.
+    # Convolution kernels first: some vectors begin at values that depend on them.
     stacks = {key: _make_stack(groups[key]) for key in sorted(groups, key=lambda key: -len(key[1]))}
     return [stacks[key] for key in groups]
 
