@@ -1,6 +1,6 @@
-"""Checkpoints as files: what is saved of a model's layout, and which checkpoint of a run is read.
+"""Reading checkpoints: the saved layout of a model's stacks, and the newest undamaged checkpoint.
 
-Writing them is training's (`nvae_tf.training.checkpoints`); training and evaluation read them.
+`nvae_tf.training.checkpoints` writes checkpoints; training and evaluation read them.
 """
 
 import json
@@ -12,15 +12,15 @@ import tensorflow as tf
 
 from nvae_tf.io.errors import UserError, short_message
 
-NAME = "state"  # of TensorFlow's files in a checkpoint's folder
+NAME = "state"  # name of TensorFlow's files in a checkpoint's folder
 LAYOUT_KEY = "layout/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
 
 
 class Layout(tf.train.experimental.PythonState):
-    """Which weight stands where in the stacks of a checkpoint.
+    """The names of the weights in the rows of a checkpoint's stacks.
 
     Slots of optimisers, moving averages and singular vectors are saved as stacks, whose rows belong to
-    weights by position alone. So their names are saved too, and compared before anything is restored.
+    weights by position alone. Therefore the names are saved, too, and compared before a restore.
 
     Args:
         names: For each kind of stack the names of its rows, stack by stack.
@@ -30,20 +30,20 @@ class Layout(tf.train.experimental.PythonState):
         self.names = names
 
     def serialize(self) -> str:
-        """The names as JSON, for a checkpoint."""
+        """Returns the names as JSON, for a checkpoint."""
         return json.dumps(self.names)
 
     def deserialize(self, value: str) -> None:
-        """Changes nothing: `check` has compared the names."""
+        """Changes nothing, because `check` has compared the names before the restore."""
 
     def check(self, path: Path) -> None:
-        """Makes sure that the rows of a checkpoint's stacks are the rows of these.
+        """Checks that the rows of a checkpoint's stacks belong to the same weights as the rows here.
 
         Args:
             path: Folder of the checkpoint.
 
         Raises:
-            UserError: They are not, or the checkpoint does not say what they are.
+            UserError: They do not, or the checkpoint does not hold their names.
         """
         reader = tf.train.load_checkpoint(str(path / NAME))
         if LAYOUT_KEY not in reader.get_variable_to_shape_map():
@@ -71,23 +71,23 @@ def has_averages(path: Path) -> bool:
 
 
 def newest_whole(paths: list[Path], restore: Callable[[Path], None]) -> Path:
-    """Restores the first checkpoint that is not damaged, and reports those that are.
+    """Restores the newest checkpoint that is not damaged, and warns about those that are.
 
     Args:
-        paths: folders of checkpoints, newest first.
+        paths: Folders of checkpoints, newest first.
         restore: Restores from a checkpoint's folder; may raise any exception.
 
     Returns:
-        The one restored.
+        The folder of the checkpoint that was restored.
 
     Raises:
-        UserError: None can be restored; or what `restore` raises of that kind.
+        UserError: No checkpoint can be restored, or `restore` raised it.
     """
     for path in paths:
         try:
             restore(path)
             return path
-        except UserError:  # whole, but not of this model
+        except UserError:  # not damaged, but of another model
             raise
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
             if path is paths[-1]:

@@ -1,8 +1,9 @@
-"""Typed and validated configuration: what a recipe in ``configs/`` may say.
+"""Typed and validated configuration: the keys that a recipe in ``configs/`` may set.
 
 Keys carry the names of the official implementation's flags. A configuration is three frozen
 dataclasses that share one flat name space: `ModelConfig` (what is computed), `DataConfig` (on what)
-and `TrainConfig` (how it is trained). This module knows no TensorFlow, no files but YAML and no flags.
+and `TrainConfig` (how it is trained). This module knows neither TensorFlow nor flags, and of files
+only YAML.
 """
 
 import dataclasses
@@ -19,17 +20,18 @@ from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.io.errors import ConfigError, short_message, short_repr
 from nvae_tf.io.paths import is_regular, user_path
 
-_INSTALLED = Path(__file__).resolve().parent / "configs"  # in a wheel; in a checkout beside nvae_tf
+# A wheel has the recipes inside the package; a checkout has them beside it.
+_INSTALLED = Path(__file__).resolve().parent / "configs"
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "configs"
 
-# What is computed again in the backward pass (gradient checkpointing).
+# What is recomputed in the backward pass (gradient checkpointing).
 NO_REMAT, BN_ACT, CELLS = REMAT_MODES = ("none", "bn_swish", "cells")
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
-VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # of images that are not split yet
-LARGEST_INT = 2**31 - 1  # of whole numbers everywhere: TensorFlow's int32
-LARGEST_FLOAT = 3e38  # of other numbers: float32
-MOST_HALVINGS = 16  # of an image
-LARGEST_FILE = 100_000  # bytes of YAML; the recipes have 1,000
+VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # for images that are not split yet
+LARGEST_INT = 2**31 - 1  # of all whole numbers: TensorFlow's int32
+LARGEST_FLOAT = 3e38  # of all other numbers: float32
+MOST_HALVINGS = 16  # of an image's height and width
+LARGEST_FILE = 100_000  # bytes of a YAML file; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
 
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -38,14 +40,14 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What the model has to know of a data set.
+    """What the model has to know about a data set.
 
     Attributes:
-        size: height and width in pixels of the square images that enter the model.
-        channels: colour channels, 1 or 3.
-        binary: pixels are 0 or 1 and scored under a Bernoulli distribution.
-        scored_size: height and width of the centre that the reconstruction term counts (images of
-            28x28 are zero-padded to 32x32, and the padding is not scored).
+        size: Height and width in pixels of the square images that enter the model.
+        channels: Number of colour channels, 1 or 3.
+        binary: Whether pixels are 0 or 1 and scored under a Bernoulli distribution.
+        scored_size: Height and width of the centre that the reconstruction term counts; None: the whole
+            image. (Images of 28x28 are zero-padded to 32x32, and the padding is not scored.)
     """
 
     size: int
@@ -60,7 +62,7 @@ class ImageSpec:
 
     @property
     def num_dims(self) -> int:
-        """Scored values per image: the divisor of bits per dimension."""
+        """Number of scored values per image: the divisor of bits per dimension."""
         return (self.scored_size or self.size) ** 2 * self.channels
 
     def bits_per_dim(self, nats):
@@ -131,7 +133,7 @@ class ModelConfig:
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """GroupOutput groups of each scale, finest scale first."""
+        """Number of latent groups of each scale, finest scale first."""
         counts = [self.num_groups_per_scale]
         while len(counts) < self.num_latent_scales:
             halved = max(counts[-1] // 2, self.min_groups_per_scale)
@@ -282,36 +284,38 @@ def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
     """Builds a configuration from flat keys.
 
     Args:
-        values: key -> value; a value may be the text of one (``"1e-2"`` for a float).
-        base: the configuration whose values hold for the keys not given; default: the defaults.
+        values: The value of each key, or the text of the value (``"1e-2"`` for a float).
+        base: Configuration that has the values of all other keys; default: every key's default.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, a value out of range, or values that do not go
-            together.
+        ConfigError: A key is unknown, or a value has the wrong type, is out of range or does not go
+            together with another one.
     """
     base = base or Config()
     parts: dict[str, dict[str, Any]] = {part: {} for part in SECTIONS}
     for name, value in values.items():
-        parts[KEYS[name][0]][name] = check_value(name, value)
+        checked = check_value(name, value)
+        part, _ = KEYS[name]
+        parts[part][name] = checked
     config = Config(
-        **{part: dataclasses.replace(getattr(base, part), **kv) for part, kv in parts.items()}
+        **{part: dataclasses.replace(getattr(base, part), **new) for part, new in parts.items()}
     )
     _check_combinations(config)
     return config
 
 
 def override(recipe: Config, given: dict[str, Any]) -> Overridden:
-    """A recipe with the keys that somebody gave, as flags or in a search.
+    """Changes keys of a recipe, for flags or for the trials of a search.
 
-    A recipe's warm-up that is as long as the epochs given, or longer, ends one epoch before them. One
-    that is given itself has to fit.
+    If the recipe's warm-up is not shorter than the training, it is shortened to end one epoch before
+    it. A warm-up that is given itself has to fit.
 
     Args:
         recipe: The recipe, as its file has it.
-        given: key -> value, as for `from_dict`.
+        given: Values of the keys to change, as for `from_dict`.
 
     Raises:
-        ConfigError: as `from_dict`.
+        ConfigError: As for `from_dict`.
     """
     warmup, given = recipe.train.warmup_epochs, dict(given)
     epochs = check_value("epochs", given.get("epochs", recipe.train.epochs))
@@ -326,14 +330,17 @@ def override(recipe: Config, given: dict[str, Any]) -> Overridden:
 
 
 def check_value(name: str, value: Any) -> Any:
-    """A key's value in the key's type.
+    """Converts a value to its key's type and checks it.
 
     Args:
-        name: of the key.
-        value: of its type, or the text of one.
+        name: Name of the key.
+        value: Value of the key's type, or the text of one.
+
+    Returns:
+        The value in the key's type.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, or a value out of range.
+        ConfigError: The key is unknown, or the value has the wrong type or is out of range.
     """
     if name not in KEYS:
         near = difflib.get_close_matches(short_repr(name).strip("'"), KEYS, 1)
@@ -346,10 +353,10 @@ def load(name_or_path: str) -> Config:
     """Reads a recipe by its name (``cifar10``) or by the path of a YAML file.
 
     Args:
-        name_or_path: the name of a file in ``configs/`` without its ending, or a path.
+        name_or_path: Name of a file in ``configs/`` without its ending, or path of a YAML file.
 
     Raises:
-        ConfigError: no such recipe, not a YAML mapping, or an impossible value.
+        ConfigError: There is no such recipe, it is not a YAML mapping, or it has an impossible value.
     """
     recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     path = recipes.get(name_or_path) or user_path(name_or_path)
@@ -365,18 +372,30 @@ def load(name_or_path: str) -> Config:
 
 
 def data_override(folder: str | None) -> dict:
-    """The key ``data`` for a folder that a user names, absolute: later commands may run elsewhere."""
+    """The key ``data`` for a folder that a user names.
+
+    The path is made absolute, because later commands may run in another working directory.
+
+    Args:
+        folder: Path as the user wrote it; None or empty: none was given.
+
+    Returns:
+        A dictionary with the key, or an empty one if no folder was given.
+    """
     return {"data": str(user_path(folder).resolve())} if folder else {}
 
 
 def read_yaml(path: Path) -> dict:
-    """The mapping in a YAML file.
+    """Reads the mapping in a YAML file.
+
+    Args:
+        path: Path of the file.
 
     Returns:
-        The mapping, with every scalar as text, whatever it looks like, and nothing as None.
+        The mapping, with every scalar as text, whatever it looks like, and empty values as None.
 
     Raises:
-        ConfigError: it is missing or holds no mapping.
+        ConfigError: The file is missing or does not hold a mapping.
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -392,10 +411,14 @@ def read_yaml(path: Path) -> dict:
 
 
 def check_image(config: ModelConfig, image: ImageSpec) -> None:
-    """Refuses a model that does not fit the images.
+    """Checks that a model fits the images.
+
+    Args:
+        config: Configuration of the model.
+        image: Description of the images.
 
     Raises:
-        ConfigError: the image cannot be halved as often as the model halves it.
+        ConfigError: The image cannot be halved as often as the model halves it.
     """
     halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
     if image.size % 2**halvings:
@@ -408,17 +431,17 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, without what would surprise in a recipe.
+    """PyYAML's safe loader, without the features that would surprise in a recipe.
 
     Scalars stay text: YAML 1.1 would read ``off`` as false, ``1:30`` as 90, ``010`` as 8 and ``8_0`` as
-    80. What a text stands for is up to the key. A key given twice is an error instead of the last one
-    winning. And mappings are not merged (``<<``): a few lines of those could fill the memory.
+    80. The key decides what a text means. A key that is given twice is an error; PyYAML would take the
+    last one. Mappings are not merged (``<<``), because a few lines of merges could fill the memory.
     """
 
     yaml_implicit_resolvers: dict = {}
 
     def flatten_mapping(self, node):
-        """Leaves ``<<`` in place, an unknown key."""
+        """Leaves ``<<`` in place, as an unknown key."""
 
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep)
@@ -433,7 +456,7 @@ _PlainLoader.add_implicit_resolver(
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """The value, converted to the field's type; or a ConfigError that names what is allowed."""
+    """Converts a value to the field's type, or raises a ConfigError that says what is allowed."""
 
     def refuse(allowed: str):
         raise ConfigError(
@@ -450,7 +473,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         try:
             if isinstance(value, bool) or (field.type is int and isinstance(value, float)):
                 raise ValueError
-            # Python would take 8_0 for 80, and digits of every script.
+            # Python would read 8_0 as 80, and accept the digits of every script.
             if isinstance(value, str) and not _NUMBER.fullmatch(value):
                 raise ValueError
             converted = field.type(value)
@@ -459,7 +482,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         if not _in_range(field, converted):
             refuse(kind + allowed_range(field))
         largest = LARGEST_INT if field.type is int else LARGEST_FLOAT
-        if not -largest <= converted <= largest:  # nor is NaN
+        if not -largest <= converted <= largest:  # NaN is refused, too
             refuse(f"{kind} of at most {largest}")
     elif not isinstance(value, str):
         refuse("text")
@@ -480,7 +503,7 @@ def _in_range(field: dataclasses.Field, value: float) -> bool:
 
 
 def allowed_range(field: dataclasses.Field) -> str:
-    """The values a key may take, as text to append: ``", at least 1, even"``, or nothing."""
+    """The limits of a key's values as text to append: ``", at least 1, even"``, or an empty text."""
     limits = field.metadata
     texts = [
         limits["minimum"] is not None and f"at least {limits['minimum']}",
@@ -493,7 +516,7 @@ def allowed_range(field: dataclasses.Field) -> str:
 
 
 def _check_combinations(config: Config) -> None:
-    """Refuses values that are fine alone but not together."""
+    """Refuses values that are allowed alone but not together."""
     model, train = config.model, config.train
     if model.num_preprocess_blocks != model.num_postprocess_blocks:
         raise ConfigError(

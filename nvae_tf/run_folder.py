@@ -1,4 +1,4 @@
-"""The folder of one training run: configuration, checkpoints, logs and pictures."""
+"""The paths of one training run: configuration, checkpoints, logs and pictures."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ class RunFolder:
     """Paths of a run.
 
     Args:
-        path: ``ROOT/SAVE``.
+        path: Path of the run's folder, ``ROOT/SAVE``.
     """
 
     def __init__(self, path: Path):
@@ -24,15 +24,19 @@ class RunFolder:
         self.reconstructions = path / "reconstructions.png"
 
     def list_checkpoints(self) -> list[Path]:
-        """Folders of complete checkpoints, newest first."""
-        found = [path for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()]
-        return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+        """Returns the folders of complete checkpoints, newest first."""
+        folders = [path for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()]
+        return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
     def check(self, config: Config, resume: bool) -> None:
-        """Makes sure that training with this configuration may use the folder.
+        """Checks that training with this configuration may use the folder.
+
+        Args:
+            config: Configuration of the training.
+            resume: Whether to continue the run that is in the folder.
 
         Raises:
-            UserError: a run is there and `resume` is not set; or the one there has another model or
+            UserError: The folder holds a run and `resume` is not set, or that run has another model or
                 other data.
         """
         if self.config_file.exists():
@@ -46,8 +50,11 @@ class RunFolder:
     def create(self, config: Config) -> None:
         """Makes the folder and writes the configuration.
 
+        Args:
+            config: Configuration of the run.
+
         Raises:
-            UserError: it cannot be written.
+            UserError: The folder cannot be written.
         """
         make_folder(self.checkpoints)
         write_text(self.config_file, config.to_yaml())
@@ -56,10 +63,10 @@ class RunFolder:
         before = configuration.load(str(self.config_file)).to_dict()
         after = config.to_dict()
         for name, (part, _) in configuration.KEYS.items():
-            # Where the data lies may change, and so may schedule and reports; and images per replica,
-            # with the replicas, as long as a step has as many images (see `Checkpoints`).
-            free = name in ("data", "batch_size") or (part == "train" and name != "optimizer")
-            if not free and before[name] != after[name]:
+            # The data may be in another place, and schedule and reports may change. So may the images
+            # per replica, as long as the images per step stay the same (see `Checkpoints`).
+            may_change = name in ("data", "batch_size") or (part == "train" and name != "optimizer")
+            if not may_change and before[name] != after[name]:
                 raise UserError(
                     f"{name}: {after[name]} does not continue the run in {self.path}, which has "
                     f"{before[name]}; start another with --save"
