@@ -131,14 +131,15 @@ def test_shared_kernels_and_their_gradients_are_the_layers_own(photographs, comp
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_data_initialization_leaves_mean_0_and_deviation_a_fifth(photographs):
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_data_initialization_leaves_mean_0_and_stddev_a_fifth(precision, error, photographs):
     x = photo_maps(photographs, 4)
     layer = Conv2D(6, 3, data_init=True)
     before = layer(x).numpy()
-    layer(x, scope=Scope(data_initialization=True))
+    assert layer(tf.cast(x, precision), scope=Scope(data_initialization=True)).dtype == precision
     out = layer(x).numpy().reshape(-1, 6)
-    np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
-    np.testing.assert_allclose(out.std(0, ddof=1), 0.2, rtol=1e-3)
+    np.testing.assert_allclose(out.mean(0), 0.0, atol=error)
+    np.testing.assert_allclose(out.std(0, ddof=1), 0.2, rtol=max(error, 1e-3))
     assert not np.allclose(before.reshape(-1, 6).std(0), 0.2, rtol=0.1)
 
 

@@ -158,7 +158,7 @@ class Conv2D(Layer):
     def _initialize_from(self, inputs):
         """Sets log-norm and bias so that outputs of this batch have mean 0 and stddev 1/5."""
         kernel = normalize(self.kernel.value(), tf.zeros(self.log_norm.shape))
-        outputs = self._convolve(inputs, kernel)
+        outputs = self._convolve(tf.cast(inputs, tf.float32), kernel)
         mean, variance = tf.nn.moments(outputs, [0, 1, 2])
         count = tf.cast(tf.size(outputs) // tf.size(mean), variance.dtype)
         stddev = tf.sqrt(variance * count / (count - 1.0))
