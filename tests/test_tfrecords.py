@@ -163,8 +163,8 @@ def damage(kind, path, image):
         ("negative shape", r"its shape \(-32, -32, 3\) is not"),
         ("another size", "the image at byte 0 is 16x16, not 32x32"),
         ("grey", "its image has 1 channels, not 3"),
-        ("no example", "no example with shape and data"),
-        ("no data", "no example with shape and data"),
+        ("no example", "not an example with shape and data"),
+        ("no data", "not an example with shape and data"),
     ],
 )
 def test_broken_tfrecords_are_named(kind, message, glow, photographs):

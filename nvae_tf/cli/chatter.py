@@ -1,11 +1,11 @@
-"""What TensorFlow's C++ code writes to standard error, of which a command shows what matters.
+"""Filters what TensorFlow's C++ code writes to standard error, so that a command shows what matters.
 
-It writes to file descriptor 2, whatever Python does: some eight lines before a command's first word,
-most of them notices, and one an error that only says that there is no GPU. `keep_out` puts a process
-behind the descriptor that hands on all but such lines. It is a process of its own because what
-TensorFlow says when it aborts the command has to be handed on too.
+That code writes to file descriptor 2, whatever Python does: some eight lines before a command's first
+word, most of them notices, and one an error that only says that there is no GPU. `keep_out` puts a
+process behind the descriptor that passes on all other lines. It has to be a separate process, because
+what TensorFlow writes while it aborts the command has to be passed on, too.
 
-Run as a program, this file is that process. It needs Python's standard library alone.
+Run as a program, this file is that process. It needs only Python's standard library.
 """
 
 import atexit
@@ -16,14 +16,14 @@ import select
 import subprocess
 import sys
 
-LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # what TensorFlow reads: the least level that it writes
-END = b"\0"  # after the last words of a command
-PATIENCE = 0.2  # seconds for the rest of a line
-LAST_WORDS = 5.0  # seconds, at most, until they are handed on
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # environment variable: the lowest level that TensorFlow writes
+END = b"\0"  # follows the last output of a command
+PATIENCE = 0.2  # seconds to wait for the rest of a line
+LAST_WORDS = 5.0  # seconds to wait, at most, until the last output is passed on
 LONGEST = 1 << 16  # bytes of a line that is held back
 
-# How a message begins: as absl writes it (E0000 00:00:1700000000.000000  1234 file.cc:1] ...), or as
-# TensorFlow 2.15 does (2024-01-01 00:00:00.000000: E path/file.cc:1] ...).
+# The beginning of a message: as absl writes it (E0000 00:00:1700000000.000000  1234 file.cc:1] ...), or
+# as TensorFlow 2.15 does (2024-01-01 00:00:00.000000: E path/file.cc:1] ...).
 _MESSAGE = re.compile(
     rb"(?:(?P<absl>[IWEF])\d{4} [\d:.]+ +\d+ |\d{4}-\d\d-\d\d [\d:.]+: (?P<older>[IWEF]) )\S+:\d+\] "
 )
@@ -31,18 +31,18 @@ _MESSAGE = re.compile(
 _KNOWN = re.compile(
     rb"All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|To enable the following instructions: .*rebuild TensorFlow"
-    # There is no GPU, or none that this process may use. Other failures of cuInit are told.
+    # There is no GPU, or none that this process may use. Other failures of cuInit are shown.
     rb"|failed call to cuInit: .*(?:UNKNOWN ERROR \(303\)|CUDA_ERROR_NO_DEVICE)"
     rb"|Could not find (?:cuda drivers|TensorRT)"
     rb"|Unable to register cu\w+ factory|computation placer already registered"
     rb"|SetPriority unimplemented for this stream"
     rb"|oneDNN supports \w+ only on platforms with"
-    # Python has these as exceptions.
+    # Python raises exceptions for these.
     rb"|OP_REQUIRES failed at|tensor_slice_reader\.cc:\d+\] Could not open"
     rb"|Local rendezvous is aborting with status"
     rb"|will not be optimized because the dataset does not implement"
     rb"|exceeds 10% of free system memory"
-    # How the graph and its kernels are made faster on GPUs.
+    # Optimisation of the graph and its kernels on GPUs.
     rb"|meta_optimizer\.cc:\d+\] \w+ failed"
     rb"|[Dd]elay kernel|disabling parallel compilation|ptxas (?:info|warning) +:"
 )
@@ -51,59 +51,59 @@ _KNOWN = re.compile(
 def keep_out() -> None:
     """Keeps TensorFlow's chatter out of this process's standard error, from now to its end.
 
-    Python's own standard error stays what it is, a terminal for example. Nothing changes where the user
-    has set ``TF_CPP_MIN_LOG_LEVEL``, where TensorFlow is imported already, or where standard error is
-    closed or is not descriptor 2.
+    `sys.stderr` stays what it is, a terminal for example. Nothing changes if the user has set
+    ``TF_CPP_MIN_LOG_LEVEL``, if TensorFlow is already imported, or if standard error is closed or is
+    not descriptor 2.
     """
     if LEVEL in os.environ or "tensorflow" in sys.modules or not _writes_to_2(sys.stderr):
         return
     try:
-        sifter = subprocess.Popen(
+        chatter_filter = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the command
         )
-    except OSError:  # no process to be had: then with chatter
+    except OSError:  # no process can be started, so the chatter stays
         return
-    assert sifter.stdin is not None
+    assert chatter_filter.stdin is not None
     os.environ[LEVEL] = "1"
-    own = os.dup(2)
-    os.dup2(sifter.stdin.fileno(), 2)
-    sifter.stdin.close()
+    original = os.dup(2)
+    os.dup2(chatter_filter.stdin.fileno(), 2)
+    chatter_filter.stdin.close()
     sys.stderr = os.fdopen(
-        own, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
+        original, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
     )
-    atexit.register(_end, sifter)
+    atexit.register(_end, chatter_filter)
 
 
 def _writes_to_2(stream) -> bool:
     try:
         return stream is not None and stream.fileno() == 2
-    except (OSError, ValueError):  # it is closed, or no file
+    except (OSError, ValueError):  # it is closed, or not a file
         return False
 
 
-def _end(sifter: subprocess.Popen) -> None:
-    """Waits until what was said so far is handed on, so that it comes before the shell's prompt."""
-    assert sifter.stdout is not None
+def _end(chatter_filter: subprocess.Popen) -> None:
+    """Waits until everything so far is passed on, so that it comes before the shell's prompt."""
+    assert chatter_filter.stdout is not None
     with contextlib.suppress(OSError):
         os.write(2, END)
-        select.select([sifter.stdout], [], [], LAST_WORDS)
+        select.select([chatter_filter.stdout], [], [], LAST_WORDS)
 
 
 def is_chatter(line: bytes) -> bool:
     """Whether a line is known to mean nothing to a user."""
-    begin = _MESSAGE.match(line)
-    level = begin and (begin["absl"] or begin["older"])
+    prefix = _MESSAGE.match(line)
+    level = prefix and (prefix["absl"] or prefix["older"])
     return level == b"I" or (level != b"F" and bool(_KNOWN.search(line)))
 
 
 def _sift() -> None:
     """Copies standard input to standard error, without chatter, and closes standard output at `END`."""
-    held, begun = b"", False  # what came of a line so far, and whether its beginning is handed on
+    held, begun = b"", False  # the part of a line so far, and whether its beginning is passed on
     while True:
-        # A message is waited for to its end: only then is it known what it says.
+        # Wait for the end of a message, because only then is it known what it says.
         waiting = held and not _MESSAGE.match(held)
         ready, _, _ = select.select([0], [], [], PATIENCE if waiting else None)
         block = os.read(0, LONGEST) if ready else b""
@@ -111,11 +111,11 @@ def _sift() -> None:
         *lines, held = (held + block.replace(END, b"")).split(b"\n")
         for line in lines:
             if begun or not is_chatter(line):
-                _hand_on(line + b"\n")
+                _pass_on(line + b"\n")
             begun = False
         if held and (ended or not block or len(held) > LONGEST):
             if begun or not is_chatter(held):
-                _hand_on(held)
+                _pass_on(held)
             held, begun = b"", True
         if ended:
             with contextlib.suppress(OSError):
@@ -124,8 +124,8 @@ def _sift() -> None:
             return
 
 
-def _hand_on(text: bytes) -> None:
-    with contextlib.suppress(OSError):  # nobody reads any more; the command is to go on
+def _pass_on(text: bytes) -> None:
+    with contextlib.suppress(OSError):  # nobody reads any more, and the command should go on
         while text:
             text = text[os.write(2, text) :]
 

@@ -25,10 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluates a model.
 
     Args:
-        argv: the command's arguments; default: the process's.
+        argv: Arguments of the command; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+        The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
@@ -71,7 +71,7 @@ def _parser() -> Parser:
         "--batch_size",
         type=at_least(1),
         metavar="N",
-        help="images at once (default: 100)",
+        help="images per batch (default: 100)",
         default=100,
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Flags made from the configuration's keys: each key is a flag of the same name."""
+"""The flags of all commands; each configuration key is a flag of the same name."""
 
 import argparse
 import difflib
@@ -26,13 +26,13 @@ TITLES = {"model": "model", "data": "data", "train": "training"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one line; flags are to be written in full."""
+    """An argument parser that answers a mistake with one line, and accepts no abbreviated flags."""
 
     def __init__(self, **options):
         super().__init__(**{**options, "allow_abbrev": False})
 
     def parse_known_args(self, args=None, namespace=None):
-        """Parses; a flag that does not exist is refused first, before others are found missing."""
+        """Parses; refuses a flag that does not exist before it looks for missing ones."""
         words = sys.argv[1:] if args is None else list(args)
         for word in itertools.takewhile(lambda word: word != "--", words):
             flag = word.partition("=")[0]
@@ -54,14 +54,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def program(usual: str) -> str:
-    """What a command calls itself in its help.
+    """Returns the name of the running command for its help.
 
     Args:
-        usual: The name in a checkout, unless the command was started as one of those that an
-            installation has: ``nvae-train`` and its like.
+        usual: Name in a checkout; it is used unless the command was started by an installed name
+            such as ``nvae-train``.
     """
-    called = Path(sys.argv[0]).name
-    return called if called.startswith("nvae-") else usual
+    name = Path(sys.argv[0]).name
+    return name if name.startswith("nvae-") else usual
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_key_flags(group, names) -> None:
-    """Adds one flag for each of the named configuration keys to a parser or a group of one."""
+    """Adds one flag per named configuration key to a parser or to a group of a parser."""
     for name in names:
         _, field = KEYS[name]
         default = "empty" if field.default == "" else field.default
@@ -98,7 +98,7 @@ def add_key_flags(group, names) -> None:
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The configuration keys that were given as flags, and their values.
+    """Returns the configuration keys that were given as flags, and their values.
 
     Raises:
         ConfigError: A value is not allowed.
@@ -112,10 +112,10 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def configured(arguments: argparse.Namespace) -> Overridden:
-    """The recipe of ``--config``, with the keys that were given as flags.
+    """Reads the recipe of ``--config`` and changes the keys that were given as flags.
 
     Raises:
-        ConfigError: The recipe or a value is not allowed, or they do not go together.
+        ConfigError: The recipe or a value is not allowed, or values do not go together.
     """
     recipe, given = load(arguments.config), overrides(arguments)
     try:
@@ -128,10 +128,10 @@ def configured(arguments: argparse.Namespace) -> Overridden:
 
 
 def named_folder(arguments: argparse.Namespace) -> Path:
-    """The folder ROOT/SAVE that the flags of those names mean; SAVE is the configuration's by default.
+    """Returns the folder ROOT/SAVE of the flags; SAVE is the configuration's name by default.
 
     Raises:
-        UserError: it would not lie in ROOT.
+        UserError: The folder would not be in ROOT.
     """
     name = arguments.save or Path(arguments.config).stem
     outside = Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("~")
@@ -141,7 +141,7 @@ def named_folder(arguments: argparse.Namespace) -> Path:
 
 
 def at_least(minimum: int):
-    """A flag's type: a whole number from `minimum` on, that fits into 32 bits."""
+    """Returns a flag's type: whole numbers from `minimum` on that fit into 32 bits."""
 
     def whole_number(text: str) -> int:
         if not minimum <= int(text) <= LARGEST_INT:

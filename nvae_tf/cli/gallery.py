@@ -14,10 +14,10 @@ def main(argv: list[str] | None = None) -> int:
     """Shows a trained model in one HTML file.
 
     Args:
-        argv: The command's arguments; default: the process's.
+        argv: Arguments of the command; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+        The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
     parser = Parser(
         prog=program("nvae-gallery"),

@@ -13,10 +13,10 @@ def main(argv: list[str] | None = None) -> int:
     """Converts an official checkpoint.
 
     Args:
-        argv: The command's arguments; default: the process's.
+        argv: Arguments of the command; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for a mistake or a failure that one line on standard error explains.
+        The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
     parser = Parser(
         prog=program("nvae-import"),
@@ -36,15 +36,16 @@ def main(argv: list[str] | None = None) -> int:
 def convert(path: Path, output: Path) -> None:
     """Writes an official checkpoint as the folder of a run, from which training can continue.
 
-    Weights, running averages and the step are the file's. The optimiser's moments start at zero, and
-    the singular vectors are iterated anew.
+    Weights, running averages and the step come from the file. The optimiser's moments start at zero,
+    and the singular vectors are computed anew.
 
     Args:
         path: Path of the ``.pt`` file.
-        output: The folder to make.
+        output: Path of the folder to make.
 
     Raises:
-        UserError: The file cannot be read or is none of NVAE; or the folder holds a run already.
+        UserError: The file cannot be read or is not a checkpoint of NVAE, or the folder already holds a
+            run.
     """
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf import torch_import

@@ -1,6 +1,6 @@
 """The modes of ``evaluate_keras.py`` that measure: likelihood, samples, FID.
 
-TensorFlow takes seconds to import: only after the flags are known to be right, so within functions.
+Functions import what needs TensorFlow, which takes seconds: by then the flags are known to be right.
 """
 
 import json
@@ -10,13 +10,13 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import make_folder
 from nvae_tf.io.paths import user_path
 
-READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as officially
+READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as in the official implementation
 GRID_COLUMNS, GRID_IMAGES = 10, 100
 FID_SAMPLES = 50_000
 
 
 def load(arguments):
-    """The model, and the folder for results."""
+    """Loads the model that the flags name, and makes the folder for results."""
     from nvae_tf.evaluation import loading
 
     loaded = loading.load(arguments.checkpoint, data_override(arguments.data))
@@ -28,7 +28,7 @@ def load(arguments):
 
 
 def evaluate(arguments) -> None:
-    """NELBO and importance-weighted log-likelihood."""
+    """Computes the NELBO and the importance-weighted log-likelihood."""
     loaded, output = load(arguments)
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
@@ -47,7 +47,7 @@ def evaluate(arguments) -> None:
         num_bits=config.model.num_x_bits,
     )
     with reading(source):
-        found = likelihood.evaluate(
+        results = likelihood.evaluate(
             loaded.model,
             batches,
             len(source),
@@ -55,7 +55,7 @@ def evaluate(arguments) -> None:
             chunk=arguments.iw_chunk,
             seed=arguments.seed,
         )
-    summary = likelihood.summarize(found, loaded.model.bits_per_dim)
+    summary = likelihood.summarize(results, loaded.model.bits_per_dim)
     report = {
         **summary,
         "num_images": len(source),
@@ -77,7 +77,7 @@ def evaluate(arguments) -> None:
 
 
 def statistics_at(arguments, model, temperature: float):
-    """Batch-norm statistics over samples at a temperature."""
+    """Computes batch-norm statistics over samples at a temperature."""
     from nvae_tf.evaluation.sampling import batch_norm_statistics
 
     statistics, left_out = batch_norm_statistics(
@@ -101,7 +101,7 @@ def _readjust(arguments, model) -> None:
 
 
 def sample(arguments) -> None:
-    """A grid of samples, and on request all of them."""
+    """Writes a grid of samples, and on request every sample."""
     loaded, output = load(arguments)
     import numpy as np
 
@@ -135,7 +135,7 @@ def sample(arguments) -> None:
 
 
 def fid_stats(arguments) -> None:
-    """Statistics of the data's Inception features."""
+    """Writes statistics of the Inception features of the data."""
     loaded, output = load(arguments)
     import numpy as np
     from tqdm import tqdm
@@ -166,7 +166,7 @@ def fid_stats(arguments) -> None:
 
 
 def evaluate_fid(arguments) -> None:
-    """FID, KID, precision and recall of samples."""
+    """Computes FID, KID, precision and recall of samples."""
     if not arguments.fid_stats:
         raise UserError(
             "FID needs the data's statistics: make them with --eval_mode fid_stats, and give "

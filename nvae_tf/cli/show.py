@@ -1,6 +1,6 @@
-"""The modes of ``evaluate_keras.py`` that show latents, and that hand a model on.
+"""The modes of ``evaluate_keras.py`` that show latents, and those that export and describe a model.
 
-TensorFlow takes seconds to import: only after the flags are known to be right, so within functions.
+Functions import what needs TensorFlow, which takes seconds: by then the flags are known to be right.
 """
 
 import json
@@ -14,37 +14,39 @@ from nvae_tf.io.paths import user_path
 
 RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
-ANIMATION_WIDTH = 128  # pixels, at least, of one image
+ANIMATION_WIDTH = 128  # least width of one image in pixels
 INFLUENCE_SAMPLES = 100
 CARD_SAMPLES, CARD_TEMPERATURE = 40, 0.7
 
 
 def reconstruct(arguments) -> None:
-    """Images beside what becomes of them, with NELBO and squared error."""
+    """Writes images beside their reconstructions, with NELBO and squared error."""
     loaded, output = load(arguments)
     import numpy as np
 
     from nvae_tf.evaluation import latents
     from nvae_tf.io.image_grid import grid, with_captions
 
-    images, names = _chosen(arguments, loaded, most=RECONSTRUCTED)
-    found = latents.reconstruct(loaded.model, images, arguments.seed)
-    pairs = np.concatenate([images, np.clip(found.images, 0.0, 1.0)], 2)  # side by side
+    images, names = _chosen_images(arguments, loaded, most=RECONSTRUCTED)
+    results = latents.reconstruct(loaded.model, images, arguments.seed)
+    pairs = np.concatenate([images, np.clip(results.images, 0.0, 1.0)], 2)  # side by side
     captions = [
         [f"{nelbo:.1f} nats", f"mse {mse:.4f}"]
-        for nelbo, mse in zip(found.nelbo, found.mse, strict=True)
+        for nelbo, mse in zip(results.nelbo, results.mse, strict=True)
     ]
     picture, report = output / "reconstruct.png", output / "reconstruct.json"
     write_png(picture, grid(with_captions(pairs, captions), min(COLUMNS // 2, len(images))))
-    rows = zip(names, found.nelbo.tolist(), found.mse.tolist(), strict=True)
+    rows = zip(names, results.nelbo.tolist(), results.mse.tolist(), strict=True)
     entries = [{"image": name, "nelbo": nelbo, "mse": mse} for name, nelbo, mse in rows]
     write_text(report, json.dumps(entries, indent=1) + "\n")
-    print(f"mean of {len(images)}: nelbo {found.nelbo.mean():.2f} nats, mse {found.mse.mean():.5f}")
+    print(
+        f"mean of {len(images)}: nelbo {results.nelbo.mean():.2f} nats, mse {results.mse.mean():.5f}"
+    )
     print(f"written: {picture}, {report}")
 
 
 def interpolate(arguments) -> None:
-    """Rows of images from one image to another, or from one sample to another."""
+    """Writes rows of images from one image to another, or from one sample to another."""
     loaded, output = load(arguments)
     import numpy as np
 
@@ -52,7 +54,7 @@ def interpolate(arguments) -> None:
     from nvae_tf.io.image_grid import enlarge, grid
 
     if arguments.images or arguments.indices:
-        images, _ = _chosen(arguments, loaded)
+        images, _ = _chosen_images(arguments, loaded)
         noise, temperature = latents.prior_noise(loaded.model, images), 1.0
     else:
         count = 2 * (arguments.num_samples or 1)
@@ -72,14 +74,14 @@ def interpolate(arguments) -> None:
 
 
 def traverse(arguments) -> None:
-    """A row for each image and group: what that group's noise alone changes."""
+    """Writes a row per image and group, in which only the noise of that group changes."""
     loaded, output = load(arguments)
     from nvae_tf.evaluation import latents
     from nvae_tf.io.image_grid import grid
 
     model, groups = loaded.model, _groups(arguments, loaded.model)
     if arguments.images or arguments.indices:
-        images, _ = _chosen(arguments, loaded)
+        images, _ = _chosen_images(arguments, loaded)
         noise, temperature = latents.prior_noise(model, images), 1.0
     else:
         noise, temperature = model.draw_noise(1, (arguments.seed, 0)), arguments.temp
@@ -95,12 +97,12 @@ def traverse(arguments) -> None:
     print(f"change of a pixel (root mean square, of 1) by a fresh draw at {arguments.temp:g}:")
     for entry in entries:
         print(f"  group {entry['group']:2d} {str(entry['shape']):>16}  {entry['influence']:.4f}")
-    of_each = f" of each of {len(rows)} images" if len(rows) > 1 else ""
-    print(f"written: {picture} (rows: groups {groups}{of_each}), {report}")
+    per_image = f" of each of {len(rows)} images" if len(rows) > 1 else ""
+    print(f"written: {picture} (rows: groups {groups}{per_image}), {report}")
 
 
 def encode(arguments) -> None:
-    """Latents of images, as arrays."""
+    """Writes the latents of images as arrays."""
     loaded, output = load(arguments)
     import numpy as np
     from tqdm import tqdm
@@ -115,8 +117,8 @@ def encode(arguments) -> None:
 
     def images():
         with tqdm(total=len(source), unit="image", desc="encode", disable=None) as bar:
-            for batch, of_batch in batches:
-                labels.append(of_batch.numpy())
+            for batch, batch_labels in batches:
+                labels.append(batch_labels.numpy())
                 bar.update(len(batch))
                 yield batch
 
@@ -141,7 +143,7 @@ def encode(arguments) -> None:
 
 
 def export(arguments) -> None:
-    """A SavedModel, with a card and a grid of samples beside it."""
+    """Writes a SavedModel, with a card and a grid of samples beside it."""
     if not arguments.output:
         raise UserError("an export needs --output DIR: the folder that becomes the served model")
     loaded, output = load(arguments)
@@ -153,7 +155,7 @@ def export(arguments) -> None:
     }
     version = exporting.export(loaded.model, readjusted, output)
     usage = (
-        "`1/` and so on are SavedModels that need TensorFlow alone, with the signatures "
+        "`1/` and so on are SavedModels that need only TensorFlow, with the signatures "
         + ", ".join(f"`{name}`" for name in exporting.SIGNATURES)
         + "."
     )
@@ -165,7 +167,7 @@ def export(arguments) -> None:
 
 
 def card(arguments) -> None:
-    """A model card in the run's folder."""
+    """Writes a model card, by default into the run's folder."""
     loaded, output = load(arguments)
     print("written: " + ", ".join(map(str, _write_card(arguments, loaded, output))))
 
@@ -184,7 +186,7 @@ def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
 
 
 def _groups(arguments, model) -> list[int]:
-    """The groups that the flags name."""
+    """Returns the latent groups that the flags name."""
     groups = arguments.groups or list(range(len(model.groups)))
     wrong = [group for group in groups if group >= len(model.groups)]
     if wrong:
@@ -193,7 +195,7 @@ def _groups(arguments, model) -> list[int]:
 
 
 def _source(arguments, loaded):
-    """The images that the flags name: source, description and names."""
+    """Returns the images that the flags name: source, description of the data set, and names."""
     from nvae_tf.data import catalog
     from nvae_tf.data.images import FolderSource, find_images
 
@@ -222,8 +224,8 @@ def _batches(arguments, loaded, source, dataset, **options):
     )
 
 
-def _chosen(arguments, loaded, most: int | None = None):
-    """Images by --images or --indices, else the first ones of the data set; and their names."""
+def _chosen_images(arguments, loaded, most: int | None = None):
+    """Returns the images and their names: by --images or --indices, or the first of the data set."""
     import numpy as np
 
     from nvae_tf.data.source import reading
@@ -234,14 +236,14 @@ def _chosen(arguments, loaded, most: int | None = None):
     outside = [number for number in wanted if number >= len(source)]
     if outside:
         raise UserError(f"--indices: there is no image {outside[0]}; there are {len(source)}")
-    found = {}
+    images = {}
     with reading(source):
         start = 0
         for batch in _batches(arguments, loaded, source, dataset):
-            found.update(
+            images.update(
                 {i: batch[i - start].numpy() for i in wanted if 0 <= i - start < len(batch)}
             )
             start += len(batch)
-            if len(found) == len(set(wanted)):
+            if len(images) == len(set(wanted)):
                 break
-    return np.stack([found[number] for number in wanted]), [names[number] for number in wanted]
+    return np.stack([images[number] for number in wanted]), [names[number] for number in wanted]

@@ -21,11 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     """Trains a model.
 
     Args:
-        argv: the command's arguments; default: the process's.
+        argv: Arguments of the command; default: those of the process.
 
     Returns:
-        The exit status: 0 (also after SIGTERM, which leaves a checkpoint); 3 where training diverged;
-        2 for any other mistake or failure that one line on standard error explains.
+        The exit status: 0 (also after SIGTERM, which leaves a checkpoint); 3 if training diverged; 2
+        for any other mistake or failure, which one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
@@ -71,7 +71,7 @@ def _parser() -> Parser:
 
 
 def _train(arguments) -> None:
-    begin = time.monotonic()
+    start = time.monotonic()
     config, note = configured(arguments)
     check_data(config.data)
     folder = RunFolder(named_folder(arguments))
@@ -87,7 +87,7 @@ def _train(arguments) -> None:
     if not cluster.is_chief or results is None:
         return
     print(f"test: nelbo {results['nelbo']:.2f} nats, {results['bpd']:.4f} bits per dim")
-    print(f"time: {duration(time.monotonic() - begin)}")
+    print(f"time: {duration(time.monotonic() - start)}")
     print(f"written: {folder.path} (samples.png, reconstructions.png, checkpoints/)")
     print(f"curves: tensorboard --logdir {folder.logs}")
     print(

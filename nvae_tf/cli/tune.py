@@ -26,14 +26,14 @@ OBJECTIVES = ("bpd", "nelbo")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Searches.
+    """Searches for better values of a recipe's keys.
 
     Args:
-        argv: the command's arguments; default: the process's.
+        argv: Arguments of the command; default: those of the process.
 
     Returns:
-        The exit status: 0; 2 for a mistake or a failure that one line on standard error explains, also
-        where no trial was complete.
+        The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains. It
+        is also 2 if no trial was completed.
     """
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
@@ -96,8 +96,8 @@ def _tune(arguments) -> None:
     check_data(configured(arguments).config.data)
     space = load_space(user_path(arguments.space))
     folder = named_folder(arguments)
-    worker = "KERASTUNER_ORACLE_IP" in os.environ  # of several, which share the folder
-    if (folder / "oracle.json").exists() and not arguments.resume and not worker:
+    is_worker = "KERASTUNER_ORACLE_IP" in os.environ  # one of several, which share the folder
+    if (folder / "oracle.json").exists() and not arguments.resume and not is_worker:
         raise UserError(
             f"{folder} holds a search already: continue it with --resume, or choose another name with "
             "--save"
@@ -116,7 +116,7 @@ def _tune(arguments) -> None:
         search.search()
     except keras_tuner.errors.FatalError as error:
         raise UserError(f"{error}; the same command with --resume goes on") from None
-    if worker and not is_chief():
+    if is_worker and not is_chief():
         return
     best = search.write_results()
     for line in _table(search.trials(), arguments.objective, [d.name for d in space]):
@@ -130,15 +130,17 @@ def _tune(arguments) -> None:
 
 
 def _table(trials, objective, names):
-    """Lines of text: the best trial first, failed ones last."""
+    """Yields lines of text: the best trial first, failed ones last."""
 
     def text(value):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    done = sorted((t for t in trials if t.status == "completed"), key=lambda trial: trial.score)
+    completed = sorted(
+        (t for t in trials if t.status == "completed"), key=lambda trial: trial.score
+    )
     others = [trial for trial in trials if trial.status != "completed"]
     rows = [["trial", objective, "epochs", *names]]
-    for trial in done + others:
+    for trial in completed + others:
         score = f"{trial.score:.4f}" if trial.status == "completed" else trial.status
         values = [text(trial.values.get(name)) for name in names]
         rows.append([trial.id, score, str(trial.epochs), *values])

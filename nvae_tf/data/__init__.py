@@ -1,1 +1,1 @@
-"""Where images come from. This package knows neither model nor training."""
+"""Reading and preparing images. This package knows neither model nor training."""

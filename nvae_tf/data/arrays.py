@@ -7,8 +7,7 @@ import tf_keras
 from PIL import Image
 
 from nvae_tf.data.source import ArraySource, Source, StackedSource
-from nvae_tf.io import npz as array_file
-from nvae_tf.io import safe_pickle as plain_pickle
+from nvae_tf.io import npz, safe_pickle
 from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.files import download_errors
 from nvae_tf.io.paths import is_regular, user_path
@@ -21,13 +20,16 @@ CIFAR_TEST = ["test_batch"]
 
 
 def read_digits(folder: str = "") -> Splits:
-    """scikit-learn's 1,797 bundled handwritten digits, 8x8, in the layout of MNIST.
+    """Reads scikit-learn's 1,797 bundled handwritten digits, 8x8, in the layout of MNIST.
 
     Enlarged to 28x28 (bilinear) and padded to 32x32; a fixed random fifth is the test set. They are
     the test set of *Optical Recognition of Handwritten Digits* (Alpaydin & Kaynak, UCI, 1998).
 
     Args:
-        folder: ignored; the images come with scikit-learn.
+        folder: Ignored, because the images come with scikit-learn.
+
+    Returns:
+        Training and test images, 8-bit, (n, 32, 32, 1).
     """
     from sklearn.datasets import load_digits
 
@@ -45,13 +47,16 @@ def read_digits(folder: str = "") -> Splits:
 
 
 def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
-    """MNIST, padded to 32x32, from ``mnist.npz``.
+    """Reads MNIST from ``mnist.npz``, padded to 32x32.
 
     Args:
-        folder: that holds ``mnist.npz`` as Keras publishes it; empty: Keras's cache or download.
+        folder: Folder that holds Keras's ``mnist.npz``; empty: Keras's cache or download.
+
+    Returns:
+        Training and test images, 8-bit, (n, 32, 32, 1).
 
     Raises:
-        UserError: the file is missing, unreadable or not MNIST.
+        UserError: The file is missing, unreadable or not MNIST.
     """
     if not folder:
         with download_errors(
@@ -65,14 +70,14 @@ def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
     if not is_regular(path):
         raise UserError(f"{path}: no such file; put Keras's mnist.npz there")
     try:
-        arrays = array_file.read(path, ("x_train", "y_train", "x_test", "y_test"))
+        arrays = npz.read(path, ("x_train", "y_train", "x_test", "y_test"))
     except UserError as error:
         raise UserError(f"{error}; fetch Keras's mnist.npz again") from None
     sources = []
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        right = images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28)
-        if not right or len(images) == 0 or labels.shape != (len(images),):
+        is_mnist = images.dtype == np.uint8 and images.ndim == 3 and images.shape[1:] == (28, 28)
+        if not is_mnist or len(images) == 0 or labels.shape != (len(images),):
             raise UserError(
                 f"{path}: x_{part} and y_{part} hold {images.dtype} of shapes {images.shape} and "
                 f"{labels.shape}; expected uint8, (n, 28, 28) and (n,); fetch Keras's mnist.npz again"
@@ -82,23 +87,29 @@ def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
 
 
 def read_stacked_mnist(folder: str = "") -> Splits:
-    """Three MNIST digits as red, green and blue; twice as many images as MNIST has.
+    """Reads stacked MNIST: three digits as red, green and blue, twice as many images as MNIST has.
 
     Args:
-        folder: as for `read_mnist`.
+        folder: As for `read_mnist`.
+
+    Returns:
+        Training and test images, 8-bit, (n, 32, 32, 3).
     """
     train, test = read_mnist(folder)
     return StackedSource(train, seed=0), StackedSource(test, seed=1)
 
 
 def read_omniglot(folder: str = "") -> Splits:
-    """OMNIGLOT as the IWAE release has it: 24,345 and 8,070 grey images, padded to 32x32.
+    """Reads OMNIGLOT as the IWAE release has it, padded to 32x32.
 
     Args:
-        folder: that holds ``chardata.mat``.
+        folder: Folder that holds ``chardata.mat``.
+
+    Returns:
+        24,345 training and 8,070 test images, 8-bit, (n, 32, 32, 1).
 
     Raises:
-        UserError: the file is missing or not that of the release.
+        UserError: The file is missing or not that of the release.
     """
     from scipy.io import loadmat
 
@@ -120,21 +131,24 @@ def read_omniglot(folder: str = "") -> Splits:
                 f"{path}: {name} has shape {columns.shape}; expected (784, n), values 0 to 1; fetch it "
                 "again"
             )
-        # Matlab counts pixels down the columns of an image.
+        # Matlab stores the pixels of an image column by column.
         images = columns.T.reshape(-1, 28, 28).transpose(0, 2, 1)
         sources.append(ArraySource(_pad_to_32(np.rint(images * 255.0).astype(np.uint8))))
     return sources[0], sources[1]
 
 
 def read_cifar10(folder: str = "") -> Splits:
-    """CIFAR-10 from its extracted Python or binary version.
+    """Reads CIFAR-10 from its extracted Python or binary version.
 
     Args:
-        folder: the extracted folder (``cifar-10-batches-py`` or ``cifar-10-batches-bin``) or the one
-            that holds it; empty: Keras's cache or download.
+        folder: The extracted folder (``cifar-10-batches-py`` or ``cifar-10-batches-bin``) or its
+            parent; empty: Keras's cache or download.
+
+    Returns:
+        Training and test images, 8-bit, (n, 32, 32, 3).
 
     Raises:
-        UserError: a file is missing, unreadable or not a batch of CIFAR-10.
+        UserError: A file is missing, unreadable or not a batch of CIFAR-10.
     """
     if not folder:
         advice = "fetch cifar-10-batches-py on another machine and give --data its folder"
@@ -181,8 +195,8 @@ def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with path.open("rb") as file:
-            content = plain_pickle.load(file, _ARRAY_FACTORIES)
-        # Written by Python 2, names are bytes; pickletools decodes them.
+            content = safe_pickle.load(file, _ARRAY_FACTORIES)
+        # Python 2 wrote the names, so they are bytes unless pickletools has decoded them.
         content = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
         data, labels = content["data"].array, np.asarray(content["labels"], np.int64)
         if data.dtype != np.uint8 or data.shape != (len(labels), int(np.prod(CIFAR_SHAPE))):
@@ -194,8 +208,8 @@ def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return data, labels
 
 
-class _PickledArray(plain_pickle.Object):
-    """Stands for a NumPy array whose state is to come."""
+class _PickledArray(safe_pickle.Object):
+    """Stands for a NumPy array whose state follows."""
 
     def __init__(self, *_):
         self.array = None
@@ -209,26 +223,26 @@ class _PickledArray(plain_pickle.Object):
         self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
 
 
-class _PickledType(plain_pickle.Object):
-    """Stands for a NumPy type of plain numbers."""
+class _PickledType(safe_pickle.Object):
+    """Stands for the NumPy type uint8; any other is refused."""
 
     def __init__(self, code, *_):
         if code not in ("u1", "|u1", "uint8"):
-            raise plain_pickle.UnsafePickle(f"an array of type {short_repr(code)}")
+            raise safe_pickle.UnsafePickle(f"an array of type {short_repr(code)}")
         self.dtype = np.dtype(np.uint8)
 
     def set_state(self, state):
-        """Ignores byte order: CIFAR's numbers are single bytes."""
+        """Ignores the byte order, because CIFAR's numbers are single bytes."""
 
 
 def _bytes_of_text(text, encoding):
-    """How Python 3 writes bytes into pickles of old formats."""
+    """Stands for `codecs.encode`, with which Python 3 writes bytes into pickles of old formats."""
     if encoding not in ("latin1", "latin-1"):
-        raise plain_pickle.UnsafePickle(f"text in the encoding {short_repr(encoding)}")
+        raise safe_pickle.UnsafePickle(f"text in the encoding {short_repr(encoding)}")
     return text.encode("latin-1")
 
 
-_ARRAY_FACTORIES: plain_pickle.Factories = {
+_ARRAY_FACTORIES: safe_pickle.Factories = {
     "numpy.core.multiarray _reconstruct": _PickledArray,
     "numpy._core.multiarray _reconstruct": _PickledArray,
     "numpy ndarray": _PickledArray,

@@ -1,4 +1,4 @@
-"""The data sets by name: what each looks like, and where its images are read from."""
+"""The data sets by name: what their images are like, and how they are opened."""
 
 import dataclasses
 import functools
@@ -21,13 +21,13 @@ class DatasetInfo:
     """One description per data set; nothing else in the project depends on a data set's name.
 
     Attributes:
-        name: as in the configuration.
-        image: what the model has to know of it.
-        open: opens the training and the test images that a folder holds; raises `UserError` where
-            they are missing or not what they should be.
-        flip: mirror images at random in training.
-        fid_on_all: FID compares with training and test images, as published for this data set,
-            instead of training images alone.
+        name: Name in the configuration.
+        image: What the model has to know about the images.
+        open: Opens the training and the test images in a folder; raises `UserError` if they are
+            missing or not what they should be.
+        flip: Whether images are mirrored at random in training.
+        fid_on_all: Whether FID compares with training and test images, as published for this data
+            set, instead of with training images alone.
     """
 
     name: str
@@ -38,11 +38,14 @@ class DatasetInfo:
 
 
 def get_dataset_info(config: DataConfig) -> DatasetInfo:
-    """The data set that a configuration names.
+    """Returns the description of the data set that a configuration names.
+
+    Args:
+        config: Section ``data`` of the configuration.
 
     Raises:
-        ConfigError: there is none of that name, or ``image_size`` does not go with it.
-        UserError: a data set whose size depends on its files, and those are missing.
+        ConfigError: There is no data set of that name, or it has another ``image_size``.
+        UserError: The image size depends on the data set's files, and those are missing.
     """
     dataset = _described(config)
     return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
@@ -90,12 +93,12 @@ def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> 
 
 def _only_size(folder: str) -> int:
     root = tfrecords.find_root(folder)
-    found = tfrecords.sizes(root, "train")
-    if len(found) != 1:
+    sizes = tfrecords.sizes(root, "train")
+    if len(sizes) != 1:
         raise ConfigError(
-            f"image_size: {root} holds images of several sizes; choose one of {found} with --image_size"
+            f"image_size: {root} holds images of several sizes; choose one of {sizes} with --image_size"
         )
-    return found[0]
+    return sizes[0]
 
 
 def _images(config: DataConfig) -> DatasetInfo:
@@ -121,7 +124,7 @@ def _images(config: DataConfig) -> DatasetInfo:
 
 
 def _lsun(name: str) -> DatasetInfo | None:
-    """An LSUN scene in one of its sizes, or None if it is no such name."""
+    """An LSUN scene in one of its sizes, or None if the name is not one of those."""
     match = re.fullmatch(r"lsun_(bedroom|church|tower)_(64|128|256)", name)
     return match and _tfrecords(name, int(match[2]), cropped=True)
 

@@ -1,4 +1,4 @@
-"""Image files: found, decoded and brought to size with Pillow."""
+"""Finds, decodes and resizes image files with Pillow."""
 
 import os
 from collections.abc import Callable
@@ -12,52 +12,58 @@ from nvae_tf.data.source import PythonSource
 from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.io.paths import is_regular, user_path
 
-# Pillow knows more, some of which start other programs (EPS: Ghostscript).
+# Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory for each
+MOST_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory per pixel
 
 
 class UnreadableImage(UserError):
-    """A file that cannot be decoded as an image."""
+    """A file cannot be decoded as an image."""
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image file below a folder, by name, in sorted order.
+    """Finds every image file below a folder.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Paths of the files whose names have an image's ending, sorted.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: There is no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder that holds the images")
     Image.init()
     endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
-    found = [
+    paths = [
         Path(parent) / name
         for parent, _, names in os.walk(folder)
         for name in names
         if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
     ]
-    if not found:
+    if not paths:
         raise UserError(f"{folder}: no image files here or below; name the folder that holds them")
-    return sorted(found)
+    return sorted(paths)
 
 
 def load_image(opened, name, size: int, crop: str) -> np.ndarray:
-    """Decodes an image: turned upright as its EXIF data say, in RGB, brought to size.
+    """Decodes an image to RGB, turns it upright as its EXIF data say, and resizes it.
 
     Args:
-        opened: a path or a binary file.
-        name: what to call it in errors.
-        size: height and width of the result in pixels; with a random crop, of its shorter side.
+        opened: Path of a file, or a binary file.
+        name: Name of the image in errors.
+        size: Height and width of the result in pixels; with a random crop, its shorter side.
         crop: ``"centre"``: the middle square; ``"random"``: no crop yet, the shorter side gets the
             size; ``"none"``: the whole image, squeezed into the square.
 
     Returns:
-        8-bit, (height, width, 3).
+        8-bit image (height, width, 3).
 
     Raises:
-        UnreadableImage: it cannot be decoded.
-        UserError: it is smaller than the size asked for.
+        UnreadableImage: The image cannot be decoded.
+        UserError: The image is smaller than the size asked for.
     """
     image = decode(opened, name)
     if min(image.size) < size:
@@ -69,14 +75,15 @@ def load_image(opened, name, size: int, crop: str) -> np.ndarray:
 
 
 def decode(opened, name) -> Image.Image:
-    """Decodes an image: turned upright as its EXIF data say, in RGB.
+    """Decodes an image to RGB and turns it upright as its EXIF data say.
 
     Args:
-        opened: a path or a binary file.
-        name: what to call it in errors.
+        opened: Path of a file, or a binary file.
+        name: Name of the image in errors.
 
     Raises:
-        UnreadableImage: it is no image in one of `FORMATS`, damaged, or larger than `MOST_PIXELS`.
+        UnreadableImage: The file is not an image in one of `FORMATS`, is damaged, or has more than
+            `MOST_PIXELS`.
     """
     try:
         if isinstance(opened, Path) and not is_regular(opened):
@@ -85,7 +92,7 @@ def decode(opened, name) -> Image.Image:
             if stored.width * stored.height > MOST_PIXELS:
                 raise ValueError(f"{stored.width}x{stored.height} pixels are too many")
             return _to_rgb(_upright(stored))
-    except Exception as error:  # noqa: BLE001 - for damaged files decoders raise what they like
+    except Exception as error:  # noqa: BLE001 - decoders raise what they like for damaged files
         raise UnreadableImage(
             f"{name}: not a readable image ({short_message(error)}); mend or remove it"
         ) from None
@@ -95,12 +102,12 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - of damaged EXIF data
+    except Exception:  # noqa: BLE001 - damaged EXIF data
         return image
 
 
 def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
-    """Brings an image to size (see `load_image`), bilinear with antialiasing."""
+    """Resizes an image as `load_image` does, bilinearly with antialiasing."""
     box = None
     target = (size, size)
     width, height = image.size
@@ -124,10 +131,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
-    """Training and validation items, drawn at random; each part keeps the items' order.
+    """Splits items at random into training and validation items.
+
+    Args:
+        items: The items.
+        portion: Portion of the items for validation.
+        seed: Seed of the draw.
+
+    Returns:
+        Training and validation items, each in the order of the items.
 
     Raises:
-        UserError: a part would be empty.
+        UserError: A part would be empty.
     """
     num_validation = round(len(items) * portion)
     if not 0 < num_validation < len(items):
@@ -135,15 +150,15 @@ def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
             f"{len(items)} images with a validation portion of {portion} leave a split empty; add "
             "images or change the portion"
         )
-    chosen = set(np.random.RandomState(seed).permutation(len(items))[:num_validation].tolist())
+    held_out = set(np.random.RandomState(seed).permutation(len(items))[:num_validation].tolist())
     parts = ([], [])
     for number, item in enumerate(items):
-        parts[number in chosen].append(item)
+        parts[number in held_out].append(item)
     return parts
 
 
 class FolderSource(PythonSource):
-    """Image files, decoded when they are fetched; grey and padded where the specification asks.
+    """Image files that are decoded when they are fetched, and made grey and padded if the spec says so.
 
     Args:
         paths: Paths of the image files.
@@ -172,10 +187,10 @@ class FolderSource(PythonSource):
 def open_folder(
     folder: str, spec: ImageSpec, crop: str, wrap: Callable[[FolderSource], PythonSource]
 ) -> tuple[PythonSource, PythonSource]:
-    """Training and validation images of a plain folder.
+    """Opens the training and validation images of a plain folder.
 
-    Where the folder holds ``train`` and ``validation`` (or ``test``), those are the splits; else a
-    tenth of all images, drawn at random but always the same, validates.
+    If the folder holds ``train`` and ``validation`` (or ``test``), those are the splits. Otherwise a
+    tenth of all images is drawn for validation, always the same.
 
     Args:
         folder: Folder that holds image files, at any depth.

@@ -1,4 +1,4 @@
-"""Turns any source of images into GLOW's tfrecords.
+"""Writes images from any source as GLOW's tfrecords.
 
     nvae-prepare images --input DIR --output DIR --size 64
 
@@ -32,7 +32,7 @@ from nvae_tf.io.paths import is_regular
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
 MANIFEST = "prepare.json"
-PREPARING = "preparing data"  # what a process does that holds an output's lock
+PREPARING = "preparing data"  # what the process that holds an output's lock does
 IMAGES_PER_SHARD = 1000
 MAX_UNREADABLE = 0.01  # of all images
 LARGEST_LIST = 2**26  # bytes; CelebA's has 3 million
@@ -40,14 +40,19 @@ LARGEST_SIZE = 4096  # of images, in pixels
 
 
 class Item(NamedTuple):
-    """One image to come: what to call it, and how to get it."""
+    """One image to write.
+
+    Attributes:
+        name: Name of the image in errors.
+        load: Returns the image, 8-bit, (height, width, 3).
+    """
 
     name: str
     load: Callable[[], np.ndarray]
 
 
 class Job(NamedTuple):
-    """One shard to write."""
+    """One shard to write: its path and its images."""
 
     path: Path
     items: list[Item]
@@ -57,17 +62,17 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
     """Writes the splits as tfrecords.
 
     Args:
-        splits: split -> its images.
-        size: of the images, a power of two.
-        output: folder, created if need be; shards that are complete there are kept.
-        settings: what the images depend on; an output prepared with others is not continued.
+        splits: The images of each split.
+        size: Height and width of the images in pixels, a power of two.
+        output: Folder, created if need be; shards that are complete there are kept.
+        settings: What the images depend on; an output prepared with others is not continued.
 
     Returns:
-        What ``prepare.json`` says: settings, the count of each split, and the unreadable files.
+        The content of ``prepare.json``: settings, the count of each split, and the unreadable files.
 
     Raises:
-        UserError: too many unreadable images, one too small, or an output that cannot be written or
-            was prepared otherwise.
+        UserError: Too many images are unreadable, one is too small, or the output cannot be written
+            or was prepared with other settings.
     """
     with exclusive_lock(output, PREPARING):
         return _prepare_alone(splits, size, output, settings)
@@ -100,9 +105,9 @@ def _prepare_alone(splits, size: int, output: Path, settings: dict) -> dict:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Removes what a command that was killed has left; no other command is at work there."""
-    for left in folder.glob(".*.part"):
-        left.unlink()
+    """Removes what a killed command has left; the lock ensures that no other command is at work."""
+    for path in folder.glob(".*.part"):
+        path.unlink()
 
 
 def _check_output(output: Path, settings: dict) -> None:
@@ -130,7 +135,7 @@ def _run(jobs: list[Job], total: int) -> set[str]:
     unreadable = set()
     limit = max(1, int(MAX_UNREADABLE * total))
     with (
-        # Pillow lets go of Python's lock while it decodes and resizes, so threads use every core.
+        # Pillow releases Python's lock while it decodes and resizes, so threads use every core.
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=total, unit="image", desc="prepare", disable=None) as bar,
     ):
@@ -183,22 +188,22 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
 
 
 def image_items(folder: Path, size: int, crop: str, validation: float, seed: int) -> dict:
-    """Items of a folder of images, split at random."""
+    """Returns the items of a folder of images, split at random."""
     paths = images.find_images(folder)
     train, held_out = images.split_randomly(paths, validation, seed)
     load = functools.partial(images.load_image, size=size, crop=crop)
 
-    def items(chosen):
-        return [Item(str(p.relative_to(folder)), functools.partial(load, p, p)) for p in chosen]
+    def items(paths):
+        return [Item(str(p.relative_to(folder)), functools.partial(load, p, p)) for p in paths]
 
     return {"train": items(train), "validation": items(held_out)}
 
 
 def celeba_items(folder: Path, size: int) -> dict:
-    """Items of CelebA's aligned images by its own split, cropped to the faces (148x148).
+    """Returns the items of CelebA's aligned images by the official split, cropped to 148x148 faces.
 
     Raises:
-        UserError: the images or the split file are missing, or an image has another size.
+        UserError: The images or the split file are missing, or an image has another size.
     """
     lists = sorted(folder.rglob("list_eval_partition.txt"))
     if not lists:
@@ -222,10 +227,10 @@ def celeba_items(folder: Path, size: int) -> dict:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a small text file."""
+    """Reads the lines of a small text file."""
     try:
         if not is_regular(path) or path.stat().st_size > LARGEST_LIST:
-            raise ValueError("no list of CelebA's splits")
+            raise ValueError("not a list of CelebA's splits")
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
@@ -243,7 +248,11 @@ def _load_celeba(path: Path, size: int) -> np.ndarray:
 
 
 def lsun_items(folder: Path, size: int) -> dict:
-    """Items of an LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder."""
+    """Returns the items of an LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder.
+
+    Raises:
+        UserError: An LMDB is missing or damaged, or the package lmdb is not installed.
+    """
     try:
         import lmdb
     except ImportError:
@@ -252,40 +261,37 @@ def lsun_items(folder: Path, size: int) -> dict:
         ) from None
     splits = {}
     for split, pattern in (("train", "*_train_lmdb"), ("validation", "*_val_lmdb")):
-        found = sorted(folder.rglob(pattern))
-        if len(found) != 1:
+        paths = sorted(folder.rglob(pattern))
+        if len(paths) != 1:
             raise UserError(
-                f"{folder}: expected one folder {pattern} here or below, found {len(found)}"
+                f"{folder}: expected one folder {pattern} here or below, found {len(paths)}"
             )
+        (path,) = paths
         try:
-            database = lmdb.open(str(found[0]), readonly=True, lock=False, readahead=False)
+            database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
             with database.begin() as transaction:
                 keys = list(transaction.cursor().iternext(values=False))
         except lmdb.Error as error:
-            raise UserError(
-                f"{found[0]}: not a readable LMDB ({error}); extract it again"
-            ) from None
+            raise UserError(f"{path}: not a readable LMDB ({error}); extract it again") from None
 
-        def load(key, database=database, path=found[0]):
+        def load(key, database=database, path=path):
             with database.begin() as transaction:
                 content = io.BytesIO(transaction.get(key))
             return images.load_image(content, f"{path}, key {key!r}", size, images.RANDOM)
 
-        splits[split] = [
-            Item(f"{found[0].name} {key!r}", functools.partial(load, key)) for key in keys
-        ]
+        splits[split] = [Item(f"{path.name} {key!r}", functools.partial(load, key)) for key in keys]
     return splits
 
 
 def unpack(archive: Path, output: Path) -> dict[str, int]:
-    """Unpacks GLOW's official tar: only its tfrecords, by their own names, nothing outside `output`.
+    """Unpacks the tfrecords of GLOW's official tar into `output`, and nothing else.
 
     Args:
-        archive: The tar.
+        archive: Path of the tar.
         output: Folder, created if need be; shards that are complete there are kept.
 
     Returns:
-        How many images each split holds.
+        The number of images of each split and size.
 
     Raises:
         UserError: The archive is damaged, incomplete, or holds no tfrecords; or another process
@@ -298,7 +304,7 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
 
 
 def _unpack_alone(archive: Path, output: Path) -> dict[str, int]:
-    found: dict[tuple[str, int], int] = {}
+    splits: set[tuple[str, int]] = set()  # with their sizes
     try:
         with (
             tarfile.open(archive) as tar,
@@ -310,17 +316,17 @@ def _unpack_alone(archive: Path, output: Path) -> dict[str, int]:
                 match = tfrecords.SHARD.fullmatch(os.path.basename(member.name))
                 if match and member.isfile() and match["split"] in ("train", "validation"):
                     _unpack_member(tar, member, output / match["split"])
-                    found[match["split"], 2 ** int(match["bits"])] = int(match["count"])
+                    splits.add((match["split"], 2 ** int(match["bits"])))
                 bar.n = member.offset_data + member.size
                 bar.refresh()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
             f"{archive}: cannot be unpacked ({short_message(error)}); fetch it again"
         ) from None
-    if not found:
+    if not splits:
         raise UserError(f"{archive}: holds no tfrecords; expected celeba-tfr.tar or its like")
     counts = {}
-    for split, size in sorted(found):
+    for split, size in sorted(splits):
         shards = tfrecords.find_shards(output, split, size)
         counts[f"{split} {size}x{size}"] = sum(len(tfrecords.Shard(p).offsets) for p in shards)
     return counts
@@ -333,6 +339,6 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
         return
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         content = tar.extractfile(member)
-        assert content is not None  # of a regular file, which `unpack` has checked
+        assert content is not None  # `_unpack_alone` has checked that it is a regular file
         while block := content.read(1 << 20):
             file.write(block)

@@ -1,4 +1,4 @@
-"""What training will see of a data set: counts, values, a grid of images, and the speed of reading."""
+"""Shows what training will see of a data set: counts, values, images, and the speed of reading."""
 
 import time
 from pathlib import Path
@@ -20,12 +20,12 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     """Prints counts, shapes, labels and throughput, and writes a grid of training images.
 
     Args:
-        config: its data section, and ``num_x_bits``.
-        picture: the PNG to write.
-        seconds: to measure the throughput for.
+        config: Configuration; its data section and ``num_x_bits`` are used.
+        picture: Path of the PNG to write.
+        seconds: How long to measure the throughput.
 
     Raises:
-        UserError: the data is missing or damaged, or the picture cannot be written.
+        UserError: The data is missing or damaged, or the picture cannot be written.
     """
     dataset = catalog.get_dataset_info(config.data)
     sources = dataset.open(config.data.data)
@@ -52,11 +52,11 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
 
 
 def _label_range(source: Source, most: int = 1000) -> tuple[int, int]:
-    """Smallest and largest label among images spread over the source."""
+    """Returns the smallest and the largest label among images spread over the source."""
     numbers = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
-    labels = tf.data.Dataset.from_tensor_slices(numbers).map(lambda n: source.example(n)[1])
-    found = [int(label) for label in labels]
-    return min(found), max(found)
+    dataset = tf.data.Dataset.from_tensor_slices(numbers).map(lambda n: source.example(n)[1])
+    labels = [int(label) for label in dataset]
+    return min(labels), max(labels)
 
 
 def _throughput(batches: tf.data.Dataset, seconds: float) -> float:

@@ -14,7 +14,7 @@ from nvae_tf.io.errors import UserError
 
 
 class Source:
-    """A split of a data set. Subclasses say how many images there are and how one is fetched."""
+    """A split of a data set. Subclasses implement the number of images and how to fetch one."""
 
     def __len__(self):
         raise NotImplementedError
@@ -23,7 +23,7 @@ class Source:
         """Fetches one image, inside a tf.data function.
 
         Args:
-            index: scalar int64 tensor.
+            index: Number of the image, scalar int64 tensor.
 
         Returns:
             The image (height, width, channels), uint8, and its label, scalar int64.
@@ -35,8 +35,8 @@ class ArraySource(Source):
     """Images in memory.
 
     Args:
-        images: 8-bit, (n, height, width, channels).
-        labels: (n,) integers; default: zeros.
+        images: 8-bit images (n, height, width, channels).
+        labels: Integers (n,); default: zeros.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
@@ -57,8 +57,8 @@ class StackedSource(Source):
     """Grey images stacked three at a time as red, green and blue (stacked MNIST).
 
     Args:
-        grey: images of digits, (n, height, width, 1), with their labels.
-        seed: of the permutations that say which three belong together; there are 2n stacks.
+        grey: Images of digits (n, height, width, 1), with their labels.
+        seed: Seed of the permutations that decide which three are stacked; there are 2n stacks.
     """
 
     ROUNDS = 2
@@ -92,7 +92,7 @@ class PythonSource(Source):
         self.failure: UserError | None = None
 
     def fetch(self, index: int) -> tuple[np.ndarray, int]:
-        """Fetches one image (height, width, channels) in 8 bits and its label."""
+        """Fetches one 8-bit image (height, width, channels) and its label."""
         raise NotImplementedError
 
     def example(self, index):
@@ -111,12 +111,12 @@ class PythonSource(Source):
 
 @contextlib.contextmanager
 def reading(*sources: Source):
-    """Raises a source's own `UserError` in place of the TensorFlow error that tf.data made of it.
+    """Raises a source's own `UserError` in place of the TensorFlow error that tf.data turned it into.
 
-    And ends tf.data's threads when the block fails. They call Python for every image of a
-    `PythonSource`; an iterator that is freed only while the interpreter shuts down waits for ever for
-    those calls, because Python ends foreign threads then. The frames of a traceback hold iterators, so
-    they are cleared here, while Python still runs.
+    It also ends tf.data's threads when the block fails. They call Python for every image of a
+    `PythonSource`. An iterator that is freed only while the interpreter shuts down would wait for ever
+    for those calls, because Python ends foreign threads then. The frames of a traceback hold iterators,
+    so they are cleared here, while Python still runs.
 
     Args:
         sources: The sources that the block reads. Errors of earlier blocks are forgotten.
@@ -138,11 +138,11 @@ def reading(*sources: Source):
 
 
 class CachedSource(PythonSource):
-    """Keeps what another source fetched, so that decoding happens once.
+    """Caches the images of another source in memory, so that each is decoded once.
 
     Args:
-        source: whose images all have one shape.
-        shape: that shape.
+        source: Source whose images all have the same shape.
+        shape: Height, width and channels of the images.
     """
 
     def __init__(self, source: PythonSource, shape: tuple[int, int, int]):
@@ -150,14 +150,14 @@ class CachedSource(PythonSource):
         self.source = source
         self._images = np.empty((len(source), *shape), np.uint8)
         self._labels = np.zeros(len(source), np.int64)
-        self._there = np.zeros(len(source), bool)
+        self._cached = np.zeros(len(source), bool)
 
     def __len__(self):
         return len(self.source)
 
     def fetch(self, index):
-        """From memory, if it was fetched before."""
-        if not self._there[index]:
+        """Fetches from memory what was fetched before."""
+        if not self._cached[index]:
             self._images[index], self._labels[index] = self.source.fetch(index)
-            self._there[index] = True
+            self._cached[index] = True
         return self._images[index], self._labels[index]

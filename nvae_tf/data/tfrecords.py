@@ -1,8 +1,8 @@
-"""GLOW's tfrecords: the format of every large data set here, read and written.
+"""Reads and writes GLOW's tfrecords, the format of every large data set here.
 
-``DIR/train/train-rRR-s-SSSS-of-NNNN.tfrecords`` and ``DIR/validation/validation-rRR-...``, RR the
-binary logarithm of the size. Each record is a ``tf.train.Example`` with ``shape`` (height, width,
-channels), ``data`` (the image's bytes) and ``label``.
+``DIR/train/train-rRR-s-SSSS-of-NNNN.tfrecords`` and ``DIR/validation/validation-rRR-...``, where RR
+is the binary logarithm of the size. Each record is a ``tf.train.Example`` with ``shape`` (height,
+width, channels), ``data`` (the image's bytes) and ``label``.
 
 A file holds, for each record: its length (8 bytes, little-endian), a checksum of those 8 bytes, the
 record, and its checksum (4 bytes each).
@@ -31,15 +31,19 @@ FETCH_AGAIN = "fetch or prepare this file again"
 
 
 def shard_name(split: str, size: int, index: int, count: int) -> str:
-    """The name of a shard."""
+    """Returns the name of a shard."""
     return f"{split}-r{size.bit_length() - 1:02d}-s-{index:04d}-of-{count:04d}.tfrecords"
 
 
 def find_root(folder: str, splits=("train",)) -> Path:
-    """The folder that holds ``train/``: the one given, or one below it, as archives unpack to.
+    """Finds the folder that holds ``train/``: the one given, or one below it, as archives unpack to.
+
+    Args:
+        folder: Path as the user wrote it.
+        splits: Names of splits, of which the folder has to hold one.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: There is no such folder, or more than one.
     """
     start = user_path(folder)
     if not folder or not start.is_dir():
@@ -53,16 +57,18 @@ def find_root(folder: str, splits=("train",)) -> Path:
         if SHARD.fullmatch(path.name)
     }
     if len(roots) != 1:
-        found = (
+        present = (
             ", ".join(map(str, sorted(roots)))
             or "nothing like train/train-r08-s-0000-of-0120.tfrecords"
         )
-        raise UserError(f"{start}: expected one set of tfrecords below this folder, found {found}")
+        raise UserError(
+            f"{start}: expected one set of tfrecords below this folder, found {present}"
+        )
     return roots.pop()
 
 
 def sizes(root: Path, split: str) -> list[int]:
-    """The image sizes that a split is present in."""
+    """Returns the image sizes in which a split is present, in pixels."""
     matches = (SHARD.fullmatch(path.name) for path in (root / split).glob("*.tfrecords"))
     return sorted(
         {2 ** int(match["bits"]) for match in matches if match and match["split"] == split}
@@ -70,10 +76,10 @@ def sizes(root: Path, split: str) -> list[int]:
 
 
 def find_shards(root: Path, split: str, size: int) -> list[Path]:
-    """The shards of a split in one size, in order.
+    """Finds the shards of a split in one size, in order.
 
     Raises:
-        UserError: none is there, or one is missing.
+        UserError: There are none, or one is missing.
     """
     present = {}
     for path in (root / split).glob(f"{split}-r{size.bit_length() - 1:02d}-s-*.tfrecords"):
@@ -105,10 +111,10 @@ class Shard:
     """Random access to the records of one file.
 
     Args:
-        path: of the file.
+        path: Path of the shard.
 
     Raises:
-        UserError: the file ends within a record, or a length is damaged.
+        UserError: The file ends within a record, or a length is damaged.
     """
 
     def __init__(self, path: Path):
@@ -117,7 +123,7 @@ class Shard:
             raise UserError(f"{path}: not a file; {FETCH_AGAIN}")
         try:
             size = path.stat().st_size
-            # The file is closed again: ImageNet has more shards than a process may hold open files.
+            # The file does not stay open: ImageNet has more shards than a process may hold open files.
             with path.open("rb") as file:
                 if not size:
                     self.offsets = self._scan(b"", size)
@@ -135,20 +141,20 @@ class Shard:
             length, checksum = HEADER.unpack_from(content, offset)
             if checksum != masked_crc(content[offset : offset + 8]):
                 raise self._damaged(offset, "the record's length does not match its checksum")
-            following = offset + HEADER.size + length + FOOTER.size
-            if following > size:
+            end = offset + HEADER.size + length + FOOTER.size
+            if end > size:
                 raise self._damaged(offset, "the file ends within this record")
             if length > LARGEST_RECORD:
-                raise self._damaged(offset, f"a record of {length} bytes is no image")
+                raise self._damaged(offset, f"a record of {length} bytes is not an image")
             offsets.append(offset)
-            offset = following
+            offset = end
         return np.array(offsets, np.int64)
 
     def record(self, number: int) -> bytes:
-        """The bytes of a record.
+        """Reads the bytes of a record.
 
         Raises:
-            UserError: they do not match their checksum, or the file is gone.
+            UserError: The bytes do not match their checksum, or the file is gone.
         """
         offset = int(self.offsets[number])
         try:
@@ -166,20 +172,20 @@ class Shard:
         return data
 
     def example(self, number: int, channels: int) -> tuple[np.ndarray, int]:
-        """The image (height, width, channels) and label of a record.
+        """Reads the image (height, width, channels) and the label of a record.
 
         Raises:
-            UserError: it is no example, or shape and bytes disagree.
+            UserError: The record is not an example, or shape and bytes disagree.
         """
         data = self.record(number)
         try:
             features = tf.train.Example.FromString(data).features.feature
             shape = tuple(features["shape"].int64_list.value[:4])
             (pixels,) = features["data"].bytes_list.value[:2]
-            label = (*features["label"].int64_list.value[:1], 0)[0]
+            label = next(iter(features["label"].int64_list.value), 0)
         except Exception:  # noqa: BLE001 - protobuf's own classes differ by its implementation
             raise self._damaged(
-                int(self.offsets[number]), "the record is no example with shape and data"
+                int(self.offsets[number]), "the record is not an example with shape and data"
             ) from None
         if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=object) != len(pixels):
             raise self._damaged(
@@ -200,14 +206,14 @@ class TFRecordSource(PythonSource):
     """The images of one split in one size.
 
     Args:
-        root: the folder that holds the splits.
+        root: Folder that holds the splits.
         split: ``train``, ``validation`` or ``test``.
-        size: of the images.
-        cropped: the pipeline crops the images, which may be larger on one side.
-        channels: of the images.
+        size: Height and width of the images in pixels.
+        cropped: Whether the pipeline crops the images, which may then be larger on one side.
+        channels: Number of channels of the images.
 
     Raises:
-        UserError: a shard is missing or damaged, or the split is empty.
+        UserError: A shard is missing or damaged, or the split is empty.
     """
 
     def __init__(self, root: Path, split: str, size: int, cropped: bool = False, channels: int = 3):
@@ -223,22 +229,22 @@ class TFRecordSource(PythonSource):
 
     def fetch(self, index):
         """Reads one record."""
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        shard = self.shards[number]
-        within = index - (int(self.ends[number - 1]) if number else 0)
-        image, label = shard.example(within, self.channels)
+        shard_index = int(np.searchsorted(self.ends, index, side="right"))
+        shard = self.shards[shard_index]
+        number = index - (int(self.ends[shard_index - 1]) if shard_index else 0)
+        image, label = shard.example(number, self.channels)
         height, width, _ = image.shape
         fits = min(height, width) == self.size and (self.cropped or height == width)
         if not fits:
             raise UserError(
-                f"{shard.path}: the image at byte {shard.offsets[within]} is {height}x{width}, not "
+                f"{shard.path}: the image at byte {shard.offsets[number]} is {height}x{width}, not "
                 f"{self.size}x{self.size}; {FETCH_AGAIN}"
             )
         return image, label
 
 
 def serialize(image: np.ndarray, label: int = 0) -> bytes:
-    """An image (height, width, channels) as a ``tf.train.Example``."""
+    """Serializes an image (height, width, channels) as a ``tf.train.Example``."""
     example = tf.train.Example()
     features = example.features.feature
     features["shape"].int64_list.value.extend(image.shape)
@@ -248,6 +254,6 @@ def serialize(image: np.ndarray, label: int = 0) -> bytes:
 
 
 def masked_crc(data: bytes) -> int:
-    """TensorFlow's masked CRC-32C."""
+    """Computes TensorFlow's masked CRC-32C."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

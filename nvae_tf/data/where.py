@@ -1,11 +1,11 @@
-"""What ``--data`` has to name for each data set, and where that comes from; knows no TensorFlow."""
+"""What ``--data`` has to name for each data set, and where to get it; without TensorFlow."""
 
 import re
 
 from nvae_tf.config import DataConfig
 from nvae_tf.io.errors import UserError
 
-# Those that are missing here come with scikit-learn or are fetched by Keras.
+# Data sets that are not listed come with scikit-learn or are fetched by Keras.
 _NEEDED = {
     "omniglot": "fetch chardata.mat of the IWAE release; --data names its folder",
     "celeba_64": "fetch CelebA's aligned images and prepare them with "
@@ -24,13 +24,16 @@ _NEEDED = {
 
 
 def check_data(config: DataConfig) -> None:
-    """Says what to fetch, where a data set is to be read that cannot be fetched for the user.
+    """Checks that ``--data`` is given for a data set that cannot be fetched automatically.
+
+    Args:
+        config: Section ``data`` of the configuration.
 
     Raises:
-        UserError: The data set needs a folder and the configuration names none.
+        UserError: The data set needs a folder, and the configuration does not name one.
     """
     if config.data:
         return
-    for name, what in _NEEDED.items():
-        if re.fullmatch(name, config.dataset):
-            raise UserError(f"{config.dataset} needs --data: {what} (docs/data.md)")
+    for pattern, advice in _NEEDED.items():
+        if re.fullmatch(pattern, config.dataset):
+            raise UserError(f"{config.dataset} needs --data: {advice} (docs/data.md)")

@@ -1,4 +1,4 @@
-"""The search: keras-tuner chooses values, trials train with them, the best become a recipe."""
+"""The search: keras-tuner chooses values, trials train with them, and the best become a recipe."""
 
 import csv
 import math
@@ -25,9 +25,9 @@ class Limits(NamedTuple):
     """How far a search goes.
 
     Attributes:
-        max_trials: of bayesian and random search.
-        max_minutes: after which no new trial starts; None: no limit.
-        factor: of hyperband: one of so many trials goes on, for so many times the epochs.
+        max_trials: Number of trials of Bayesian and random search.
+        max_minutes: Minutes after which no new trial starts; None: no limit.
+        factor: In hyperband, one of so many trials continues, for so many times the epochs.
     """
 
     max_trials: int = 10
@@ -36,15 +36,15 @@ class Limits(NamedTuple):
 
 
 class TrialSummary(NamedTuple):
-    """A trial, as the table shows it.
+    """A row of the table of trials.
 
     Attributes:
-        id: as in the name of its folder.
+        id: Identifier in the name of the trial's folder.
         status: ``"completed"``, ``"failed"`` or ``"running"``.
-        score: the objective; NaN unless completed.
-        epochs: that it trained for.
-        values: key -> value.
-        message: why it failed.
+        score: The objective; NaN unless completed.
+        epochs: Number of epochs that it trained for.
+        values: Values of the keys that the search varies.
+        message: Why it failed, or an empty text.
     """
 
     id: str
@@ -63,12 +63,12 @@ class Search(BaseTuner):
 
     Args:
         recipe: The recipe to improve, as its file has it.
-        given: Key -> value of what all trials change in it.
+        given: Values of the keys that all trials change in the recipe.
         space: What differs from trial to trial.
-        folder: Folder of the search; one that is there is continued.
+        folder: Folder of the search; a search that it already holds is continued.
         algorithm: ``"hyperband"``, ``"bayesian"`` or ``"random"``.
-        objective: ``"bpd"`` or ``"nelbo"``, of the test set.
-        limits: How far to go.
+        objective: ``"bpd"`` or ``"nelbo"`` of the test set.
+        limits: How far the search goes.
 
     Raises:
         ConfigError: The keys given do not go together, or the space has epochs and the algorithm
@@ -92,23 +92,23 @@ class Search(BaseTuner):
             raise ConfigError("epochs: hyperband chooses them itself; leave them out of the space")
         oracle = _oracle(self.config, space, algorithm, objective, limits)
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
-        if not is_chief():  # which saves by itself
-            self.save()  # so that a search that ends in its first trial can be continued
+        if not is_chief():  # The chief's oracle saves itself.
+            self.save()  # So a search that ends in its first trial can be continued.
 
     def search(self):
         """Runs trials until the search is over; the chief of several processes hands them out."""
         with warnings.catch_warnings():
-            # What NumPy says of a failed trial's NaN.
+            # NumPy warns about the NaN of failed trials.
             warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
             super().search()
 
     def run_trial(self, trial):
-        """Trains with a trial's values; where that fails, the objective is NaN."""
+        """Trains with a trial's values; if that fails, the objective is NaN."""
         values = self._values(trial)
-        said = " ".join(f"{name}={value}" for name, value in values.items())
-        print(f"trial {trial.trial_id}: {said}", flush=True)
-        hyperband = trial.hyperparameters.values
-        parent = hyperband.get("tuner/trial_id")
+        assignments = " ".join(f"{name}={value}" for name, value in values.items())
+        print(f"trial {trial.trial_id}: {assignments}", flush=True)
+        hyperparameters = trial.hyperparameters.values
+        parent = hyperparameters.get("tuner/trial_id")
         try:
             config, note = self._configured(values)
             if note:
@@ -117,7 +117,7 @@ class Search(BaseTuner):
                 config,
                 self._path(trial.trial_id),
                 values,
-                hyperband.get("tuner/epochs"),
+                hyperparameters.get("tuner/epochs"),
                 self._path(parent) if parent else None,
             )
         except TrialStopped as error:
@@ -131,14 +131,14 @@ class Search(BaseTuner):
         return results
 
     def trials(self) -> list[TrialSummary]:
-        """All trials so far, in the order of their start."""
-        found = []
+        """Returns all trials so far, in the order of their start."""
+        summaries = []
         for trial_id in self.oracle.start_order:
             trial = self.oracle.trials[trial_id]
             status = {"COMPLETED": "completed", "RUNNING": "running"}.get(trial.status, "failed")
             values = self._values(trial)
             trained = trial.hyperparameters.values.get("tuner/epochs")
-            found.append(
+            summaries.append(
                 TrialSummary(
                     id=trial_id,
                     status=status,
@@ -148,13 +148,13 @@ class Search(BaseTuner):
                     message=trial.message or "",
                 )
             )
-        return found
+        return summaries
 
     def write_results(self) -> TrialSummary | None:
-        """Writes the table of trials, and the best one's recipe if any is complete.
+        """Writes the table of trials, and the recipe of the best one if any is completed.
 
         Returns:
-            The best one, or None.
+            The best trial, or None if no trial is completed.
         """
         trials = self.trials()
         with (
@@ -165,27 +165,28 @@ class Search(BaseTuner):
             table.writerow(
                 ["trial", "status", self.objective_name, "epochs", *self._names, "message"]
             )
-            for t in trials:
-                values = [t.values.get(name) for name in self._names]
-                score = "" if math.isnan(t.score) else t.score
-                table.writerow([t.id, t.status, score, t.epochs, *values, t.message])
-        complete = [trial for trial in trials if trial.status == "completed"]
-        if not complete:
+            for trial in trials:
+                values = [trial.values.get(name) for name in self._names]
+                score = "" if math.isnan(trial.score) else trial.score
+                row = [trial.id, trial.status, score, trial.epochs, *values, trial.message]
+                table.writerow(row)
+        completed = [trial for trial in trials if trial.status == "completed"]
+        if not completed:
             return None
-        best = min(complete, key=lambda trial: trial.score)
+        best = min(completed, key=lambda trial: trial.score)
         head = (
-            f"# TrialSummary {best.id} of a search: {self.objective_name} {best.score:.4f} after "
+            f"# Trial {best.id} of a search: {self.objective_name} {best.score:.4f} after "
             f"{best.epochs} epochs.\n"
         )
         write_text(self.folder / BEST, head + self._configured(best.values).config.to_yaml())
         return best
 
     def _configured(self, values: dict) -> Overridden:
-        """What a trial with these values trains with."""
+        """Returns the configuration of a trial with these values."""
         return override(self.recipe, {**self.given, **values})
 
     def _values(self, trial):
-        # keras-tuner hands out a choice of true or false as 1 or 0.
+        # keras-tuner turns a choice of true or false into 1 or 0.
         return {
             name: bool(value) if KEYS[name][1].type is bool else value
             for name, value in trial.hyperparameters.values.items()
@@ -198,8 +199,8 @@ class Search(BaseTuner):
 
 def is_chief() -> bool:
     """Whether this process hands out trials to others and runs none."""
-    named = "chief" in os.environ.get("KERASTUNER_TUNER_ID", "")
-    return named and "KERASTUNER_ORACLE_IP" in os.environ
+    has_name = "chief" in os.environ.get("KERASTUNER_TUNER_ID", "")
+    return has_name and "KERASTUNER_ORACLE_IP" in os.environ
 
 
 def _oracle(config, space, algorithm, objective, limits):
@@ -212,7 +213,7 @@ def _oracle(config, space, algorithm, objective, limits):
         allow_new_entries=False,
         tune_new_entries=False,
         seed=config.data.seed,
-        max_consecutive_failed_trials=2**31,  # failures do not end a search
+        max_consecutive_failed_trials=2**31,  # Failures do not end a search.
     )
     if algorithm == "hyperband":
         oracle = _Hyperband(
@@ -226,14 +227,14 @@ def _oracle(config, space, algorithm, objective, limits):
 
 
 class _TimeLimitedOracle(keras_tuner.Oracle):
-    """An oracle that hands out no new trial after so many minutes; None: no limit."""
+    """An oracle that hands out no new trial after some minutes; None: no limit."""
 
     def __init__(self, max_minutes: float | None, **options):
         super().__init__(**options)
         self.end = math.inf if max_minutes is None else time.monotonic() + 60.0 * max_minutes
 
     def populate_space(self, trial_id):
-        """Values for the next trial, as long as there is time."""
+        """Returns values for the next trial, as long as there is time."""
         if time.monotonic() < self.end:
             return super().populate_space(trial_id)
         return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}

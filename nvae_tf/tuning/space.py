@@ -1,4 +1,4 @@
-"""What a search may vary: configuration keys and the values that each may take.
+"""The space of a search: configuration keys and the values that each may take.
 
 A space is a YAML file with a line for each key::
 
@@ -6,7 +6,7 @@ A space is a YAML file with a line for each key::
     num_channels_enc: {int: [4, 16], step: 4}
     use_se: {choice: [true, false]}
 
-This module knows no TensorFlow and no keras-tuner.
+This module knows neither TensorFlow nor keras-tuner.
 """
 
 import re
@@ -24,11 +24,11 @@ class Dimension(NamedTuple):
     """A configuration key and the values that it may take.
 
     Attributes:
-        name: of the key.
+        name: Name of the key.
         kind: ``"choice"``, ``"int"`` or ``"float"``.
-        values: all of them; of numbers the lowest and the highest.
-        step: between whole numbers; None: 1, or of a logarithmic scale.
-        log: draw from a logarithmic scale.
+        values: All values of a choice; the lowest and the highest of numbers.
+        step: Distance between whole numbers; None: 1, or chosen by a logarithmic scale.
+        log: Whether to draw from a logarithmic scale.
     """
 
     name: str
@@ -41,8 +41,15 @@ class Dimension(NamedTuple):
 def load_space(path: Path) -> list[Dimension]:
     """Reads a space.
 
+    Args:
+        path: Path of the YAML file.
+
+    Returns:
+        What may vary, in the order of the file.
+
     Raises:
-        ConfigError: it is missing or not understood, or names a key or a value that is not allowed.
+        ConfigError: The file is missing or not understood, or names a key or a value that is not
+            allowed.
     """
     try:
         content = read_yaml(path)
@@ -66,7 +73,7 @@ def _dimension(name: str, given: Any) -> Dimension:
     if options:
         refuse(f"{next(iter(options))!r} is not understood")
     if not isinstance(values, list) or not values:
-        refuse(f"{values!r} is no list of values")
+        refuse(f"{values!r} is not a list of values")
     values = tuple(check_value(name, value) for value in values)
     if not isinstance(log, str) or log.lower() not in TRUTHS:
         refuse(f"log: {log!r} is not true or false")
@@ -78,9 +85,9 @@ def _dimension(name: str, given: Any) -> Dimension:
             refuse("a value is given twice")
         return Dimension(name, kind, values)
     if KEYS[name][1].type is not {INT: int, FLOAT: float}[kind]:
-        refuse(f"its values are no {kind}s")
+        refuse(f"its values are not of type {kind}")
     if len(values) != 2 or values[0] >= values[1]:
-        refuse(f"{list(values)} is no lowest and highest value")
+        refuse(f"{list(values)} is not a lowest and a highest value")
     if step is not None:
         if kind == FLOAT or log or not re.fullmatch("[1-9][0-9]{0,8}", str(step)):
             refuse(f"step {step} is not allowed here")

@@ -1,7 +1,7 @@
-"""One trial of a search: a training in a process of its own.
+"""One trial of a search: a training in a separate process.
 
-So a trial that runs out of memory, or that the system kills, fails alone, and the next one finds the
-memory of all devices free.
+A trial that runs out of memory, or that the system kills, fails without ending the search, and the next
+one finds the memory of all devices free.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from nvae_tf.run_folder import RunFolder
 
 
 class TrialStopped(UserError):
-    """The trial was told to stop and left a checkpoint."""
+    """A trial was told to stop, and has left a checkpoint."""
 
 
 def run_trial(
@@ -29,37 +29,37 @@ def run_trial(
     epochs: int | None = None,
     parent: Path | None = None,
 ) -> dict[str, float]:
-    """Trains, in a process of its own, and waits for it.
+    """Trains in a separate process and waits for it.
 
     Args:
-        config: of the trial.
-        path: the trial's folder; a training that is there already is continued.
-        searched: the keys that the search varies, and their values, for TensorBoard.
-        epochs: end after so many of the configuration's; default: all.
-        parent: folder of a trial with the same values and fewer epochs, to go on from.
+        config: Configuration of the trial.
+        path: Folder of the trial; a training that it already holds is continued.
+        searched: Values of the keys that the search varies, for TensorBoard.
+        epochs: Number of epochs after which to end; default: all of the configuration's.
+        parent: Folder of a trial with the same values and fewer epochs, to continue from.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension.
 
     Raises:
-        UserError: whatever the training raises; or its process was killed.
+        UserError: The training raised it, or its process was killed.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    words = _own_stderr()
+    stderr = _copy_stderr()
     process = context.Process(
-        target=_in_child, args=(sender, words, config, path, searched, epochs, parent), daemon=True
+        target=_in_child, args=(sender, stderr, config, path, searched, epochs, parent), daemon=True
     )
     process.start()
     sender.close()
-    if words:
-        words.close()
+    if stderr:
+        stderr.close()
     try:
         outcome = receiver.recv()
     except EOFError:
         process.join()
         raise UserError(
-            f"its process was killed (exit status {process.exitcode}), perhaps for want of memory"
+            f"its process was killed (exit status {process.exitcode}), possibly out of memory"
         ) from None
     except BaseException:  # an interruption: the training leaves a checkpoint
         process.terminate()
@@ -71,11 +71,11 @@ def run_trial(
     return outcome
 
 
-def _own_stderr() -> Connection | None:
-    """Where this process's own words go, to hand to a child; None: it cannot be handed on.
+def _copy_stderr() -> Connection | None:
+    """Copies the connection of `sys.stderr`, to hand it to a child; None if that is not possible.
 
-    A child would inherit file descriptor 2 alone, which may be a pipe (`nvae_tf.cli.chatter`) where
-    this process shows its progress on a terminal.
+    A child inherits only file descriptor 2, which may be a pipe (`nvae_tf.cli.chatter`) although this
+    process shows its progress on a terminal.
     """
     try:
         return Connection(os.dup(sys.stderr.fileno()), readable=False)
@@ -83,10 +83,10 @@ def _own_stderr() -> Connection | None:
         return None
 
 
-def _in_child(sender, words, *arguments):
-    if words:
-        sys.stderr = os.fdopen(os.dup(words.fileno()), "w", buffering=1, errors="backslashreplace")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends this process in order
+def _in_child(sender, stderr, *arguments):
+    if stderr:
+        sys.stderr = os.fdopen(os.dup(stderr.fileno()), "w", buffering=1, errors="backslashreplace")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the parent, which ends this process in order
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         sender.send(_train(*arguments))
@@ -115,7 +115,7 @@ def _train(config, path, searched, epochs, parent):
 
 
 def _copy(source: RunFolder, target: RunFolder) -> None:
-    """Copies what training continues from; the configuration last, since a run begins with it."""
+    """Copies what training continues from, the configuration last, because it makes a folder a run."""
     for path in source.list_checkpoints()[:1]:
         temporary = target.checkpoints / f".{path.name}.part"
         shutil.copytree(path, temporary, dirs_exist_ok=True)
@@ -124,7 +124,7 @@ def _copy(source: RunFolder, target: RunFolder) -> None:
 
 
 def _report(folder: RunFolder, searched: dict) -> None:
-    """Tells TensorBoard's HParams tab what was tried; its metrics are the validation's scalars."""
+    """Writes a trial's values for TensorBoard's HParams tab; metrics are the validation's scalars."""
     import tensorflow as tf
     from tensorboard.plugins.hparams import api as hparams
 
