@@ -303,7 +303,7 @@ def test_graphs_that_do_more_than_compute(counts, tmp_path):
     features = counts.check(lambda: inception.load(str(tmp_path / "x.pb")))
     assert features(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 27)
     member = tarfile.TarInfo(f"../../{inception.GRAPH}")
-    member.size = inception.LARGEST_GRAPH + 1
+    member.size = inception.MAX_GRAPH_SIZE + 1
     (tmp_path / "x.tgz").write_bytes(gzip.compress(member.tobuf() + bytes(10_240)))
     assert isinstance(counts.check(lambda: inception.load(str(tmp_path / "x.tgz"))), UserError)
     assert not (tmp_path / "written").exists()
