@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nvae_tf import torch_import
 from nvae_tf.evaluation import fid, inception
-from nvae_tf.io import npz as array_file
+from nvae_tf.io import npz as npz_files
 from nvae_tf.io import torch_file
 from nvae_tf.io.errors import UserError
 
@@ -247,7 +247,7 @@ def test_bombs_as_statistics(counts, tmp_path):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("mu.npy", "w", force_zip64=True) as file:
-            for _ in range(array_file.LARGEST // 2**24 + 1):
+            for _ in range(npz_files.LARGEST // 2**24 + 1):
                 file.write(bytes(2**24))
         archive.writestr("sigma.npy", b"")
     objects = npz({"mu": np.array([{}], object), "sigma": np.eye(1)})
