@@ -38,7 +38,8 @@ _KNOWN = re.compile(
     rb"|SetPriority unimplemented for this stream"
     rb"|oneDNN supports \w+ only on platforms with"
     # Python raises exceptions for these.
-    rb"|OP_REQUIRES failed at|tensor_slice_reader\.cc:\d+\] Could not open"
+    rb"|OP_REQUIRES failed at|^\s+\[\[\{\{node [^}]*\}\}\]\]\s*$"
+    rb"|tensor_slice_reader\.cc:\d+\] Could not open"
     rb"|Local rendezvous is aborting with status"
     rb"|will not be optimized because the dataset does not implement"
     rb"|exceeds 10% of free system memory"

@@ -97,16 +97,21 @@ class PythonSource(Source):
 
     def example(self, index):
         """Calls `fetch`."""
-        image, label = tf.numpy_function(self._guarded_fetch, [index], [tf.uint8, tf.int64])
-        return tf.ensure_shape(image, [None, None, None]), tf.ensure_shape(label, [])
+        image, label, readable = tf.numpy_function(
+            self._guarded_fetch, [index], [tf.uint8, tf.int64, tf.bool]
+        )
+        # Raised here, because TensorFlow writes the traceback of what Python raises to standard error.
+        with tf.control_dependencies([tf.debugging.Assert(readable, ["an image is not readable"])]):
+            image = tf.ensure_shape(image, [None, None, None])
+        return image, tf.ensure_shape(label, [])
 
     def _guarded_fetch(self, index):
         try:
             image, label = self.fetch(int(index))
         except UserError as error:
             self.failure = self.failure or error
-            raise
-        return image, np.int64(label)
+            return np.zeros((0, 0, 0), np.uint8), np.int64(0), np.bool_(False)
+        return image, np.int64(label), np.bool_(True)
 
 
 @contextlib.contextmanager
