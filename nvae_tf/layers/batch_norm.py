@@ -4,7 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from nvae_tf.engine.devices import mean_over_replicas, num_replicas
+from nvae_tf.engine.devices import local_variable, mean_over_replicas, num_replicas
 from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import by_stack
 from nvae_tf.engine.xla import xla_region
@@ -74,24 +74,29 @@ class BatchNormAct(Layer):
         return {**super().get_config(), "activation": self.activation}
 
 
-def update_running_averages(statistics: dict[BatchNormAct, BatchStatistics]) -> None:
+def update_running_averages(
+    statistics: dict[BatchNormAct, BatchStatistics], condition=True
+) -> None:
     """Moves running averages towards the statistics of a batch.
 
     Args:
-        statistics: What `Scope.statistics` holds after a training pass.
+        statistics: What `Scope.statistics` holds after a training pass; identical on all replicas.
+        condition: A scalar; where it is false nothing changes.
     """
-    means = {norm.moving_mean: batch.mean for norm, batch in statistics.items()}
-    variances = {norm.moving_variance: batch.unbiased for norm, batch in statistics.items()}
-    for stack, rows in by_stack({**means, **variances}):
-        values = tf.unstack(stack)
-        for row, statistic in rows.items():
-            values[row] = moved(values[row], statistic)
-        stack.assign(tf.stack(values))
-
-
-def moved(running, statistic):
-    """A running average after a batch with this mean or unbiased variance."""
-    return running - (1.0 - MOMENTUM) * (running - statistic)
+    means = by_stack({norm.moving_mean: batch for norm, batch in statistics.items()})
+    variances = by_stack({norm.moving_variance: batch for norm, batch in statistics.items()})
+    for (mean, rows), (variance, _) in zip(means, variances, strict=True):
+        places = sorted(rows)
+        batches = zip(*(rows[row] for row in places), strict=True)
+        batch = BatchStatistics(*map(tf.stack, batches))
+        for running, statistic in ((mean, batch.mean), (variance, batch.unbiased)):
+            whole = len(places) == running.shape[0]
+            before = tf.convert_to_tensor(running) if whole else tf.gather(running, places)
+            after = before - (1.0 - MOMENTUM) * (before - statistic)
+            after = tf.where(condition, after, before)
+            if not whole:  # some of the layers whose averages are rows of this stack
+                after = tf.tensor_scatter_nd_update(running, [[row] for row in places], after)
+            local_variable(running).assign(after)
 
 
 def _normalize_by_batch(inputs, gamma, beta):

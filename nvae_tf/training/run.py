@@ -338,9 +338,8 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "T
 
     def validate():
         number = itertools.count(1)
-        every = (
-            1 if cluster.num_workers == 1 else AGREEING_EVERY
-        )  # for which they wait for each other
+        # Several workers wait for each other to agree.
+        every = 1 if cluster.num_workers == 1 else AGREEING_EVERY
 
         def stop():
             return next(number) % every == 0 and termination.agreed(cluster)

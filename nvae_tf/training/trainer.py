@@ -16,7 +16,7 @@ from nvae_tf.engine.devices import local_variable, mean_over_replicas, num_repli
 from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
 from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
-from nvae_tf.layers.batch_norm import moved
+from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.optimizers import MovingAverage, Optimizer
 
@@ -223,10 +223,8 @@ class Trainer(tf.Module):
 
     def _gammas(self, tensors) -> list[tf.Tensor]:
         """The scales of all batch norms: of those of one width one tensor (n, channels)."""
-        widths: dict = {}
-        for norm in self.batch_norms:
-            widths.setdefault(norm.gamma.shape[0], []).append(norm.gamma)
-        return [stacked(gammas, tensors) for gammas in widths.values()]
+        gammas = by_stack({norm.gamma: norm.gamma for norm in self.batch_norms})
+        return [stacked(list(rows.values()), tensors) for _, rows in gammas]
 
     @property
     def _compiles_regions(self):
@@ -250,14 +248,7 @@ class Trainer(tf.Module):
     def update_state(self, result: PassResult, condition=True) -> None:
         """Moves running averages and singular vectors to where a pass brought them."""
         by_norm = dict(zip(self.batch_norms, result.statistics, strict=True))
-        means = by_stack({norm.moving_mean: seen for norm, seen in by_norm.items()})
-        variances = by_stack({norm.moving_variance: seen for norm, seen in by_norm.items()})
-        for (mean, rows), (variance, _) in zip(means, variances, strict=True):
-            in_order = [rows[row] for row in range(mean.shape[0])]
-            seen = BatchStatistics(*map(tf.stack, zip(*in_order, strict=True)))
-            for running, value in ((mean, seen.mean), (variance, seen.unbiased)):
-                after = moved(running, value)
-                local_variable(running).assign(tf.where(condition, after, running))
+        update_running_averages(by_norm, condition)
         self.spectral.update_vectors(result.vectors, condition)
 
     def train_step(self, images):
