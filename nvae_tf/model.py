@@ -21,6 +21,7 @@ from nvae_tf.distributions import (
     bernoulli_image,
     mean_image,
 )
+from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
 from nvae_tf.layers.base import Uniform, create_chain
@@ -234,7 +235,11 @@ class NVAE(tf_keras.Model):
             training: Use the statistics of the batch.
         """
         stacks = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.stacks}
-        return Scope(training=training, values=rows_of(weights_below(self), stacks))
+        return Scope(
+            training=training,
+            values=rows_of(weights_below(self), stacks),
+            replica_row=replica_row() if training else None,
+        )
 
     def encode(self, images, noise=None):
         """Latents of images.

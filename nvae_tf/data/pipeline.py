@@ -26,6 +26,7 @@ def training_batches(
     worker: int = 0,
     num_workers: int = 1,
     parts: int = 1,
+    passes: int = 1,
 ) -> tf.data.Dataset:
     """Returns an endless sequence of batches; each epoch has another random order of the images.
 
@@ -44,16 +45,24 @@ def training_batches(
         num_workers: Number of workers that share each batch; it divides the batch size.
         parts: Number of parts in which a worker's share of a batch comes, one after the other: one
             per device.
+        passes: Number of passes in which a batch is computed, one after the other. All devices of all
+            workers together see in each the images that one device alone would see in it.
 
     Returns:
-        Batches (batch_size / num_workers / parts, height, width, channels), float32 in [0, 1].
+        Batches (batch_size / num_workers / parts, height, width, channels), float32 in [0, 1], the
+        images of the first pass first.
     """
     per_epoch = len(source) // batch_size * batch_size
     share = batch_size // num_workers
+    in_part = share // parts
+    in_pass = in_part // passes  # images of a part
     spec = dataset.image
 
     def example(number):
-        place = number // share * batch_size + worker * share + number % share
+        step, number = number // share, number % share
+        part, number = worker * parts + number // in_part, number % in_part
+        place = step * batch_size
+        place += (number // in_pass * num_workers * parts + part) * in_pass + number % in_pass
         epoch, position = place // per_epoch, place % per_epoch
         order = _fold(seed, _ORDER, epoch)
         index = tf.random.experimental.index_shuffle(position, order, len(source) - 1)
@@ -67,7 +76,7 @@ def training_batches(
 
     numbers = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
     examples = numbers.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.batch(share // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return examples.batch(in_part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(

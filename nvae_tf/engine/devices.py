@@ -74,34 +74,6 @@ def describe_devices(strategy: tf.distribute.Strategy) -> str:
     )
 
 
-def local_variable(variable):
-    """The copy of a distributed variable on the device that the code around runs for.
-
-    Assigning to it changes that copy alone, at once, without talking to other devices: for values that
-    all devices compute alike. Outside of replicas, and of variables of one device: the variable itself.
-    """
-    if num_replicas() == 1:
-        return variable
-    context = tf.distribute.get_replica_context()
-    copies = context.strategy.experimental_local_results(variable)
-    replica = tf.get_static_value(context.replica_id_in_sync_group)
-    return copies[int(replica) % len(copies)]
-
-
-def num_replicas() -> int:
-    """Replicas that work on the batch of the code around; 1 outside of replicas."""
-    context = tf.distribute.get_replica_context()
-    return 1 if context is None else context.num_replicas_in_sync
-
-
-def mean_over_replicas(values):
-    """The mean over all replicas of a structure of tensors; inside a replica."""
-    if num_replicas() == 1:
-        return values
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
-
-
 def shard(batch):
     """Divides a batch among the devices; parts are of one size, the last rows repeated if need be.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.engine.devices import local_variable
+from nvae_tf.engine.state import VariableState
 from nvae_tf.engine.weights import fresh_seed, stacked
 from nvae_tf.engine.xla import xla_region
 
@@ -108,7 +108,9 @@ class SpectralNorms(tf.Module):
         """All singular vectors, left ones first."""
         return [*self.left, *self.right]
 
-    def normalized_kernels(self, tensors: Mapping, xla: bool, iterations: int = ITERATIONS):
+    def normalized_kernels(
+        self, tensors: Mapping, xla: bool, iterations: int = ITERATIONS, state=None
+    ):
         """Normalises all kernels, and computes their spectral norms.
 
         Args:
@@ -116,6 +118,8 @@ class SpectralNorms(tf.Module):
                 gradients are taken with respect to them.
             xla: Whether to compile what is large (see `nvae_tf.engine.xla`).
             iterations: Power iterations, from the stored vectors.
+            state: Where the stored vectors are read (`nvae_tf.engine.state`); default: in their
+                variables.
 
         Returns:
             The sum of ``u' W v`` over all kernels, a scalar whose gradient reaches the kernels alone,
@@ -124,7 +128,8 @@ class SpectralNorms(tf.Module):
         """
         weights = [_weights(group, tensors) for group in self.groups]
         stacks = [_scale(*map(tf.stop_gradient, group), xla=xla) for group in weights]
-        left, right = ([v.read_value() for v in vectors] for vectors in (self.left, self.right))
+        value = (state or VariableState()).value
+        left, right = ([value(v) for v in vectors] for vectors in (self.left, self.right))
         left, right = _iterate(stacks, left, right, iterations, xla)
         totals, kernels = [], {}
         for number, group in enumerate(self.groups):
@@ -135,10 +140,17 @@ class SpectralNorms(tf.Module):
             kernels.update(zip(group, map(NormalizedKernel, parts, scales), strict=True))
         return tf.add_n(totals), kernels, [*left, *right]
 
-    def update_vectors(self, vectors, condition=True) -> None:
-        """Stores iterated vectors, where the condition (a scalar) holds."""
+    def update_vectors(self, vectors, condition=True, state=None) -> None:
+        """Stores iterated vectors.
+
+        Args:
+            vectors: What `normalized_kernels` returned last.
+            condition: A scalar; where it is false nothing changes.
+            state: As for `normalized_kernels`.
+        """
+        state = state or VariableState()
         for variable, value in zip(self.vectors, vectors, strict=True):
-            local_variable(variable).assign(tf.where(condition, value, variable))
+            state.assign(variable, tf.where(condition, value, state.value(variable)))
 
     def layout(self, names: Mapping) -> list[list[str]]:
         """The names of the kernels of each group.

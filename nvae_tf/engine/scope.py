@@ -40,13 +40,16 @@ class Scope:
         values: Tensors that stand for weights; others are read from their stacks.
         kernels: The kernels of this step, normalised beforehand, by convolution.
         statistics: What batch norms saw in training, by layer; filled in the order of the calls.
-        given_statistics: Mean and biased variance, (channels,) each, that batch norms use in evaluation
-            instead of their running averages, by layer.
+        given_statistics: `BatchStatistics` by layer, that batch norms use instead of others: in
+            evaluation instead of their running averages; in training, where a block is rematerialized,
+            those that replicas have exchanged already.
+        replica_row: Marks this replica among those that share the batch, one-hot, (replicas,); None if
+            this one has the batch for itself.
         rematerialize: What is computed again in the backward pass (gradient checkpointing): ``"none"``;
             ``"bn_swish"``: batch norm, its activation and the convolution that follows; ``"cells"``:
             whole residual cells, and per group the draw of its latents and its combiner.
-        functions: The functions that identical blocks share, by key (see
-            `nvae_tf.engine.shared_functions`); None: nothing is shared.
+        functions: The functions that identical blocks share (`nvae_tf.engine.shared_functions`); None:
+            nothing is shared.
         xla_regions: What stands between convolutions is compiled.
         custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
             never frees a graph that contains a custom gradient.
@@ -57,17 +60,23 @@ class Scope:
     values: Mapping[Weight, tf.Tensor] = dataclasses.field(default_factory=dict)
     kernels: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
     statistics: dict[Any, BatchStatistics] = dataclasses.field(default_factory=dict)
-    given_statistics: Mapping[Any, tuple] = dataclasses.field(default_factory=dict)
+    given_statistics: Mapping[Any, BatchStatistics] = dataclasses.field(default_factory=dict)
+    replica_row: tf.Tensor | None = None
     rematerialize: str = NO_REMAT
-    functions: dict | None = None
+    functions: Any = None
     xla_regions: bool = False
     custom_gradients: bool = False
     data_initialization: bool = False
 
     def value(self, weight: Weight) -> tf.Tensor:
         """The value of a layer's weight in this pass."""
-        found = self.values.get(weight)
-        return weight.value() if found is None else found
+        tensor = self.values.get(weight)
+        return weight.value() if tensor is None else tensor
+
+    @property
+    def exchanges_statistics(self) -> bool:
+        """Whether batch norms exchange the statistics of their batch with other replicas."""
+        return self.training and self.replica_row is not None
 
     @property
     def settings(self) -> tuple:

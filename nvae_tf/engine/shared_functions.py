@@ -3,6 +3,10 @@
 A deep model has hundreds of blocks of a few dozen kinds. Traced as one function per kind, the graph
 stays small and starts quickly. A rematerialized block (gradient checkpointing) keeps nothing but its
 inputs for the backward pass: Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016.
+
+Where several replicas share a batch, the batch norms exchange statistics, and exchanges stand between
+shared functions. So a block whose batch norms have yet to exchange theirs, such as a residual cell, is
+run in the graph of the step, and the blocks that it is made of are shared instead.
 """
 
 import dataclasses
@@ -15,7 +19,68 @@ from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.weights import Weight, walk
 
 
-def call_block(function, layers, inputs, scope: Scope, *, uses=None, share=True, remat_when=CELLS):
+class SharedFunctions:
+    """Traced functions of tensors alone, by what they compute and the shapes of their inputs.
+
+    They belong to no graph, device or replica: all that need one call the same.
+    """
+
+    def __init__(self):
+        self._traced = {}
+
+    def call(self, key: tuple, make, tensors):
+        """Calls the function of a key and the tensors' shapes, which is traced at its first call.
+
+        Args:
+            key: What the function computes; hashable.
+            make: Returns the Python function.
+            tensors: Its arguments.
+        """
+        specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
+        key = (key, *specs)
+        if key not in self._traced:
+            self._traced[key] = _trace(make(), specs)
+        return self._traced[key](*tensors)
+
+
+def _trace(function, specs):
+    # Traced in a graph that is thrown away. In that of a replica, the replica's device would be a part
+    # of the function, and of its gradient's, which TensorFlow makes at the first gradient.
+    with tf.Graph().as_default():
+        traced = tf.function(
+            function, autograph=False, experimental_attributes={"_noinline": True}
+        ).get_concrete_function(*specs)
+        if traced.captured_inputs:
+            names = [tensor.name for tensor in traced.captured_inputs]
+            raise ValueError(f"a block of the model uses more than it was given: {names}")
+        inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = tf.nest.flatten(traced(*inputs))
+        tape.gradient(outputs, inputs)
+    return traced
+
+
+def call_shared(function, tensors, scope: Scope, **settings):
+    """``function(*tensors, **settings)``, shared with all calls of the same settings and shapes.
+
+    Args:
+        function: Of tensors and settings, a function of a module.
+        tensors: Tensors.
+        scope: Says whether functions are shared.
+        settings: Hashable arguments.
+    """
+
+    def run(*tensors):
+        return function(*tensors, **settings)
+
+    if scope.functions is None:
+        return run(*tensors)
+    key = (function.__module__, function.__qualname__, *settings.items())
+    return scope.functions.call(key, lambda: run, tensors)
+
+
+def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=CELLS):
     """``function(*layers, *inputs, scope=scope)``, shared with identical blocks and rematerialized.
 
     Args:
@@ -24,30 +89,26 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, share=True,
         inputs: Tensors.
         scope: Says whether functions are shared and what is rematerialized.
         uses: The built layers whose weights it uses; default: `layers`.
-        share: Whether the function may be shared; not for a part of a larger block.
         remat_when: The mode of `Scope.rematerialize` in which the block is rematerialized.
 
     Returns:
         Tensors, or a structure of tensors.
     """
     rematerialize = scope.rematerialize == remat_when
-    functions = scope.functions if share else None
-    if not rematerialize and functions is None:
+    if not rematerialize and scope.functions is None:
         return function(*layers, *inputs, scope=scope)
-    weights = _BlockWeights(layers if uses is None else uses, scope)
+    weights = _BlockTensors(layers if uses is None else uses, scope)
+    exchanges = scope.exchanges_statistics and bool(weights.norms)
+    if exchanges and not rematerialize:
+        return function(*layers, *inputs, scope=scope)
+    share = scope.functions is not None and not exchanges
     tensors = [*inputs, *weights.tensors]
-    if functions is None:
-        block = _Block(function, layers, weights, len(inputs), scope, rematerialize)
-        outputs, statistics = block.run(*tensors)
+    block = _Block(function, layers, weights, len(inputs), scope, rematerialize, share)
+    if share:
+        key = (function.__qualname__, *map(trace_key, layers), scope.settings)
+        outputs, statistics = scope.functions.call(key, lambda: block.run, tensors)
     else:
-        specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
-        key = (function.__qualname__, *map(trace_key, layers), scope.settings, *specs)
-        if key not in functions:
-            block = _Block(
-                function, layers, weights, len(inputs), scope, rematerialize, shared=True
-            )
-            functions[key] = _traced(block.run, specs)
-        outputs, statistics = functions[key](*tensors)
+        outputs, statistics = block.run(*tensors)
     scope.statistics.update(weights.split_statistics(statistics) if scope.training else {})
     return outputs
 
@@ -70,27 +131,35 @@ def _frozen(value):
     return value
 
 
-class _BlockWeights:
-    """The tensors that a block computes with, in an order that is the same for identical blocks."""
+class _BlockTensors:
+    """The tensors that a block computes with, in an order that is the same for identical blocks.
+
+    Attributes:
+        norms: Batch norms of the block that have yet to find out the statistics of their batch.
+        tensors: What `given` gives them back as.
+    """
 
     def __init__(self, layers, scope: Scope):
-        found = [pair for layer in layers for pair in (("", layer), *walk(layer))]
-        modules = [content for _, content in found if not isinstance(content, Weight)]
-        self.norms = [module for module in modules if hasattr(module, "moving_mean")]
+        contents = [pair for layer in layers for pair in (("", layer), *walk(layer))]
+        modules = [content for _, content in contents if not isinstance(content, Weight)]
+        norms = [module for module in modules if hasattr(module, "moving_mean")]
+        self.norms = [norm for norm in norms if norm not in scope.statistics]
+        self.exchanged = [norm for norm in norms if norm in scope.statistics]
         # Kernels that were normalised beforehand come instead of the weights that they are made from.
         self.convolutions = [module for module in modules if module in scope.kernels]
         kernels = [scope.kernels[convolution] for convolution in self.convolutions]
         self.scaled = [kernel.scale is not None for kernel in kernels]
-        made = {weight for c in self.convolutions for weight in c.kernel_weights}
+        replaced = {weight for c in self.convolutions for weight in c.kernel_weights}
         self.others = [
             content
-            for _, content in found
+            for _, content in contents
             if isinstance(content, Weight)
-            and content not in made
+            and content not in replaced
             and (content.trainable or not scope.training)
         ]
         self.tensors = [kernel.kernel for kernel in kernels]
         self.tensors += [kernel.scale for kernel in kernels if kernel.scale is not None]
+        self.tensors += [part for norm in self.exchanged for part in scope.statistics[norm]]
         self.tensors += [scope.value(weight) for weight in self.others]
 
     def given(self, tensors) -> dict:
@@ -98,20 +167,22 @@ class _BlockWeights:
         tensors = iter(tensors)
         kernels = [next(tensors) for _ in self.convolutions]
         scales = [next(tensors) if scaled else None for scaled in self.scaled]
+        statistics = [BatchStatistics(*(next(tensors) for _ in range(3))) for _ in self.exchanged]
         return dict(
             kernels=dict(
                 zip(self.convolutions, map(NormalizedKernel, kernels, scales), strict=True)
             ),
+            statistics=dict(zip(self.exchanged, statistics, strict=True)),
             values=dict(zip(self.others, tensors, strict=True)),
         )
 
     def concat_statistics(self, statistics):
-        """The statistics of all batch norms as one vector.
+        """The statistics of all batch norms as one vector, without gradients.
 
         Every output of its own would cost the backward pass a tensor of zeros.
         """
         parts = [part for norm in self.norms for part in statistics[norm]]
-        return tf.concat(parts, 0) if parts else tf.zeros(0)
+        return tf.stop_gradient(tf.concat(parts, 0)) if parts else tf.zeros(0)
 
     def split_statistics(self, vector) -> dict:
         """The inverse of `concat_statistics`."""
@@ -128,20 +199,23 @@ class _BlockWeights:
 class _Block:
     """A block as a function of inputs and weights to outputs and its batch norms' statistics."""
 
-    def __init__(self, function, layers, weights, num_inputs, scope, rematerialize, shared=False):
+    def __init__(self, function, layers, weights, num_inputs, scope, rematerialize, share):
         self._function, self._layers, self._weights = function, layers, weights
-        self._num_inputs, self._shared = num_inputs, shared
-        # What the block is given again with every call is left out: it would be captured.
-        self._scope = dataclasses.replace(
-            scope,
-            rematerialize=NO_REMAT if rematerialize else scope.rematerialize,
-            functions=None,
-        )
+        self._num_inputs, self._share = num_inputs, share
+        self._scope = scope
+        if rematerialize:
+            self._scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
+        if share:  # what would be captured
+            self._scope = dataclasses.replace(self._scope, functions=None, replica_row=None)
         self.run = self._rematerialized if rematerialize else self._compute
 
-    def _compute(self, *tensors):
+    def _compute(self, *tensors, given_statistics=None):
         inputs, values = tensors[: self._num_inputs], tensors[self._num_inputs :]
-        inner = dataclasses.replace(self._scope, statistics={}, **self._weights.given(values))
+        inner = dataclasses.replace(
+            self._scope,
+            given_statistics=given_statistics or {},
+            **self._weights.given(values),
+        )
         outputs = self._function(*self._layers, *inputs, scope=inner)
         if not inner.training:
             return outputs, tf.zeros(0)
@@ -150,28 +224,30 @@ class _Block:
     def _rematerialized(self, *tensors):
         @tf.custom_gradient
         def run(*tensors):
-            return self._compute(*tensors), lambda *upstream: self._gradients(tensors, upstream)
+            outputs, statistics = self._compute(*tensors)
+
+            def gradients(*upstream):  # the last one is that of the statistics
+                return self._gradients(tensors, statistics, upstream[:-1])
+
+            return (outputs, statistics), gradients
 
         return run(*tensors)
 
-    def _gradients(self, tensors, upstream):
-        if not self._shared:  # or TensorFlow would compute it all again before the backward pass
+    def _gradients(self, tensors, statistics, upstream):
+        inputs, weights = list(tensors[: self._num_inputs]), list(tensors[self._num_inputs :])
+        if not self._share:  # or TensorFlow would compute it all again before the backward pass
             with tf.control_dependencies(upstream):
-                tensors = [tf.identity(tensor) for tensor in tensors]
+                inputs = [tf.identity(tensor) for tensor in inputs]
+        exchanged = {}
+        if self._scope.exchanges_statistics:
+            exchanged = self._weights.split_statistics(statistics)
+        tensors = inputs + weights
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            outputs = tf.nest.flatten(self._compute(*tensors))
+            outputs, _ = self._compute(*tensors, given_statistics=exchanged)
         return tape.gradient(
-            outputs, tensors, output_gradients=upstream, unconnected_gradients="zero"
+            tf.nest.flatten(outputs),
+            tensors,
+            output_gradients=upstream,
+            unconnected_gradients="zero",
         )
-
-
-def _traced(function, specs):
-    """One function that all blocks of a kind call."""
-    traced = tf.function(
-        function, autograph=False, experimental_attributes={"_noinline": True}
-    ).get_concrete_function(*specs)
-    if traced.captured_inputs:
-        names = [tensor.name for tensor in traced.captured_inputs]
-        raise ValueError(f"a block of the model uses more than it was given: {names}")
-    return traced

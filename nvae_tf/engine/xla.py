@@ -2,7 +2,8 @@
 
 On CPUs XLA makes arithmetic on long tensors several times faster, since it reads them once, but its
 depthwise convolutions are some twenty times slower. So convolutions stay TensorFlow's there, and what
-stands between them is compiled. Not where several replicas share the work.
+stands between them is compiled. No region holds an exchange between replicas, so they may share a step
+of which some regions are compiled.
 """
 
 import functools

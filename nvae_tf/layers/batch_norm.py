@@ -4,8 +4,9 @@ import functools
 
 import tensorflow as tf
 
-from nvae_tf.engine.devices import local_variable, mean_over_replicas, num_replicas
+from nvae_tf.engine.batch_statistics import global_statistics
 from nvae_tf.engine.scope import BatchStatistics, Scope
+from nvae_tf.engine.state import VariableState
 from nvae_tf.engine.weights import by_stack
 from nvae_tf.engine.xla import xla_region
 from nvae_tf.layers.activations import activate
@@ -49,25 +50,43 @@ class BatchNormAct(Layer):
         """The input's shape."""
         return input_shape
 
+    def exchange_statistics(self, inputs, scope: Scope):
+        """Leaves the batch's statistics over all replicas in the scope, if several share the batch.
+
+        A function that blocks share holds no exchange. So whatever calls one with this layer in it
+        calls this before, and `call` then finds the statistics.
+        """
+        if scope.exchanges_statistics and self not in scope.statistics:
+            given = scope.given_statistics.get(self)
+            scope.statistics[self] = global_statistics(inputs, scope, given)
+
     def call(self, inputs, scope: Scope):
         """Normalises, then activates."""
         gamma, beta = scope.value(self.gamma), scope.value(self.beta)
+        self.exchange_statistics(inputs, scope)
+        if self in scope.statistics:
+            mean, variance, _ = scope.statistics[self]
+            normalize = _normalize_and_activate(self.activation, scope.xla_regions)
+            return normalize(inputs, mean, variance, gamma, beta)
         activated = self.activation != "none" and inputs.dtype == tf.float32
-        if scope.training and activated and scope.xla_regions:  # these imply a single replica
+        if scope.training and activated and scope.xla_regions:
             outputs, mean, variance = _fused_batch_norm_act(self.activation)(inputs, gamma, beta)
             scope.statistics[self] = BatchStatistics(mean, variance, _elements_per_channel(inputs))
             return outputs
         outputs = tf.cast(inputs, tf.float32)
         if scope.training:
-            outputs, scope.statistics[self] = _normalize_by_batch(outputs, gamma, beta)
+            outputs, mean, variance, _ = _fused_batch_norm(outputs, gamma, beta)
+            scope.statistics[self] = BatchStatistics(mean, variance, _elements_per_channel(inputs))
         else:
-            running = scope.given_statistics.get(self)
-            if running is None:
-                running = scope.value(self.moving_mean), scope.value(self.moving_variance)
-            mean, variance = running
+            mean, variance = self._running_statistics(scope)
             scale = gamma * tf.math.rsqrt(variance + EPSILON)
             outputs = outputs * scale + (beta - mean * scale)
         return activate(self.activation, tf.cast(outputs, inputs.dtype), scope.custom_gradients)
+
+    def _running_statistics(self, scope: Scope):
+        if self in scope.given_statistics:
+            return scope.given_statistics[self][:2]
+        return scope.value(self.moving_mean), scope.value(self.moving_variance)
 
     def get_config(self):
         """The constructor's arguments."""
@@ -75,14 +94,17 @@ class BatchNormAct(Layer):
 
 
 def update_running_averages(
-    statistics: dict[BatchNormAct, BatchStatistics], condition=True
+    statistics: dict[BatchNormAct, BatchStatistics], condition=True, state=None
 ) -> None:
     """Moves running averages towards the statistics of a batch.
 
     Args:
         statistics: What `Scope.statistics` holds after a training pass; identical on all replicas.
         condition: A scalar; where it is false nothing changes.
+        state: Where the averages are read and changed (`nvae_tf.engine.state`); default: in their
+            variables.
     """
+    state = state or VariableState()
     means = by_stack({norm.moving_mean: batch for norm, batch in statistics.items()})
     variances = by_stack({norm.moving_variance: batch for norm, batch in statistics.items()})
     for (mean, rows), (variance, _) in zip(means, variances, strict=True):
@@ -90,32 +112,19 @@ def update_running_averages(
         batches = zip(*(rows[row] for row in places), strict=True)
         batch = BatchStatistics(*map(tf.stack, batches))
         for running, statistic in ((mean, batch.mean), (variance, batch.unbiased)):
-            whole = len(places) == running.shape[0]
-            before = tf.convert_to_tensor(running) if whole else tf.gather(running, places)
+            everything, whole = state.value(running), len(places) == running.shape[0]
+            before = everything if whole else tf.gather(everything, places)
             after = before - (1.0 - MOMENTUM) * (before - statistic)
             after = tf.where(condition, after, before)
             if not whole:  # some of the layers whose averages are rows of this stack
-                after = tf.tensor_scatter_nd_update(running, [[row] for row in places], after)
-            local_variable(running).assign(after)
-
-
-def _normalize_by_batch(inputs, gamma, beta):
-    """Inputs normalised with the statistics of the batch, and these statistics."""
-    count = _elements_per_channel(inputs)
-    if num_replicas() == 1:
-        outputs, mean, variance, _ = _fused_batch_norm(inputs, gamma, beta)
-    else:
-        mean = mean_over_replicas(tf.reduce_mean(inputs, [0, 1, 2]))
-        centred = inputs - mean
-        variance = mean_over_replicas(tf.reduce_mean(tf.square(centred), [0, 1, 2]))
-        outputs = centred * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
-    return outputs, BatchStatistics(mean, variance, count)
+                rows_of_places = [[row] for row in places]
+                after = tf.tensor_scatter_nd_update(everything, rows_of_places, after)
+            state.assign(running, after)
 
 
 def _elements_per_channel(inputs):
     """Number of elements per channel that the statistics are computed from, float32, (1,)."""
-    count = tf.size(inputs) // inputs.shape[-1] * num_replicas()
-    return tf.fill([1], tf.cast(count, tf.float32))
+    return tf.fill([1], tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32))
 
 
 def _fused_batch_norm(inputs, gamma, beta):
@@ -169,5 +178,53 @@ def _fused_batch_norm_act(activation: str):
             )[:3]  # fmt: skip
 
         return (outputs, mean, variance), gradient
+
+    return run
+
+
+@functools.cache
+def _normalize_and_activate(activation: str, xla: bool):
+    """Batch norm with given statistics, and an activation, that save only the input for the gradient.
+
+    Args:
+        activation: Name of the activation.
+        xla: Whether to compile the arithmetic.
+
+    Returns:
+        A function from inputs, mean, variance, gamma and beta to outputs. All have gradients.
+    """
+
+    @xla_region
+    def normalize(inputs, mean, variance, gamma, beta):
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)
+        outputs = (tf.cast(inputs, tf.float32) - mean) * scale + beta
+        return activate(activation, tf.cast(outputs, inputs.dtype), custom_gradients=True)
+
+    @xla_region
+    def elementwise_gradients(inputs, mean, variance, gamma, beta, upstream):
+        """Gradients: of the inputs, of what is activated, and that times the centred inputs."""
+        inverse = tf.math.rsqrt(variance + EPSILON)
+        centred = tf.cast(inputs, tf.float32) - mean
+        normalized = tf.cast(centred * (gamma * inverse) + beta, inputs.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(normalized)
+            outputs = activate(activation, normalized, custom_gradients=True)
+        d_normalized = tf.cast(tape.gradient(outputs, normalized, upstream), tf.float32)
+        d_inputs = tf.cast(d_normalized * (gamma * inverse), inputs.dtype)
+        return d_inputs, d_normalized, d_normalized * centred
+
+    @tf.custom_gradient
+    def run(inputs, mean, variance, gamma, beta):
+        def gradient(upstream):
+            d_inputs, d_normalized, d_centred = elementwise_gradients(
+                inputs, mean, variance, gamma, beta, upstream, compile=xla
+            )
+            d_beta, total = (tf.reduce_sum(part, [0, 1, 2]) for part in (d_normalized, d_centred))
+            inverse = tf.math.rsqrt(variance + EPSILON)
+            d_gamma = total * inverse
+            d_variance = -0.5 * gamma * tf.square(inverse) * d_gamma
+            return d_inputs, -gamma * inverse * d_beta, d_variance, d_gamma, d_beta
+
+        return normalize(inputs, mean, variance, gamma, beta, compile=xla), gradient
 
     return run

@@ -74,10 +74,21 @@ class ResidualCell(_FixedWidthLayer):
         return call_block(ResidualCell.compute, [self], [inputs], scope)
 
     def compute(self, inputs, scope: Scope):
-        """Adds skip and branch."""
+        """Runs the branch, and adds it to the skip."""
         branch = inputs
         for operation in self.branch:
             branch = operation(branch, scope=scope)
+        return call_block(
+            ResidualCell.add, [self], [inputs, branch], scope, uses=self.outside_branch
+        )
+
+    @property
+    def outside_branch(self) -> list[Layer]:
+        """The layers that are not in the branch's operations."""
+        return [layer for layer in (self.se, self.skip) if layer]
+
+    def add(self, inputs, branch, scope: Scope):
+        """Adds skip and branch, whose channels are scaled first."""
         if self.se:
             branch = self.se(branch, scope=scope)
         skip = self.skip(inputs, scope=scope) if self.skip else inputs
@@ -141,8 +152,9 @@ class NormActConv(_FixedWidthLayer):
 
     def call(self, inputs, scope: Scope):
         """Runs `compute`, rematerialized if `Scope.rematerialize` is ``"bn_swish"``."""
-        function = NormActConv.compute
-        return call_block(function, [self], [inputs], scope, share=False, remat_when=BN_ACT)
+        if self.norm:
+            self.norm.exchange_statistics(inputs, scope)
+        return call_block(NormActConv.compute, [self], [inputs], scope, remat_when=BN_ACT)
 
     def compute(self, inputs, scope: Scope):
         """Normalises, activates, doubles the map in an up cell, and convolves."""
@@ -208,16 +220,23 @@ class MBConv(_FixedWidthLayer):
     def call(self, inputs, scope: Scope):
         """Runs the seven layers, each batch norm in one block with the convolution that follows."""
         outputs = nearest_x2(inputs) if self.direction == UP else inputs
-        for layers in zip(self.norms[:3], self.convolutions, strict=True):
+        for norm, convolution in zip(self.norms[:3], self.convolutions, strict=True):
+            norm.exchange_statistics(outputs, scope)
+            layers = [norm, convolution]
             outputs = call_block(
-                _normalize_and_convolve, layers, [outputs], scope, share=False, remat_when=BN_ACT
+                _normalize_and_convolve, layers, [outputs], scope, remat_when=BN_ACT
             )
-        return self.norms[3](outputs, scope=scope)
+        self.norms[3].exchange_statistics(outputs, scope)
+        return call_block(_normalize, self.norms[3:], [outputs], scope)
 
     def get_config(self):
         """The constructor's arguments."""
         names = ("expansion", "kernel_size", "groups", "direction")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _normalize(norm, inputs, scope: Scope):
+    return norm(inputs, scope=scope)
 
 
 def _normalize_and_convolve(norm, convolution, inputs, scope: Scope):

@@ -5,7 +5,8 @@ import inspect
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
-from nvae_tf.engine.devices import local_variable
+from nvae_tf.engine.replicas import local_variable
+from nvae_tf.engine.state import TensorState
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.training.optimizers import Optimizer
 
@@ -42,8 +43,23 @@ class AddonsOptimizer(Optimizer):
         ]
         self._optimizer._create_all_weights(sum(self._rows, []))
 
-    def apply_gradients(self, gradients, condition=True, compile: bool = False) -> None:  # noqa: A002
-        """Takes one step, weight by weight, from the stacks' values to the stacks."""
+    def apply_gradients(
+        self,
+        gradients,
+        condition=True,
+        compile: bool = False,  # noqa: A002
+        state=None,
+    ) -> None:
+        """Takes one step, weight by weight, from the stacks' values to the stacks.
+
+        Raises:
+            ConfigError: The state is not in variables: those of these optimisers are their own.
+        """
+        if isinstance(state, TensorState):
+            raise ConfigError(
+                f"optimizer: one of TensorFlow Addons keeps its state itself, so that the step is not "
+                f"a function; choose {', '.join(BUILT_IN_OPTIMIZERS)}"
+            )
         pairs = []
         for stack, rows, gradient in zip(self._stacks, self._rows, gradients, strict=True):
             values = zip(rows, tf.unstack(stack), tf.unstack(gradient), strict=True)

@@ -1,11 +1,9 @@
 """The optimisers, first of all the Adamax that NVAE is trained with; and moving averages of weights."""
 
-import functools
-
 import tensorflow as tf
 
-from nvae_tf.engine.devices import local_variable
-from nvae_tf.engine.xla import xla_region
+from nvae_tf.engine.replicas import local_variable
+from nvae_tf.engine.state import VariableState
 
 LARGE = 2**20  # elements of a stack from which on its update is compiled, on CPUs
 
@@ -28,8 +26,12 @@ class Optimizer(tf.Module):
     @property
     def learning_rate(self):
         """The learning rate of the next step."""
+        return self.learning_rate_after(self.iterations)
+
+    def learning_rate_after(self, steps):
+        """The learning rate of the step that follows so many others."""
         rate = self._learning_rate
-        return rate(self.iterations) if callable(rate) else tf.constant(rate, tf.float32)
+        return rate(steps) if callable(rate) else tf.constant(rate, tf.float32)
 
     def build(self, variables) -> None:
         """Creates the slots.
@@ -39,13 +41,21 @@ class Optimizer(tf.Module):
         """
         raise NotImplementedError
 
-    def apply_gradients(self, gradients, condition=True, compile: bool = False) -> None:  # noqa: A002
+    def apply_gradients(
+        self,
+        gradients,
+        condition=True,
+        compile: bool = False,  # noqa: A002
+        state=None,
+    ) -> None:
         """Takes one step.
 
         Args:
             gradients: One for each variable.
             condition: A scalar; where it is false variables and slots stay, and the step counts.
             compile: Whether to compile the update of large variables (see `nvae_tf.engine.xla`).
+            state: Where variables, slots and the number of steps are read and changed
+                (`nvae_tf.engine.state`); default: in their variables.
         """
         raise NotImplementedError
 
@@ -75,29 +85,59 @@ class StackedOptimizer(Optimizer):
         for name in self.SLOTS:
             setattr(self, name, zeros_like(variables))
 
-    def apply_gradients(self, gradients, condition=True, compile: bool = False) -> None:  # noqa: A002
+    def apply_gradients(
+        self,
+        gradients,
+        condition=True,
+        compile: bool = False,  # noqa: A002
+        state=None,
+    ) -> None:
         """Takes one step, all weights of a shape at once."""
-        step = tf.cast(self.iterations + 1, tf.float32)
+        state = state or VariableState()
+        steps = state.value(self.iterations)
+        count, rate = tf.cast(steps + 1, tf.float32), self.learning_rate_after(steps)
         coefficients = tf.stack(
             [
-                self.learning_rate / (1.0 - tf.pow(self.beta_1, step)),
-                1.0 - tf.pow(self.beta_2, step),
-                self.weight_decay * self.learning_rate if self.DECOUPLED else self.weight_decay,
+                rate / (1.0 - tf.pow(self.beta_1, count)),
+                1.0 - tf.pow(self.beta_2, count),
+                self.weight_decay * rate if self.DECOUPLED else self.weight_decay,
                 self.beta_1,
                 self.beta_2,
                 self.epsilon,
             ]
         )
         slots = [getattr(self, name) for name in self.SLOTS]
-        for gradient, *changed in zip(gradients, self._variables, *slots, strict=True):
-            local = list(map(local_variable, changed))
-            self.update(gradient, local, coefficients, condition, compile=compile)
-        local_variable(self.iterations).assign_add(1)
+        for gradient, *variables in zip(gradients, self._variables, *slots, strict=True):
+            update_in_state(
+                self.update, state, variables, gradient, coefficients, condition, compile=compile
+            )
+        state.assign(self.iterations, steps + 1)
 
     @staticmethod
-    def update(gradient, variables, coefficients, condition, compile):  # noqa: A002
-        """Changes a stack and its slots, unless the condition is false."""
+    def update(variables, gradient, coefficients, condition, compile):  # noqa: A002
+        """Changes a stack and its slots, unless the condition is false.
+
+        Args:
+            variables: The stack and its slots: variables, or tensors that stand for them.
+            gradient: Gradient with respect to the stack.
+            coefficients: Numbers of the formula.
+            condition: A scalar.
+            compile: Whether to compile the update if it is large.
+
+        Returns:
+            The new values.
+        """
         raise NotImplementedError
+
+
+def update_in_state(update, state, variables, *arguments, compile) -> None:  # noqa: A002
+    """Changes variables by an `in_place_update`: themselves, or the tensors that stand for them."""
+    if isinstance(state, VariableState):
+        update(list(map(local_variable, variables)), *arguments, compile=compile)
+        return
+    values = update(list(map(state.value, variables)), *arguments, compile=False)
+    for variable, value in zip(variables, values, strict=True):
+        state.assign(variable, value)
 
 
 def zeros_like(variables) -> list[tf.Variable]:
@@ -106,29 +146,45 @@ def zeros_like(variables) -> list[tf.Variable]:
 
 
 def in_place_update(formula):
-    """An `update` from an optimiser's formula.
+    """An update of variables, or of tensors that stand for them.
 
-    Compiled, it changes the variables in place. For that the formula selects between new and old slots
-    *before* it computes the weight; otherwise XLA copies the old slots first.
+    Compiled, it changes the variables in place. For that the formula selects between new and old values
+    *before* it computes what depends on them; otherwise XLA copies the old values first.
 
     Args:
-        formula: A function of where_applied (new, old) -> value, gradient, weight, both slots and the
-            coefficients, to the new weight and slots.
+        formula: A function of where_applied (new, old) -> value, and the values of the variables, and
+            further arguments, to the new values.
+
+    Returns:
+        A function of variables or tensors, the further arguments, a condition (a scalar; where it is
+        false nothing changes), and the keyword ``compile``: whether to compile it if it is large.
     """
 
-    def update(gradient, variables, coefficients, condition):
+    def update(variables, *arguments):
+        *arguments, condition = arguments
+
         def where_applied(new, old):
             return tf.where(condition, new, old)
 
-        before = [variable.read_value() for variable in variables]
-        after = formula(where_applied, gradient, *before, *tf.unstack(coefficients))
+        before = [tf.convert_to_tensor(variable) for variable in variables]
+        after = formula(where_applied, *before, *arguments)
+        if isinstance(variables[0], tf.Tensor):
+            return after
         for variable, value in zip(variables, after, strict=True):
             variable.assign(value)
+        return []
 
-    return staticmethod(xla_region(update, min_size=LARGE))
+    compiled = tf.function(update, autograph=False, jit_compile=True)
+
+    def run(variables, *arguments, compile):  # noqa: A002
+        large = variables[0].shape.num_elements() >= LARGE
+        return (compiled if large and compile else update)(variables, *arguments)
+
+    return run
 
 
-def _adamax(where_applied, gradient, weight, m, u, rate, _, decay, beta_1, beta_2, epsilon):
+def _adamax(where_applied, weight, m, u, gradient, coefficients):
+    rate, _, decay, beta_1, beta_2, epsilon = tf.unstack(coefficients)
     gradient = gradient + decay * weight
     m = where_applied(beta_1 * m + (1.0 - beta_1) * gradient, m)
     u = where_applied(tf.maximum(beta_2 * u, tf.abs(gradient) + epsilon), u)
@@ -141,13 +197,15 @@ def _adam_step(where_applied, gradient, m, v, rate, correction, beta_1, beta_2, 
     return rate * m / (tf.sqrt(v / correction) + epsilon), m, v
 
 
-def _adam(where_applied, gradient, weight, m, v, rate, correction, decay, *others):
+def _adam(where_applied, weight, m, v, gradient, coefficients):
+    rate, correction, decay, *others = tf.unstack(coefficients)
     gradient = gradient + decay * weight
     step, m, v = _adam_step(where_applied, gradient, m, v, rate, correction, *others)
     return where_applied(weight - step, weight), m, v
 
 
-def _adamw(where_applied, gradient, weight, m, v, rate, correction, decay, *others):
+def _adamw(where_applied, weight, m, v, gradient, coefficients):
+    rate, correction, decay, *others = tf.unstack(coefficients)
     step, m, v = _adam_step(where_applied, gradient, m, v, rate, correction, *others)
     return where_applied(weight - step - decay * weight, weight), m, v
 
@@ -162,7 +220,7 @@ class Adamax(StackedOptimizer):
     """
 
     SLOTS = ("_m", "_u")
-    update = in_place_update(_adamax)
+    update = staticmethod(in_place_update(_adamax))
 
     def __init__(
         self, learning_rate=1e-2, weight_decay=3e-4, beta_1=0.9, beta_2=0.999, epsilon=1e-3
@@ -174,7 +232,7 @@ class Adam(StackedOptimizer):
     """Adam with L2 decay inside the gradient: Kingma & Ba, *Adam*, 2015."""
 
     SLOTS = ("_m", "_v")
-    update = in_place_update(_adam)
+    update = staticmethod(in_place_update(_adam))
 
     def __init__(
         self, learning_rate=1e-3, weight_decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8
@@ -189,7 +247,7 @@ class AdamW(Adam):
     """
 
     DECOUPLED = True
-    update = in_place_update(_adamw)
+    update = staticmethod(in_place_update(_adamw))
 
 
 class MovingAverage(tf.Module):
@@ -214,23 +272,31 @@ class MovingAverage(tf.Module):
         for average, variable in zip(self.stacks, self._variables, strict=True):
             average.assign(variable)
 
-    def update(self, step, condition=True, compile: bool = False) -> None:  # noqa: A002
+    def update(
+        self,
+        step,
+        condition=True,
+        compile: bool = False,  # noqa: A002
+        state=None,
+    ) -> None:
         """Moves the averages towards the variables.
 
         Args:
             step: Steps taken, this one included.
             condition: A scalar; where it is false nothing changes.
             compile: As for `Optimizer.apply_gradients`.
+            state: As for `Optimizer.apply_gradients`.
         """
+        state = state or VariableState()
         done = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
         for average, variable in zip(self.stacks, self._variables, strict=True):
-            value = variable.read_value()
-            _move_average(value, local_variable(average), decay, condition, compile=compile)
+            value = state.value(variable)
+            update_in_state(
+                _move_average, state, [average], value, decay, condition, compile=compile
+            )
 
 
-@functools.partial(xla_region, min_size=LARGE)
-def _move_average(value, average, decay, condition):
-    before = average.read_value()
-    after = decay * before + (1.0 - decay) * value
-    average.assign(tf.where(condition, after, before))
+@in_place_update
+def _move_average(where_applied, average, value, decay):
+    return [where_applied(decay * average + (1.0 - decay) * value, average)]

@@ -30,8 +30,10 @@ from nvae_tf.training.trainer import (
     Trainer,
     compiled,
     grappler_disabled,
+    on_replicas,
     several_steps,
     uses_xla,
+    whole_step,
 )
 
 AGREEING_EVERY = 10  # batches of a validation, after which several workers agree whether to go on
@@ -161,7 +163,7 @@ class _Data:
             self._cluster.strategy.distribute_datasets_from_function(
                 lambda _: pipeline.training_batches(
                     self._sources[0], self._dataset, batch_size=size, start_step=start_step,
-                    **self._view, **self._share,
+                    passes=size // self._counts.images_per_pass, **self._view, **self._share,
                 )
             )
         )  # fmt: skip
@@ -334,7 +336,8 @@ def _build_trainer(config: Config, dataset: catalog.DatasetInfo, counts: StepCou
 
 def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "Termination"):
     """A function that validates, and returns None if SIGTERM ended that early."""
-    run_step = compiled(trainer.validation_step, cluster.strategy, uses_xla(trainer.config))
+    strategy, jit = cluster.strategy, uses_xla(trainer.config)
+    run_step = compiled(on_replicas(trainer.validation_step, strategy, jit), strategy)
 
     def validate():
         number = itertools.count(1)
@@ -351,11 +354,11 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "T
 
 def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
     """A function of an iterator over batches and a number of steps, to the last step's results."""
-    jit = uses_xla(trainer.config)
+    step = whole_step(trainer, cluster.strategy, uses_xla(trainer.config))
     if cluster.replicas > 1:
-        take = several_steps(trainer.train_step, cluster.strategy, jit)
+        take = several_steps(step, cluster.strategy)
         return lambda batches, count: take(batches, tf.constant(count))
-    run_step = compiled(trainer.train_step, cluster.strategy, jit)
+    run_step = compiled(step, cluster.strategy)
     return lambda batches, _: run_step(next(batches))
 
 

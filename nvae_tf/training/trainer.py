@@ -12,9 +12,17 @@ import tensorflow as tf
 
 from nvae_tf import objective
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
-from nvae_tf.engine.devices import local_variable, mean_over_replicas, num_replicas
 from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
+from nvae_tf.engine.replicas import (
+    mean_over_replicas,
+    num_replicas,
+    replica_index,
+    replica_row,
+    sum_over_replicas,
+)
 from nvae_tf.engine.scope import BatchStatistics, Scope
+from nvae_tf.engine.shared_functions import SharedFunctions
+from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
 from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
@@ -91,6 +99,7 @@ class Trainer(tf.Module):
             term, gradient, and each group's KL.
         loss_scale: Factor on the loss, for float16.
         steps_since_overflow: Finite steps since the loss scale changed.
+        functions: The functions that identical blocks share in training.
     """
 
     def __init__(
@@ -121,6 +130,7 @@ class Trainer(tf.Module):
         )
         self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False)
         self.steps_since_overflow = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.functions = SharedFunctions()
 
     def prepare(self, images):
         """Does what a new training needs once before its first step, beyond drawing the weights.
@@ -178,7 +188,7 @@ class Trainer(tf.Module):
         self.spectral.update_vectors(vectors)
 
     def losses_and_gradients(
-        self, images, noise, beta, regularization, loss_scale=None, weights=None
+        self, images, noise, beta, regularization, loss_scale=None, state=None
     ) -> PassResult:
         """One training-mode pass, which changes nothing.
 
@@ -188,22 +198,24 @@ class Trainer(tf.Module):
             beta: The KL coefficient.
             regularization: lambda.
             loss_scale: Factor on the loss while gradients are computed; None for 1.
-            weights: Tensors in the place of the model's trainable variables; default: their values.
+            state: Where weights and singular vectors are read (`nvae_tf.engine.state`); default: in
+                their variables.
         """
-        if weights is None:
-            weights = [stack.read_value() for stack in self.weights]
+        state = state or VariableState()
+        weights = [state.value(stack) for stack in self.weights]
         tensors = self._by_reference(weights)
         with tf.GradientTape() as tape:
             tape.watch(weights)
             spectral, kernels, vectors = self.spectral.normalized_kernels(
-                tensors, self._compiles_regions
+                tensors, self._compiles_regions, state=state
             )
             scope = Scope(
                 training=True,
                 values=rows_of(weights_below(self.model), tensors),
                 kernels=kernels,
+                replica_row=replica_row(),
                 rematerialize=self.config.gradient_checkpointing,
-                functions={} if num_replicas() == 1 else None,
+                functions=self.functions,
                 xla_regions=self._compiles_regions,
                 custom_gradients=True,
             )
@@ -228,10 +240,8 @@ class Trainer(tf.Module):
 
     @property
     def _compiles_regions(self):
-        """Whether regions of a step are compiled, on a CPU with ``jit_compile: auto``."""
-        return (
-            self.config.jit_compile == "auto" and not uses_xla(self.config) and num_replicas() == 1
-        )
+        """Whether regions of a step are compiled: with ``jit_compile: auto``, if not the whole step."""
+        return self.config.jit_compile == "auto" and not uses_xla(self.config)
 
     def _losses(
         self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
@@ -245,17 +255,78 @@ class Trainer(tf.Module):
         loss += regularization * (spectral + batch_norm)
         return Losses(loss, recon, kl_per_group, balanced_kl, gamma, spectral, batch_norm)
 
-    def update_state(self, result: PassResult, condition=True) -> None:
-        """Moves running averages and singular vectors to where a pass brought them."""
-        by_norm = dict(zip(self.batch_norms, result.statistics, strict=True))
-        update_running_averages(by_norm, condition)
-        self.spectral.update_vectors(result.vectors, condition)
-
-    def train_step(self, images):
-        """One step on this replica.
+    def update_state(self, result: PassResult, condition=True, state=None) -> None:
+        """Moves running averages and singular vectors to where a pass brought them.
 
         Args:
-            images: This replica's images, (accumulate_steps * batch_size, height, width, channels).
+            result: What the pass computed.
+            condition: A scalar; where it is false nothing changes.
+            state: Where they are changed (`nvae_tf.engine.state`); default: in their variables.
+        """
+        by_norm = dict(zip(self.batch_norms, result.statistics, strict=True))
+        update_running_averages(by_norm, condition, state)
+        self.spectral.update_vectors(result.vectors, condition, state)
+
+    def train_step(self, images, state=None):
+        """One step of a single pass, on this replica.
+
+        Args:
+            images: This replica's images, (batch_size, height, width, channels).
+            state: As for `update`.
+
+        Returns:
+            What `update` returns.
+        """
+        return self.update(self.compute_pass(images, state=state), state)
+
+    def compute_pass(self, images, number=0, state=None) -> PassResult:
+        """One of the passes that make a step, on this replica.
+
+        Args:
+            images: This replica's images of the step, (accumulate_steps * batch_size, height, width,
+                channels), pass by pass.
+            number: Which of the passes.
+            state: As for `losses_and_gradients`.
+
+        Returns:
+            The means over this replica's images of the pass.
+        """
+        state, passes = state or VariableState(), self.config.accumulate_steps
+        step = state.value(self.optimizer.iterations)
+        beta, regularization = self._coefficients(step)
+        if passes > 1:
+            size = tf.shape(images)[0] // passes
+            images = images[number * size : (number + 1) * size]
+        # The place of each image in the global batch: noise does not depend on the replicas.
+        size = tf.shape(images)[0]
+        places = (number * num_replicas() + replica_index()) * size + tf.range(size)
+        noise = self.model.draw_noise(places, tf.stack([self.seed, tf.cast(step, tf.int32)]))
+        loss_scale = state.value(self.loss_scale) if self._scales_loss else None
+        result = self.losses_and_gradients(images, noise, beta, regularization, loss_scale, state)
+        losses = result.losses._replace(
+            **{
+                name: tf.reduce_mean(getattr(result.losses, name), 0)
+                for name in ("recon", "kl_per_group", "balanced_kl")
+            }
+        )
+        return result._replace(losses=losses)
+
+    def add_pass(self, total: PassResult, images, number) -> PassResult:
+        """Adds `compute_pass` of the same images and number to a sum of passes, on this replica."""
+        return tf.nest.map_structure(tf.add, total, self.compute_pass(images, number))
+
+    def update_from_sum(self, total: PassResult):
+        """`update` with the mean of all passes of a step, from their sum, on this replica."""
+        passes = self.config.accumulate_steps
+        return self.update(tf.nest.map_structure(lambda value: value / passes, total))
+
+    def update(self, result: PassResult, state=None):
+        """Changes everything that a step changes, on this replica.
+
+        Args:
+            result: The mean of the step's passes.
+            state: Where everything is read and changed (`nvae_tf.engine.state`); default: in the
+                variables.
 
         Returns:
             What may be reported, identical on all replicas. Scalars ``nelbo``, ``bpd``, ``recon`` and
@@ -263,17 +334,15 @@ class Trainer(tf.Module):
             all others are of this step. Names that end in ``_per_group`` are vectors, coarsest group
             first.
         """
-        config, step = self.config, self.optimizer.iterations.read_value()
-        beta = objective.kl_coefficient(step, self.total_steps, config)
-        regularization = objective.regularization_coefficient(beta, config)
-        scaling = config.precision == "mixed_float16"
-        loss_scale = self.loss_scale.read_value() if scaling else None
-        rate = self.optimizer.learning_rate
+        config, state = self.config, state or VariableState()
+        step = state.value(self.optimizer.iterations)
+        beta, regularization = self._coefficients(step)
+        rate = self.optimizer.learning_rate_after(step)
+        loss_scale = state.value(self.loss_scale)
+        losses = result.losses
 
-        found = self._accumulate(images, step, beta, regularization, loss_scale)
-        gradients = mean_over_replicas(found.gradients)
-        loss, recon, channel_kl = mean_over_replicas(
-            [found.losses.loss, tf.reduce_mean(found.losses.recon), found.channel_kl]
+        gradients, (loss, recon, channel_kl) = mean_over_replicas(
+            (result.gradients, (losses.loss, losses.recon, result.channel_kl))
         )
         kl_per_group = tf.reduce_sum(channel_kl, 1)
 
@@ -281,71 +350,66 @@ class Trainer(tf.Module):
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         good = finite & (norm <= config.skip_gradient_norm if config.skip_gradient_norm else True)
-        ended = self.consecutive_skips >= config.max_bad_steps
+        ended = state.value(self.consecutive_skips) >= config.max_bad_steps
         apply = good & ~ended
-        self._record_skips(
-            good, ended, [recon, found.losses.spectral, found.losses.batch_norm, norm], kl_per_group
-        )
-        if scaling:
-            self._adapt_loss_scale(finite)
+        terms = [recon, losses.spectral, losses.batch_norm, norm]
+        self._record_skips(good, ended, terms, kl_per_group, state)
+        if self._scales_loss:
+            self._adapt_loss_scale(finite, state)
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        self.optimizer.apply_gradients(gradients, apply, self._compiles_regions)
+        self.optimizer.apply_gradients(gradients, apply, self._compiles_regions, state)
         if self.averages:
-            self.averages.update(step + 1, apply, self._compiles_regions)
-        self.update_state(found, apply)
+            self.averages.update(step + 1, apply, self._compiles_regions, state)
+        self.update_state(result, apply, state)
 
         return {
-            **self._epoch_means(step, recon, tf.reduce_sum(kl_per_group), apply),
+            **self._epoch_means(step, recon, tf.reduce_sum(kl_per_group), apply, state),
             **_group_report(channel_kl),
             "loss": loss,
             "beta": beta,
             "lambda": regularization,
             "learning_rate": rate,
-            "spectral_loss": found.losses.spectral,
-            "batch_norm_loss": found.losses.batch_norm,
+            "spectral_loss": losses.spectral,
+            "batch_norm_loss": losses.batch_norm,
             "gradient_norm": norm,
-            "skipped_steps": self.skipped.read_value(),
-            "loss_scale": loss_scale if scaling else tf.ones(()),
-            "gamma_per_group": found.losses.gamma,
+            "skipped_steps": state.value(self.skipped),
+            "loss_scale": loss_scale if self._scales_loss else tf.ones(()),
+            "gamma_per_group": losses.gamma,
         }
 
-    def _accumulate(self, images, step, beta, regularization, loss_scale) -> PassResult:
-        """The mean of the passes that make one step, which run one after the other."""
-        passes, size = self.config.accumulate_steps, tf.shape(images)[0]
-        size = size // passes
-        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
-        seed = tf.stack([self.seed, tf.cast(step, tf.int32)])
+    @property
+    def changed_variables(self) -> list[tf.Variable]:
+        """Every variable that a step reads or changes, in a fixed order."""
+        variables = [*self.model.variables, *self.variables]
+        return list({variable.ref(): variable for variable in variables}.values())
 
-        def one(number):
-            part = images[number * size : (number + 1) * size] if passes > 1 else images
-            # The place of each image in the global batch: noise does not depend on the replicas.
-            places = (replica * passes + number) * size + tf.range(size)
-            noise = self.model.draw_noise(places, seed)
-            found = self.losses_and_gradients(part, noise, beta, regularization, loss_scale)
-            losses = found.losses._replace(
-                **{
-                    name: tf.reduce_mean(getattr(found.losses, name), 0)
-                    for name in ("recon", "kl_per_group", "balanced_kl")
-                }
-            )
-            return found._replace(losses=losses)
+    def step_function(self, values, images):
+        """One step of a single pass as a pure function: of all that it changes, and of images.
 
-        if passes == 1:
-            return one(0)
+        Args:
+            values: A tensor for each of `changed_variables`.
+            images: As for `train_step`.
 
-        def add(number, total):
-            return number + 1, tf.nest.map_structure(tf.add, total, one(number))
+        Returns:
+            The tensors after the step, and what `update` returns.
+        """
+        state = TensorState(self.changed_variables, values)
+        logs = self.train_step(images, state)
+        return state.tensors, logs
 
-        _, total = tf.while_loop(
-            lambda *_: True, add, (0, self._zero_pass()),
-            maximum_iterations=passes, parallel_iterations=1,
-        )  # fmt: skip
-        return tf.nest.map_structure(lambda value: value / passes, total)
+    def _coefficients(self, step):
+        """beta and lambda of the step that follows so many others."""
+        beta = objective.kl_coefficient(step, self.total_steps, self.config)
+        return beta, objective.regularization_coefficient(beta, self.config)
 
-    def _zero_pass(self) -> PassResult:
-        """Zeros shaped as the mean of a pass over its images, for sums of passes."""
+    @property
+    def _scales_loss(self) -> bool:
+        return self.config.precision == "mixed_float16"
+
+    def zero_pass(self) -> PassResult:
+        """Zeros shaped as the means of a pass over its images, for sums of passes."""
         groups = tf.zeros(len(self.model.groups))
         losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
         channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
@@ -359,32 +423,33 @@ class Trainer(tf.Module):
             [tf.zeros(vectors.shape) for vectors in self.spectral.vectors],
         )
 
-    def _record_skips(self, good, ended, terms, kl_per_group):
+    def _record_skips(self, good, ended, terms, kl_per_group, state):
         """Counts skipped steps, and records what was not finite at the start of a row of them."""
-        bad_before = self.consecutive_skips.read_value()
+        bad_before = state.value(self.consecutive_skips)
         infinite = ~tf.math.is_finite(tf.concat([tf.stack(terms), kl_per_group], 0))
         starts = ~good & tf.equal(bad_before, 0)
-        local_variable(self.first_skip_causes).assign(
-            tf.where(starts, infinite, self.first_skip_causes)
-        )
+        causes = tf.where(starts, infinite, state.value(self.first_skip_causes))
+        state.assign(self.first_skip_causes, causes)
         row = tf.where(good, tf.zeros_like(bad_before), bad_before + 1)
-        local_variable(self.consecutive_skips).assign(tf.where(ended, bad_before, row))
-        local_variable(self.skipped).assign_add(tf.cast(~good, tf.int64))
+        state.assign(self.consecutive_skips, tf.where(ended, bad_before, row))
+        state.assign(self.skipped, state.value(self.skipped) + tf.cast(~good, tf.int64))
 
-    def _adapt_loss_scale(self, finite):
-        good = tf.where(finite, self.steps_since_overflow + 1, 0)
+    def _adapt_loss_scale(self, finite, state):
+        good = tf.where(finite, state.value(self.steps_since_overflow) + 1, 0)
         grows = good >= SCALE_GROWTH_STEPS
         factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
-        local_variable(self.loss_scale).assign(tf.maximum(self.loss_scale * factor, 1.0))
-        local_variable(self.steps_since_overflow).assign(tf.where(grows, tf.zeros_like(good), good))
+        scale = tf.maximum(state.value(self.loss_scale) * factor, 1.0)
+        state.assign(self.loss_scale, scale)
+        state.assign(self.steps_since_overflow, tf.where(grows, tf.zeros_like(good), good))
 
-    def _epoch_means(self, step, recon, kl, applied):
+    def _epoch_means(self, step, recon, kl, applied, state):
         """Means over the steps of this epoch that were not skipped; NaN while there is none."""
         starts = tf.equal(step % self.steps_per_epoch, 0)
-        before = tf.where(starts, tf.zeros_like(self.epoch_sums), self.epoch_sums)
+        before = state.value(self.epoch_sums)
+        before = tf.where(starts, tf.zeros_like(before), before)
         values = tf.cast(tf.stack([recon, kl, tf.ones(())]), tf.float64)
         sums = before + tf.where(applied, values, tf.zeros_like(values))
-        local_variable(self.epoch_sums).assign(sums)
+        state.assign(self.epoch_sums, sums)
         recon, kl = tf.unstack(tf.cast(sums[:2] / sums[2], tf.float32))
         return self._summary(recon, kl)
 
@@ -418,9 +483,7 @@ class Trainer(tf.Module):
             tf.reduce_sum(weights * recon),
             _channel_kl(output, weights),
         ]
-        if num_replicas() == 1:
-            return sums
-        return tf.distribute.get_replica_context().all_reduce("SUM", sums)
+        return sum_over_replicas(sums)
 
     def validate(self, run_step, batches, stop=lambda: False) -> dict[str, tf.Tensor] | None:
         """Mean NELBO and its parts over a data set.
@@ -452,20 +515,21 @@ def _assign(variables, values) -> None:
 
 
 def uses_xla(config: TrainConfig) -> bool:
-    """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on GPUs.
+    """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on a single GPU.
 
-    Never with an optimiser of TensorFlow Addons on several replicas, whose updates exchange values
-    outside of the compiled step.
+    With several replicas a whole step holds exchanges between them, which are compiled only if the user
+    says ``on``; and never with an optimiser of TensorFlow Addons, whose updates exchange values outside
+    of the compiled step.
     """
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if config.optimizer not in BUILT_IN_OPTIMIZERS and replicas > 1:
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    if config.optimizer not in BUILT_IN_OPTIMIZERS and several:
         return False
-    auto = bool(tf.config.list_physical_devices("GPU"))
+    auto = bool(tf.config.list_physical_devices("GPU")) and not several
     return {"auto": auto, "on": True, "off": False}[config.jit_compile]
 
 
-def compiled(function, strategy, jit: bool):
-    """A function that runs on every replica, with results that are identical on all, taken from one.
+def on_replicas(function, strategy, jit: bool):
+    """A function that every replica runs on its part of the arguments; called in a graph.
 
     Args:
         function: A function of tensors.
@@ -474,39 +538,77 @@ def compiled(function, strategy, jit: bool):
     """
     # Nothing in a step needs AutoGraph, and tracing takes two thirds of the time without it.
     inner = tf.function(function, autograph=False, jit_compile=True) if jit else function
+    return lambda *arguments: strategy.run(inner, arguments)
+
+
+def of_one_replica(values, strategy):
+    """This process's first replica's part of a structure of values, which are identical on all."""
+    return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
+
+
+def whole_step(trainer: Trainer, strategy, jit: bool):
+    """A step of all replicas, a function of their images; called in a graph.
+
+    The passes of a step are a loop around the replicas, since a loop within a replica cannot hold
+    exchanges.
+
+    Args:
+        trainer: The trainer.
+        strategy: Strategy over the replicas.
+        jit: Compile with XLA, collectives included.
+    """
+    passes = trainer.config.accumulate_steps
+    if passes == 1:
+        return on_replicas(trainer.train_step, strategy, jit)
+    add = on_replicas(trainer.add_pass, strategy, jit)
+    update = on_replicas(trainer.update_from_sum, strategy, jit)
+
+    def step(images):
+        _, total = tf.while_loop(
+            lambda number, _: number < passes,
+            lambda number, total: (number + 1, add(total, images, number)),
+            (tf.constant(0), strategy.run(trainer.zero_pass)),
+            parallel_iterations=1,
+        )
+        return update(total)
+
+    return step
+
+
+def compiled(function, strategy):
+    """A graph of a function of all replicas, with results that are identical on all, from one.
+
+    Args:
+        function: From `whole_step` or `on_replicas`.
+        strategy: Strategy over the replicas.
+    """
 
     @tf.function(autograph=False)
     def run(*arguments):
-        found = strategy.run(inner, arguments)
-        return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], found)
+        return of_one_replica(function(*arguments), strategy)
 
     return run
 
 
-def several_steps(function, strategy, jit: bool):
-    """A function that takes several steps in a row, on every replica, in one call.
+def several_steps(step, strategy):
+    """A function that takes several steps in a row in one call.
 
     For replicas that exchange values: TensorFlow keeps a record of some 1.6 KB for each exchange in
     each call of a graph, for the life of the process. The steps of one call share their records, so
     that memory grows with the calls and not with the steps.
 
     Args:
-        function: A step, of one batch, with results that are identical on all replicas.
+        step: From `whole_step`.
         strategy: Strategy over the replicas.
-        jit: Compile the step with XLA, collectives included.
 
     Returns:
         A function of an iterator over batches and the number of steps, to the last step's results.
     """
-    inner = tf.function(function, autograph=False, jit_compile=True) if jit else function
     structure = None  # of a step's results, known once one is traced
 
-    def step(number, batches):
+    def next_step(number, batches):
         nonlocal structure
-        results = strategy.run(inner, (next(batches),))
-        structure = tf.nest.map_structure(
-            lambda value: strategy.experimental_local_results(value)[0], results
-        )
+        structure = of_one_replica(step(next(batches)), strategy)
         flat = [tf.reshape(tf.cast(v, tf.float64), [-1]) for v in tf.nest.flatten(structure)]
         return number + 1, tf.concat(flat, 0)
 
@@ -514,7 +616,7 @@ def several_steps(function, strategy, jit: bool):
     def run(batches, count):
         _, flat = tf.while_loop(
             lambda number, _: number < count,
-            lambda number, _: step(number, batches),
+            lambda number, _: next_step(number, batches),
             (0, tf.zeros(0, tf.float64)),
             shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
             parallel_iterations=1,

@@ -1,0 +1,49 @@
+"""Where a training step reads and writes what it changes: in variables, or in tensors.
+
+A step takes one of these as an argument. With `VariableState` it changes the variables, each replica
+its copy; with `TensorState` it is a pure function of tensors that stand for the variables.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from nvae_tf.engine.replicas import local_variable
+
+
+class VariableState:
+    """The variables themselves."""
+
+    def value(self, variable) -> tf.Tensor:
+        """The present value of a variable."""
+        return variable.read_value()
+
+    def assign(self, variable, value) -> None:
+        """Changes a variable on this replica, which all replicas do identically."""
+        local_variable(variable).assign(value)
+
+
+class TensorState:
+    """Tensors that stand for variables, which stay as they are.
+
+    Args:
+        variables: The variables.
+        tensors: A tensor for each.
+    """
+
+    def __init__(self, variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor]):
+        self._order = [variable.ref() for variable in variables]
+        self._tensors = dict(zip(self._order, tensors, strict=True))
+
+    def value(self, variable) -> tf.Tensor:
+        """The tensor that stands for a variable."""
+        return self._tensors[variable.ref()]
+
+    def assign(self, variable, value) -> None:
+        """Lets another tensor stand for a variable."""
+        self._tensors[variable.ref()] = value
+
+    @property
+    def tensors(self) -> list[tf.Tensor]:
+        """The tensors, in the order of the variables."""
+        return [self._tensors[reference] for reference in self._order]

@@ -1,0 +1,98 @@
+"""Six steps of a small model on real digits in many modes, by whatever processes and devices take part.
+
+Run as a program by `test_replicas.py`: ``python modes.py OUT --modes plain,cells --world_size 2``, where
+TF_CONFIG says which workers there are. The chief writes losses and weights of every mode to OUT.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+import nvae_tf  # noqa: F401 - sets what TensorFlow reads when it is imported
+
+import tensorflow as tf  # isort: skip
+import tf_keras  # isort: skip
+
+from nvae_tf import config as configuration
+from nvae_tf.data import catalog
+from nvae_tf.data.source import reading
+from nvae_tf.training import run
+from nvae_tf.training.cluster import connect
+from nvae_tf.training.trainer import compiled, grappler_disabled, uses_xla, whole_step
+
+STEPS, GLOBAL_BATCH = 6, 24
+SMALL = dict(num_channels_enc=4, num_channels_dec=4, num_groups_per_scale=2, num_latent_scales=2)
+MODES = {
+    "plain": {},
+    "bn_swish": dict(gradient_checkpointing="bn_swish"),
+    "cells": dict(gradient_checkpointing="cells"),
+    "accumulate": dict(accumulate_steps=2),
+    "ema": dict(ema_decay=0.9),
+    "bfloat16": dict(precision="mixed_bfloat16"),
+    "float16": dict(precision="mixed_float16"),
+    "clip": dict(clip_gradient_norm=50),
+    "adamw": dict(optimizer="adamw", learning_rate=1e-3),
+    "res_bnelu": dict(arch_instance="res_bnelu"),
+    "flows": dict(num_nf=1),
+    "all": dict(gradient_checkpointing="cells", accumulate_steps=2, ema_decay=0.9, num_nf=1),
+    "off": dict(jit_compile="off"),
+}
+
+
+def copies(cluster, variable):
+    """The values of a variable on every replica of this process."""
+    return [np.asarray(v) for v in cluster.strategy.experimental_local_results(variable)]
+
+
+def train(name, cluster):
+    """Trains in one mode, and returns what is compared."""
+    changes = {**SMALL, **MODES[name]}
+    passes = changes.get("accumulate_steps", 1)
+    changes["batch_size"] = GLOBAL_BATCH // cluster.replicas // passes
+    config = configuration.from_dict(changes, base=configuration.load("digits"))
+    tf_keras.utils.set_random_seed(config.data.seed)
+    dataset = catalog.get_dataset_info(config.data)
+    sources = dataset.open(config.data.data)
+    with reading(*sources), cluster.strategy.scope(), grappler_disabled():
+        counts = run._step_counts(config, cluster, len(sources[0]))
+        data = run._Data(config, cluster, counts, dataset, sources)
+        trainer = run._build_trainer(config, dataset, counts)
+        trainer.prepare(data.first_images(1))
+        step = whole_step(trainer, cluster.strategy, uses_xla(config.train))
+        step, batches = compiled(step, cluster.strategy), data.training(0)
+        losses = [float(step(next(batches))["loss"]) for _ in range(STEPS)]
+        stacks = [*trainer.weights, *trainer.model.stacks, *trainer.spectral.vectors]
+        stacks += trainer.averages.stacks if trainer.averages else []
+        values = [copies(cluster, stack) for stack in stacks]
+        batches = None
+    identical = all(np.array_equal(value[0], other) for value in values for other in value)
+    flat = np.concatenate([value[0].ravel() for value in values])
+    return dict(loss=np.array(losses), weights=flat, identical=np.array(identical))
+
+
+def main() -> None:
+    """Trains in the modes that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out")
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--world_size", type=int)
+    parser.add_argument("--deterministic", action="store_true")
+    arguments = parser.parse_args()
+    cluster = connect(arguments.world_size, 100)
+    if arguments.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    results = {}
+    for name in arguments.modes.split(","):
+        for key, value in train(name, cluster).items():
+            results[f"{name}/{key}"] = value
+        loss = results[f"{name}/loss"]
+        line = dict(mode=name, loss=loss.tolist(), identical=bool(results[f"{name}/identical"]))
+        print(json.dumps(line), flush=True)
+    if cluster.is_chief:
+        np.savez(arguments.out, **results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
