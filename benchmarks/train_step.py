@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
-"""What a training step costs: graph, seconds, memory.
+"""What a training step costs: graph, exchanges, seconds, memory.
 
 python benchmarks/train_step.py --config celeba256 --batch_size 1 --gradient_checkpointing cells
+NVAE_SPLIT_CPU=1 python benchmarks/train_step.py --config digits --world_size 2 --batch_size 16
 
-Every key of a recipe is a flag. No data set is needed: images are random. Prints one JSON line last.
+Every key of a recipe is a flag. No data set is needed: images are random. Several processes take part
+as in training, through TF_CONFIG. Each prints one JSON line last; what was not measured is null.
 """
 
+import collections
+import contextlib
+import os
 import statistics
 import time
 
@@ -21,62 +26,82 @@ from nvae_tf.cli.flags import at_least
 from nvae_tf.config import Config
 
 
-def graph_nodes(concrete_function) -> int:
-    """Operations of a traced function, those of all functions that it calls included, each once."""
+def count_operations(concrete_function) -> dict[str, int]:
+    """Operations of a traced function by kind, those of all functions that it calls included, each once."""
     graph = concrete_function.graph.as_graph_def()
     library = {function.signature.name: function.node_def for function in graph.library.function}
-    nodes, waiting, seen = 0, [graph.node], set()
+    counts, waiting, seen = collections.Counter(), [graph.node], set()
     while waiting:
         body = waiting.pop()
-        nodes += len(body)
+        counts.update(node.op for node in body)
         for node in body:
             called = {value.func.name for value in node.attr.values() if value.func.name}
             waiting += [library[name] for name in called - seen]
             seen |= called
-    return nodes
+    return counts
 
 
 def measure(config: Config, arguments) -> dict:
-    """Builds the recipe's model, traces a step, runs it once, then `--steps` times more."""
+    """Builds the recipe's model, traces a step, and runs it `--steps` times after a first one."""
     import tensorflow as tf
 
+    from nvae_tf.training.cluster import connect
     from nvae_tf.training.optimizers import Adamax
-    from nvae_tf.training.trainer import Trainer, compiled, grappler_disabled, uses_xla
+    from nvae_tf.training.trainer import (
+        Trainer,
+        compiled,
+        grappler_disabled,
+        uses_xla,
+        whole_step,
+    )
 
-    settings = config.train
-    begin = time.perf_counter()
-    model = fresh_model(config)
-    optimizer = Adamax(1e-3, weight_decay=settings.weight_decay)
-    trainer = Trainer(model, settings, total_steps=1000, optimizer=optimizer)
-    built = time.perf_counter()
-    images = random_images(model, config.data.batch_size * settings.accumulate_steps)
-    jit = uses_xla(settings)
-    step = compiled(trainer.train_step, tf.distribute.get_strategy(), jit)
-    ready = time.perf_counter()
-    nodes = graph_nodes(step.get_concrete_function(tf.TensorSpec(images.shape)))
-    traced = time.perf_counter()
-    print(f"built in {built - begin:.1f} s, traced in {traced - ready:.1f} s", flush=True)
+    settings, cluster = config.train, connect(arguments.world_size)
+    strategy, alone = cluster.strategy, cluster.replicas == 1
+    with strategy.scope():
+        begin = time.perf_counter()
+        model = fresh_model(config)
+        optimizer = Adamax(1e-3, weight_decay=settings.weight_decay)
+        trainer = Trainer(model, settings, total_steps=1000, optimizer=optimizer)
+        built = time.perf_counter()
+        images = random_images(model, config.data.batch_size * settings.accumulate_steps)
+        shared = images
+        if not alone:
+            shared = strategy.experimental_distribute_values_from_function(lambda _: images)
+        jit = uses_xla(settings)
+        step = compiled(whole_step(trainer, strategy, jit), strategy)
+        ready = time.perf_counter()
+        counts = count_operations(step.get_concrete_function(shared))
+        traced = time.perf_counter()
+        print(f"built in {built - begin:.1f} s, traced in {traced - ready:.1f} s", flush=True)
 
-    def timed():
-        start = time.perf_counter()
-        float(step(images)["loss"])  # waits for the device
-        seconds = time.perf_counter() - start
-        print(f"step: {seconds:.2f} s, peak {peak_memory_gib():.2f} GiB", flush=True)
-        return seconds
+        def timed():
+            start = time.perf_counter()
+            float(step(shared)["loss"])  # waits for the device
+            seconds = time.perf_counter() - start
+            print(f"step: {seconds:.2f} s, peak {peak_memory_gib():.2f} GiB", flush=True)
+            return seconds
 
-    with grappler_disabled():
-        first, *others = (timed() for _ in range(arguments.steps + 1))
-    median = statistics.median(others) if others else first
+        with grappler_disabled():
+            seconds = [timed() for _ in range(arguments.steps + 1 if arguments.steps else 0)]
+        cluster.gather_from_workers([1])  # a worker that ends first would be called lost
+    median = statistics.median(seconds[1:]) if seconds else None
+    here = cluster.replicas // cluster.num_workers
+    collectives = sum(count for kind, count in counts.items() if kind.startswith("Collective"))
+    with contextlib.suppress(OSError):  # where there is no /proc
+        threads = len(os.listdir("/proc/self/task"))
     return {
         "parameters": model.num_parameters,
         "latent_groups": len(model.groups),
-        "graph_nodes": nodes,
+        "replicas": cluster.replicas,
+        "graph_nodes": counts.total(),
+        "collectives": collectives // here,
         "build_seconds": round(built - begin, 2),
         "trace_seconds": round(traced - ready, 2),
-        "first_step_seconds": round(first, 2),
-        "step_seconds": round(median, 4),
-        "images_per_second": round(len(images) / median, 4),
-        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "first_step_seconds": round(seconds[0], 2) if seconds else None,
+        "step_seconds": round(median, 4) if seconds else None,
+        "images_per_second": round(len(images) * cluster.replicas / median, 4) if seconds else None,
+        "peak_memory_gib": round(peak_memory_gib(), 3) if seconds else None,
+        "threads": threads,
         "batch_size": config.data.batch_size,
         "precision": settings.precision,
         "jit_compile": jit,
@@ -87,5 +112,14 @@ def measure(config: Config, arguments) -> dict:
 
 if __name__ == "__main__":
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=at_least(0), default=5, metavar="N", help="after the first")
+    parser.add_argument(
+        "--steps",
+        type=at_least(0),
+        default=5,
+        metavar="N",
+        help="steps after the first one; 0: the step is traced and not run",
+    )
+    parser.add_argument(
+        "--world_size", type=at_least(1), metavar="N", help="devices of this machine (default: all)"
+    )
     raise SystemExit(run(parser, measure))

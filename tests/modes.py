@@ -1,7 +1,8 @@
-"""Six steps of a small model on real digits in many modes, by whatever processes and devices take part.
+"""Six steps of a small model on real digits in many modes, on all processes and devices that take part.
 
-Run as a program by `test_replicas.py`: ``python modes.py OUT --modes plain,cells --world_size 2``, where
-TF_CONFIG says which workers there are. The chief writes losses and weights of every mode to OUT.
+Run as a program by `test_replicas.py`: ``python modes.py OUT --modes plain,cells --world_size 2``.
+
+TF_CONFIG says which workers there are; the chief writes losses and weights of every mode to OUT.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def gradients_of(trainer, images):
     @tf.function(autograph=False)
     def gradients():
         found = trainer.losses_and_gradients(images, noise, 0.5, 1e-2)
-        return found.losses.loss, found.gradients, [tuple(s) for s in found.statistics]
+        return found.losses.loss, found.gradients, found.statistics
 
     return gradients()
 

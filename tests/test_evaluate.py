@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.cli.evaluate import main
+from nvae_tf.engine.scope import BatchStatistics
 from nvae_tf.engine.weights import weights_below
 from nvae_tf.evaluation import likelihood, loading, sampling
 from nvae_tf.io.errors import UserError
@@ -88,8 +89,8 @@ def decoder_statistics(model, seed, numbers):
     scope = model.scope(training=True)
     model.top_down(FromPrior(model.draw_noise(numbers, seed), 0.7), scope)
     return [
-        (layer, seen.mean.numpy(), seen.variance.numpy())
-        for layer, seen in scope.statistics.items()
+        (layer, *(part.numpy() for part in BatchStatistics.from_vector(vector)[:2]))
+        for layer, vector in scope.statistics.items()
     ]
 
 

@@ -12,35 +12,37 @@ import tensorflow as tf
 from nvae_tf.engine.replicas import sum_over_replicas
 from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.shared_functions import call_shared
+from nvae_tf.engine.xla import xla_region
 
 
-def global_statistics(inputs, scope: Scope, given: BatchStatistics | None = None):
+def global_statistics(inputs, scope: Scope, exchanged=None):
     """The statistics of a batch over all replicas; inside a replica.
 
     Args:
         inputs: This replica's maps, (batch, height, width, channels).
         scope: How the layers are run.
-        given: The statistics, if they were exchanged already; gradients are as without.
+        exchanged: What this returned before, if it did; gradients are as without.
 
     Returns:
-        `BatchStatistics`, whose gradients reach the inputs of all replicas.
+        A vector (see `BatchStatistics`), whose gradient reaches the inputs of all replicas.
     """
+
+    xla = scope.xla_regions
 
     @tf.custom_gradient
     def run(inputs):
-        statistics = given
+        statistics = exchanged
         if statistics is None:
             parts = call_shared(_local_statistics, [inputs, scope.replica_row], scope)
             statistics = call_shared(_combine, [sum_over_replicas(parts)], scope)
-        mean, variance, count = statistics
 
-        def gradient(d_mean, d_variance, _):
-            sums = sum_over_replicas(tf.concat([d_mean, d_variance], 0))
-            return call_shared(_input_gradient, [inputs, mean, count, sums], scope)
+        def gradient(upstream):
+            tensors = [inputs, statistics, sum_over_replicas(upstream)]
+            return call_shared(_input_gradient, tensors, scope, compile=xla)
 
-        return (mean, variance, count), gradient
+        return statistics, gradient
 
-    return BatchStatistics(*run(inputs))
+    return run(inputs)
 
 
 def _local_statistics(inputs, replica_row):
@@ -62,12 +64,20 @@ def _combine(parts):
     count = tf.reduce_sum(counts, 0)
     mean = tf.reduce_sum(counts * means, 0) / count
     squares = tf.reduce_sum(squares + counts * tf.math.squared_difference(means, mean), 0)
-    return BatchStatistics(mean, squares / count, count)
+    return BatchStatistics(mean, squares / count, count).vector
 
 
-def _input_gradient(inputs, mean, count, sums):
-    """The gradient of the statistics with respect to a replica's part of the batch."""
-    d_mean, d_variance = tf.split(sums / count, 2)
+@xla_region
+def _input_gradient(inputs, statistics, gradient):
+    """The gradient of the statistics with respect to a replica's part of the batch.
+
+    Args:
+        inputs: The part of the batch.
+        statistics: Those of the whole batch, a vector.
+        gradient: With respect to the statistics, the sum over all replicas.
+    """
+    mean, _, count = BatchStatistics.from_vector(statistics)
+    d_mean, d_variance, _ = BatchStatistics.from_vector(gradient / count)
     slope = 2.0 * d_variance
-    gradient = tf.cast(inputs, tf.float32) * slope + (d_mean - mean * slope)
-    return tf.cast(gradient, inputs.dtype)
+    d_inputs = tf.cast(inputs, tf.float32) * slope + (d_mean - mean * slope)
+    return tf.cast(d_inputs, inputs.dtype)

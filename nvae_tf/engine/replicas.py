@@ -1,7 +1,7 @@
 """Replicas that train on one batch together: which one this is, and what they exchange.
 
-Every function here but `local_variable` and `num_replicas` is one exchange (a collective operation),
-and all replicas have to reach it. An exchange stands in the graph of the step itself, never within a
+`sum_over_replicas` and `mean_over_replicas` are exchanges (collective operations), which all replicas
+have to reach. An exchange stands in the graph of the step itself, never within a
 function that blocks share: so one trace of such a function serves all replicas, and XLA sees none.
 """
 
@@ -31,7 +31,16 @@ def sum_over_replicas(values):
     """The sum over all replicas of a structure of tensors, in one exchange; inside a replica."""
     if num_replicas() == 1:
         return values
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+    # Not `ReplicaContext.all_reduce`: what it adds is a gradient, which no exchange here needs.
+    return tf.distribute.get_replica_context().merge_call(_sum, [values])
+
+
+def _sum(strategy, values):
+    tensors = tf.nest.flatten(values)
+    sums = strategy.extended.batch_reduce_to(
+        tf.distribute.ReduceOp.SUM, [(tensor, tensor) for tensor in tensors]
+    )
+    return tf.nest.pack_sequence_as(values, sums)
 
 
 def mean_over_replicas(values):
@@ -58,16 +67,25 @@ def mean_over_replicas(values):
     return tf.nest.pack_sequence_as(values, means)
 
 
-def local_variable(variable):
-    """The copy of a distributed variable on the device that the code around runs for.
+class LocalVariables:
+    """The copies of distributed variables on the device that the code around runs for.
 
-    Assigning to it changes that copy alone, at once, without talking to other devices: for values that
-    all devices compute identically. Outside of replicas, and for variables of one device, it is the
-    variable itself.
+    Assigning to one changes that copy alone, at once, without talking to other devices: for values that
+    all devices compute identically. Outside of replicas, and for variables of one device, they are the
+    variables themselves.
     """
-    if num_replicas() == 1:
-        return variable
-    context = tf.distribute.get_replica_context()
-    copies = context.strategy.experimental_local_results(variable)
-    replica = tf.get_static_value(context.replica_id_in_sync_group)
-    return copies[int(replica) % len(copies)]
+
+    def __init__(self):
+        self._strategy, self._replica = None, 0
+        if num_replicas() > 1:
+            context = tf.distribute.get_replica_context()
+            # Asked for once: TensorFlow makes an operation for every answer.
+            self._replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+            self._strategy = context.strategy
+
+    def __getitem__(self, variable):
+        """The copy of a variable."""
+        if self._strategy is None:
+            return variable
+        copies = self._strategy.experimental_local_results(variable)
+        return copies[self._replica % len(copies)]

@@ -13,15 +13,28 @@ from nvae_tf.engine.weights import Weight
 class BatchStatistics(NamedTuple):
     """Statistics of a layer's batch, over all replicas.
 
+    They are handed around as one vector, since every tensor costs nodes of the graph in both directions.
+
     Attributes:
-        mean: Per channel, (channels,).
-        variance: Per channel, biased, (channels,).
-        count: Number of elements per channel that they were computed from, float32, (1,).
+        mean: Per channel, (..., channels).
+        variance: Per channel, biased, (..., channels).
+        count: Number of elements per channel that they were computed from, float32, (..., 1).
     """
 
     mean: tf.Tensor
     variance: tf.Tensor
     count: tf.Tensor
+
+    @classmethod
+    def from_vector(cls, vector) -> "BatchStatistics":
+        """The inverse of `vector`."""
+        channels = (vector.shape[-1] - 1) // 2
+        return cls(*tf.split(vector, [channels, channels, 1], -1))
+
+    @property
+    def vector(self) -> tf.Tensor:
+        """All of them as one tensor, (..., 2 * channels + 1)."""
+        return tf.concat(self, -1)
 
     @property
     def unbiased(self):
@@ -39,10 +52,12 @@ class Scope:
         training: Batch norm uses the statistics of the batch.
         values: Tensors that stand for weights; others are read from their stacks.
         kernels: The kernels of this step, normalised beforehand, by convolution.
-        statistics: What batch norms saw in training, by layer; filled in the order of the calls.
-        given_statistics: `BatchStatistics` by layer, that batch norms use instead of others: in
-            evaluation instead of their running averages; in training, where a block is rematerialized,
-            those that replicas have exchanged already.
+        statistics: What batch norms saw in training, by layer, as vectors (`BatchStatistics`); filled
+            in the order of the calls.
+        given_statistics: Mean and biased variance, (channels,) each, that batch norms use in evaluation
+            instead of their running averages, by layer.
+        exchanged_statistics: What replicas have exchanged already, where a block is rematerialized, by
+            layer, as vectors.
         replica_row: Marks this replica among those that share the batch, one-hot, (replicas,); None if
             this one has the batch for itself.
         rematerialize: What is computed again in the backward pass (gradient checkpointing): ``"none"``;
@@ -59,8 +74,9 @@ class Scope:
     training: bool = False
     values: Mapping[Weight, tf.Tensor] = dataclasses.field(default_factory=dict)
     kernels: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
-    statistics: dict[Any, BatchStatistics] = dataclasses.field(default_factory=dict)
-    given_statistics: Mapping[Any, BatchStatistics] = dataclasses.field(default_factory=dict)
+    statistics: dict[Any, tf.Tensor] = dataclasses.field(default_factory=dict)
+    given_statistics: Mapping[Any, tuple] = dataclasses.field(default_factory=dict)
+    exchanged_statistics: Mapping[Any, tf.Tensor] = dataclasses.field(default_factory=dict)
     replica_row: tf.Tensor | None = None
     rematerialize: str = NO_REMAT
     functions: Any = None

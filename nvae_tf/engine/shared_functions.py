@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from nvae_tf.config import CELLS, NO_REMAT
 from nvae_tf.engine.kernels import NormalizedKernel
-from nvae_tf.engine.scope import BatchStatistics, Scope
+from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, walk
 
 
@@ -109,7 +109,7 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
         outputs, statistics = scope.functions.call(key, lambda: block.run, tensors)
     else:
         outputs, statistics = block.run(*tensors)
-    scope.statistics.update(weights.split_statistics(statistics) if scope.training else {})
+    scope.statistics.update(weights.split_statistics(statistics))
     return outputs
 
 
@@ -159,7 +159,7 @@ class _BlockTensors:
         ]
         self.tensors = [kernel.kernel for kernel in kernels]
         self.tensors += [kernel.scale for kernel in kernels if kernel.scale is not None]
-        self.tensors += [part for norm in self.exchanged for part in scope.statistics[norm]]
+        self.tensors += [scope.statistics[norm] for norm in self.exchanged]
         self.tensors += [scope.value(weight) for weight in self.others]
 
     def given(self, tensors) -> dict:
@@ -167,7 +167,7 @@ class _BlockTensors:
         tensors = iter(tensors)
         kernels = [next(tensors) for _ in self.convolutions]
         scales = [next(tensors) if scaled else None for scaled in self.scaled]
-        statistics = [BatchStatistics(*(next(tensors) for _ in range(3))) for _ in self.exchanged]
+        statistics = [next(tensors) for _ in self.exchanged]
         return dict(
             kernels=dict(
                 zip(self.convolutions, map(NormalizedKernel, kernels, scales), strict=True)
@@ -177,23 +177,19 @@ class _BlockTensors:
         )
 
     def concat_statistics(self, statistics):
-        """The statistics of all batch norms as one vector, without gradients.
+        """The statistics of all batch norms as a list of one vector, without gradients, or of none.
 
         Every output of its own would cost the backward pass a tensor of zeros.
         """
-        parts = [part for norm in self.norms for part in statistics[norm]]
-        return tf.stop_gradient(tf.concat(parts, 0)) if parts else tf.zeros(0)
+        parts = [statistics[norm] for norm in self.norms]
+        return [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
 
-    def split_statistics(self, vector) -> dict:
+    def split_statistics(self, vectors) -> dict:
         """The inverse of `concat_statistics`."""
-        if not self.norms:
+        if not vectors:
             return {}
-        widths = [norm.moving_mean.shape[0] for norm in self.norms]
-        parts = tf.split(vector, [size for width in widths for size in (width, width, 1)])
-        triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-        return {
-            norm: BatchStatistics(*triple) for norm, triple in zip(self.norms, triples, strict=True)
-        }
+        sizes = [2 * norm.moving_mean.shape[0] + 1 for norm in self.norms]
+        return dict(zip(self.norms, tf.split(vectors[0], sizes), strict=True))
 
 
 class _Block:
@@ -209,16 +205,16 @@ class _Block:
             self._scope = dataclasses.replace(self._scope, functions=None, replica_row=None)
         self.run = self._rematerialized if rematerialize else self._compute
 
-    def _compute(self, *tensors, given_statistics=None):
+    def _compute(self, *tensors, exchanged_statistics=None):
         inputs, values = tensors[: self._num_inputs], tensors[self._num_inputs :]
         inner = dataclasses.replace(
             self._scope,
-            given_statistics=given_statistics or {},
+            exchanged_statistics=exchanged_statistics or {},
             **self._weights.given(values),
         )
         outputs = self._function(*self._layers, *inputs, scope=inner)
         if not inner.training:
-            return outputs, tf.zeros(0)
+            return outputs, []
         return outputs, self._weights.concat_statistics(inner.statistics)
 
     def _rematerialized(self, *tensors):
@@ -226,8 +222,11 @@ class _Block:
         def run(*tensors):
             outputs, statistics = self._compute(*tensors)
 
-            def gradients(*upstream):  # the last one is that of the statistics
-                return self._gradients(tensors, statistics, upstream[:-1])
+            def gradients(*upstream):
+                # Statistics, which come last, have no gradients.
+                return self._gradients(
+                    tensors, statistics, upstream[: len(upstream) - len(statistics)]
+                )
 
             return (outputs, statistics), gradients
 
@@ -244,10 +243,5 @@ class _Block:
         tensors = inputs + weights
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            outputs, _ = self._compute(*tensors, given_statistics=exchanged)
-        return tape.gradient(
-            tf.nest.flatten(outputs),
-            tensors,
-            output_gradients=upstream,
-            unconnected_gradients="zero",
-        )
+            outputs, _ = self._compute(*tensors, exchanged_statistics=exchanged)
+        return tape.gradient(tf.nest.flatten(outputs), tensors, output_gradients=upstream)

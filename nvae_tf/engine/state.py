@@ -8,19 +8,26 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from nvae_tf.engine.replicas import local_variable
+from nvae_tf.engine.replicas import LocalVariables
 
 
 class VariableState:
-    """The variables themselves."""
+    """The variables themselves, of the replica that makes it.
+
+    Attributes:
+        local: The replica's copy of each variable.
+    """
+
+    def __init__(self):
+        self.local = LocalVariables()
 
     def value(self, variable) -> tf.Tensor:
         """The present value of a variable."""
-        return variable.read_value()
+        return self.local[variable].read_value()
 
     def assign(self, variable, value) -> None:
         """Changes a variable on this replica, which all replicas do identically."""
-        local_variable(variable).assign(value)
+        self.local[variable].assign(value)
 
 
 class TensorState:

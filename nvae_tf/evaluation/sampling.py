@@ -9,6 +9,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.engine.devices import on_devices, shard, unshard
+from nvae_tf.engine.scope import BatchStatistics
 from nvae_tf.engine.weights import assign_all
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.image_grid import to_bytes
@@ -52,7 +53,8 @@ def batch_norm_statistics(
         scope = model.scope(training=True)
         model.top_down(FromPrior(noise, temperature), scope)
         layers[:] = scope.statistics
-        means, variances, _ = zip(*scope.statistics.values(), strict=True)
+        batches = map(BatchStatistics.from_vector, scope.statistics.values())
+        means, variances, _ = zip(*batches, strict=True)
         return [tf.concat(means, 0), tf.concat(variances, 0)]
 
     # Every device returns the statistics of the whole batch, averaged over the devices. That is right

@@ -57,26 +57,27 @@ class BatchNormAct(Layer):
         calls this before, and `call` then finds the statistics.
         """
         if scope.exchanges_statistics and self not in scope.statistics:
-            given = scope.given_statistics.get(self)
-            scope.statistics[self] = global_statistics(inputs, scope, given)
+            exchanged = scope.exchanged_statistics.get(self)
+            scope.statistics[self] = global_statistics(inputs, scope, exchanged)
 
     def call(self, inputs, scope: Scope):
         """Normalises, then activates."""
         gamma, beta = scope.value(self.gamma), scope.value(self.beta)
         self.exchange_statistics(inputs, scope)
         if self in scope.statistics:
-            mean, variance, _ = scope.statistics[self]
             normalize = _normalize_and_activate(self.activation, scope.xla_regions)
-            return normalize(inputs, mean, variance, gamma, beta)
+            return normalize(inputs, scope.statistics[self], gamma, beta)
         activated = self.activation != "none" and inputs.dtype == tf.float32
         if scope.training and activated and scope.xla_regions:
             outputs, mean, variance = _fused_batch_norm_act(self.activation)(inputs, gamma, beta)
-            scope.statistics[self] = BatchStatistics(mean, variance, _elements_per_channel(inputs))
+            batch = BatchStatistics(mean, variance, _elements_per_channel(inputs))
+            scope.statistics[self] = batch.vector
             return outputs
         outputs = tf.cast(inputs, tf.float32)
         if scope.training:
             outputs, mean, variance, _ = _fused_batch_norm(outputs, gamma, beta)
-            scope.statistics[self] = BatchStatistics(mean, variance, _elements_per_channel(inputs))
+            batch = BatchStatistics(mean, variance, _elements_per_channel(inputs))
+            scope.statistics[self] = batch.vector
         else:
             mean, variance = self._running_statistics(scope)
             scale = gamma * tf.math.rsqrt(variance + EPSILON)
@@ -85,7 +86,7 @@ class BatchNormAct(Layer):
 
     def _running_statistics(self, scope: Scope):
         if self in scope.given_statistics:
-            return scope.given_statistics[self][:2]
+            return scope.given_statistics[self]
         return scope.value(self.moving_mean), scope.value(self.moving_variance)
 
     def get_config(self):
@@ -94,7 +95,7 @@ class BatchNormAct(Layer):
 
 
 def update_running_averages(
-    statistics: dict[BatchNormAct, BatchStatistics], condition=True, state=None
+    statistics: dict[BatchNormAct, tf.Tensor], condition=True, state=None
 ) -> None:
     """Moves running averages towards the statistics of a batch.
 
@@ -109,8 +110,7 @@ def update_running_averages(
     variances = by_stack({norm.moving_variance: batch for norm, batch in statistics.items()})
     for (mean, rows), (variance, _) in zip(means, variances, strict=True):
         places = sorted(rows)
-        batches = zip(*(rows[row] for row in places), strict=True)
-        batch = BatchStatistics(*map(tf.stack, batches))
+        batch = BatchStatistics.from_vector(tf.stack([rows[row] for row in places]))
         for running, statistic in ((mean, batch.mean), (variance, batch.unbiased)):
             everything, whole = state.value(running), len(places) == running.shape[0]
             before = everything if whole else tf.gather(everything, places)
@@ -191,40 +191,49 @@ def _normalize_and_activate(activation: str, xla: bool):
         xla: Whether to compile the arithmetic.
 
     Returns:
-        A function from inputs, mean, variance, gamma and beta to outputs. All have gradients.
+        A function from inputs, statistics (a vector, see `BatchStatistics`), gamma and beta to outputs.
+        All have gradients.
     """
 
     @xla_region
-    def normalize(inputs, mean, variance, gamma, beta):
+    def normalize(inputs, statistics, gamma, beta):
+        mean, variance, _ = BatchStatistics.from_vector(statistics)
         scale = gamma * tf.math.rsqrt(variance + EPSILON)
         outputs = (tf.cast(inputs, tf.float32) - mean) * scale + beta
         return activate(activation, tf.cast(outputs, inputs.dtype), custom_gradients=True)
 
     @xla_region
-    def elementwise_gradients(inputs, mean, variance, gamma, beta, upstream):
-        """Gradients: of the inputs, of what is activated, and that times the centred inputs."""
-        inverse = tf.math.rsqrt(variance + EPSILON)
+    def elementwise_gradients(inputs, statistics, gamma, beta, upstream):
+        mean, variance, _ = BatchStatistics.from_vector(statistics)
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)
         centred = tf.cast(inputs, tf.float32) - mean
-        normalized = tf.cast(centred * (gamma * inverse) + beta, inputs.dtype)
+        normalized = tf.cast(centred * scale + beta, inputs.dtype)
         with tf.GradientTape() as tape:
             tape.watch(normalized)
             outputs = activate(activation, normalized, custom_gradients=True)
         d_normalized = tf.cast(tape.gradient(outputs, normalized, upstream), tf.float32)
-        d_inputs = tf.cast(d_normalized * (gamma * inverse), inputs.dtype)
+        d_inputs = tf.cast(d_normalized * scale, inputs.dtype)
         return d_inputs, d_normalized, d_normalized * centred
 
-    @tf.custom_gradient
-    def run(inputs, mean, variance, gamma, beta):
-        def gradient(upstream):
-            d_inputs, d_normalized, d_centred = elementwise_gradients(
-                inputs, mean, variance, gamma, beta, upstream, compile=xla
-            )
-            d_beta, total = (tf.reduce_sum(part, [0, 1, 2]) for part in (d_normalized, d_centred))
-            inverse = tf.math.rsqrt(variance + EPSILON)
-            d_gamma = total * inverse
-            d_variance = -0.5 * gamma * tf.square(inverse) * d_gamma
-            return d_inputs, -gamma * inverse * d_beta, d_variance, d_gamma, d_beta
+    def vector_gradients(statistics, gamma, d_beta, d_scale):
+        _, variance, count = BatchStatistics.from_vector(statistics)
+        inverse = tf.math.rsqrt(variance + EPSILON)
+        d_gamma = d_scale * inverse
+        d_variance = -0.5 * gamma * tf.square(inverse) * d_gamma
+        d_mean = -gamma * inverse * d_beta
+        return BatchStatistics(d_mean, d_variance, tf.zeros_like(count)).vector, d_gamma
 
-        return normalize(inputs, mean, variance, gamma, beta, compile=xla), gradient
+    @tf.custom_gradient
+    def run(inputs, statistics, gamma, beta):
+        def gradient(upstream):
+            d_inputs, *parts = elementwise_gradients(
+                inputs, statistics, gamma, beta, upstream, compile=xla
+            )
+            # On CPUs XLA's sums over pixels are slow.
+            d_beta, d_scale = (tf.reduce_sum(part, [0, 1, 2]) for part in parts)
+            d_statistics, d_gamma = vector_gradients(statistics, gamma, d_beta, d_scale)
+            return d_inputs, d_statistics, d_gamma, d_beta
+
+        return normalize(inputs, statistics, gamma, beta, compile=xla), gradient
 
     return run

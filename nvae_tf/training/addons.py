@@ -5,8 +5,7 @@ import inspect
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
-from nvae_tf.engine.replicas import local_variable
-from nvae_tf.engine.state import TensorState
+from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.training.optimizers import Optimizer
 
@@ -60,21 +59,21 @@ class AddonsOptimizer(Optimizer):
                 f"optimizer: one of TensorFlow Addons keeps its state itself, so that the step is not "
                 f"a function; choose {', '.join(BUILT_IN_OPTIMIZERS)}"
             )
-        pairs = []
+        state, pairs = state or VariableState(), []
         for stack, rows, gradient in zip(self._stacks, self._rows, gradients, strict=True):
             values = zip(rows, tf.unstack(stack), tf.unstack(gradient), strict=True)
             for row, value, row_gradient in values:
-                local_variable(row).assign(value)
+                state.assign(row, value)
                 pairs.append((row_gradient + self.l2 * value, row))
         slots = self._optimizer.variables()
         before = [tf.identity(slot) for slot in slots]
         # The gradients are means over all replicas already.
         self._optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
         for slot, value in zip(slots, before, strict=True):
-            local_variable(slot).assign(tf.where(condition, slot, value))
+            state.assign(slot, tf.where(condition, slot, value))
         for stack, rows in zip(self._stacks, self._rows, strict=True):
-            local_variable(stack).assign(tf.where(condition, tf.stack(rows), stack))
-        local_variable(self.iterations).assign_add(1)
+            state.assign(stack, tf.where(condition, tf.stack(rows), stack))
+        state.assign(self.iterations, state.value(self.iterations) + 1)
 
 
 def _make(name, learning_rate, weight_decay):

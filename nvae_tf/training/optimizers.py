@@ -2,7 +2,6 @@
 
 import tensorflow as tf
 
-from nvae_tf.engine.replicas import local_variable
 from nvae_tf.engine.state import VariableState
 
 LARGE = 2**20  # elements of a stack from which on its update is compiled, on CPUs
@@ -133,7 +132,8 @@ class StackedOptimizer(Optimizer):
 def update_in_state(update, state, variables, *arguments, compile) -> None:  # noqa: A002
     """Changes variables by an `in_place_update`: themselves, or the tensors that stand for them."""
     if isinstance(state, VariableState):
-        update(list(map(local_variable, variables)), *arguments, compile=compile)
+        local = [state.local[variable] for variable in variables]
+        update(local, *arguments, compile=compile)
         return
     values = update(list(map(state.value, variables)), *arguments, compile=False)
     for variable, value in zip(variables, values, strict=True):
@@ -142,7 +142,18 @@ def update_in_state(update, state, variables, *arguments, compile) -> None:  # n
 
 def zeros_like(variables) -> list[tf.Variable]:
     """New variables of the same shapes, of zeros."""
-    return [tf.Variable(tf.zeros(variable.shape), trainable=False) for variable in variables]
+    return [_variable_of_zeros(variable.shape) for variable in variables]
+
+
+def _variable_of_zeros(shape) -> tf.Variable:
+    if not shape.rank:
+        return tf.Variable(tf.zeros(shape), trainable=False)
+    # Several workers send each other a variable's initial value, and zeros are gigabytes too: only one
+    # row is sent, and every worker makes the others itself.
+    anything = tf.TensorShape([None, *shape[1:]])
+    variable = tf.Variable(tf.zeros([1, *shape[1:]]), trainable=False, shape=anything)
+    variable.assign(tf.zeros(shape))
+    return variable
 
 
 def in_place_update(formula):
@@ -152,22 +163,23 @@ def in_place_update(formula):
     *before* it computes what depends on them; otherwise XLA copies the old values first.
 
     Args:
-        formula: A function of where_applied (new, old) -> value, and the values of the variables, and
-            further arguments, to the new values.
+        formula: A function of where_applied (new, old) -> value, the values of the variables, a tensor
+            of their shape, and further arguments, to the new values.
 
     Returns:
-        A function of variables or tensors, the further arguments, a condition (a scalar; where it is
-        false nothing changes), and the keyword ``compile``: whether to compile it if it is large.
+        A function of variables or tensors, the tensor of their shape, the further arguments, a
+        condition (a scalar; where it is false nothing changes), and the keyword ``compile``: whether
+        to compile it if it is large.
     """
 
-    def update(variables, *arguments):
+    def update(variables, tensor, *arguments):
         *arguments, condition = arguments
 
         def where_applied(new, old):
             return tf.where(condition, new, old)
 
         before = [tf.convert_to_tensor(variable) for variable in variables]
-        after = formula(where_applied, *before, *arguments)
+        after = formula(where_applied, *before, tensor, *arguments)
         if isinstance(variables[0], tf.Tensor):
             return after
         for variable, value in zip(variables, after, strict=True):
@@ -176,9 +188,9 @@ def in_place_update(formula):
 
     compiled = tf.function(update, autograph=False, jit_compile=True)
 
-    def run(variables, *arguments, compile):  # noqa: A002
-        large = variables[0].shape.num_elements() >= LARGE
-        return (compiled if large and compile else update)(variables, *arguments)
+    def run(variables, tensor, *arguments, compile):  # noqa: A002
+        large = tensor.shape.num_elements() >= LARGE
+        return (compiled if large and compile else update)(variables, tensor, *arguments)
 
     return run
 

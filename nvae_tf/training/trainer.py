@@ -20,7 +20,7 @@ from nvae_tf.engine.replicas import (
     replica_row,
     sum_over_replicas,
 )
-from nvae_tf.engine.scope import BatchStatistics, Scope
+from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import SharedFunctions
 from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
@@ -63,14 +63,15 @@ class PassResult(NamedTuple):
         losses: The objective's terms.
         channel_kl: KL of every latent channel in nats, mean over the batch, (groups, latents).
         gradients: Gradients with respect to the model's trainable variables.
-        statistics: Statistics of the batch, in the order of `Trainer.batch_norms`.
+        statistics: Statistics of the batch as vectors (`BatchStatistics`), in the order of
+            `Trainer.batch_norms`.
         vectors: Iterated singular vectors.
     """
 
     losses: Losses
     channel_kl: tf.Tensor
     gradients: list[tf.Tensor]
-    statistics: list[BatchStatistics]
+    statistics: list[tf.Tensor]
     vectors: list[tf.Tensor]
 
 
@@ -277,6 +278,7 @@ class Trainer(tf.Module):
         Returns:
             What `update` returns.
         """
+        state = state or VariableState()
         return self.update(self.compute_pass(images, state=state), state)
 
     def compute_pass(self, images, number=0, state=None) -> PassResult:
@@ -414,7 +416,7 @@ class Trainer(tf.Module):
         losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
         channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
         shapes = [norm.moving_mean.shape for norm in self.batch_norms]
-        statistics = [BatchStatistics(tf.zeros(s), tf.zeros(s), tf.zeros(1)) for s in shapes]
+        statistics = [tf.zeros(2 * shape[0] + 1) for shape in shapes]
         return PassResult(
             losses._replace(kl_per_group=groups, gamma=groups),
             channel_kl,
