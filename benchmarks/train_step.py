@@ -27,7 +27,7 @@ from nvae_tf.config import Config
 
 
 def count_operations(concrete_function) -> dict[str, int]:
-    """Operations of a traced function by kind, those of all functions that it calls included, each once."""
+    """Operations of a traced function by kind, with those of functions that it calls, each once."""
     graph = concrete_function.graph.as_graph_def()
     library = {function.signature.name: function.node_def for function in graph.library.function}
     counts, waiting, seen = collections.Counter(), [graph.node], set()
@@ -43,8 +43,6 @@ def count_operations(concrete_function) -> dict[str, int]:
 
 def measure(config: Config, arguments) -> dict:
     """Builds the recipe's model, traces a step, and runs it `--steps` times after a first one."""
-    import tensorflow as tf
-
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.optimizers import Adamax
     from nvae_tf.training.trainer import (

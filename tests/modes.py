@@ -6,6 +6,7 @@ TF_CONFIG says which workers there are; the chief writes losses and weights of e
 """
 
 import argparse
+import importlib
 import json
 import sys
 
@@ -20,7 +21,7 @@ from nvae_tf import config as configuration
 from nvae_tf.data import catalog
 from nvae_tf.data.source import reading
 from nvae_tf.training import run
-from nvae_tf.training.cluster import connect
+from nvae_tf.training.cluster import Cluster, connect
 from nvae_tf.training.trainer import compiled, grappler_disabled, uses_xla, whole_step
 
 STEPS, GLOBAL_BATCH = 6, 24
@@ -40,6 +41,28 @@ MODES = {
     "all": dict(gradient_checkpointing="cells", accumulate_steps=2, ema_decay=0.9, num_nf=1),
     "off": dict(jit_compile="off"),
 }
+
+
+def workers_with_devices(count):
+    """A cluster whose workers have several CPU devices each; TensorFlow's strategy uses only one."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    parts = [tf.config.LogicalDeviceConfiguration()] * count
+    tf.config.set_logical_device_configuration(cpu, parts)
+    module = importlib.import_module("tensorflow.python.distribute.collective_all_reduce_strategy")
+
+    class Extended(module.CollectiveAllReduceExtended):
+        def _initialize_local_devices(self, cluster_resolver, worker_device):
+            devices = [f"{worker_device}/device:CPU:{number}" for number in range(count)]
+            return tuple(devices), "CPU"
+
+    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):
+        def __init__(self, resolver):
+            options = tf.distribute.experimental.CommunicationOptions()
+            extended = Extended(self, cluster_resolver=resolver, communication_options=options)
+            tf.distribute.Strategy.__init__(self, extended)
+
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    return Cluster(Strategy(resolver), resolver.task_id, 2)
 
 
 def copies(cluster, variable):
@@ -80,8 +103,12 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--world_size", type=int)
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices of each worker")
     arguments = parser.parse_args()
-    cluster = connect(arguments.world_size, 100)
+    if arguments.devices > 1:
+        cluster = workers_with_devices(arguments.devices)
+    else:
+        cluster = connect(arguments.world_size, 100)
     if arguments.deterministic:
         tf.config.experimental.enable_op_determinism()
     results = {}

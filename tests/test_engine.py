@@ -154,6 +154,34 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(digits, weight
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.parametrize("changes", [{}, dict(ema_decay=0.9, precision="mixed_float16")])
+def test_a_step_is_a_function_of_all_that_it_changes(digits, weights, changes):
+    train_config = dataclasses.replace(TRAIN, **changes)
+    trainer = make(digits, train_config, None if changes else weights)
+    variables, images = trainer.changed_variables, tf.constant(digits[0][0])
+    values = [variable.numpy() for variable in variables]
+
+    @tf.function(autograph=False)
+    def step(values, images):
+        return trainer.step_function(values, images)
+
+    specs = [tf.TensorSpec(value.shape, value.dtype) for value in values]
+    traced = step.get_concrete_function(specs, tf.TensorSpec(images.shape))
+    assert not traced.captured_inputs
+    with grappler_disabled():
+        after, logs = step(values, images)
+        for variable, value in zip(variables, values, strict=True):
+            np.testing.assert_array_equal(variable, value)
+        (expected,) = train(trainer, [images])
+    assert float(logs["loss"]) == expected["loss"]
+    changed = 0
+    for variable, value, before in zip(variables, after, values, strict=True):
+        scale = np.max(np.abs(variable.numpy().astype(np.float64)), initial=0.1)
+        np.testing.assert_allclose(value, variable, atol=1e-5 * scale)
+        changed += np.any(before != value)
+    assert changed > 0.8 * len(variables)
+
+
 def test_a_skipped_step_does_not_count_in_the_means_of_its_epoch(digits, weights):
     trainer = make(digits, TRAIN, weights)
     bad = tf.fill(digits[0][0].shape, np.nan)

@@ -13,7 +13,7 @@ from nvae_tf.engine.weights import Weight
 class BatchStatistics(NamedTuple):
     """Statistics of a layer's batch, over all replicas.
 
-    They are handed around as one vector, since every tensor costs nodes of the graph in both directions.
+    They are handed around as one vector, since every tensor costs nodes of the graph both ways.
 
     Attributes:
         mean: Per channel, (..., channels).

@@ -224,7 +224,8 @@ class Trainer(tf.Module):
             batch_norm = objective.batch_norm_penalty(self._gammas(tensors))
             losses = self._losses(output, images, beta, regularization, spectral, batch_norm)
             scaled = losses.loss * (1.0 if loss_scale is None else loss_scale)
-        gradients = tape.gradient(scaled, weights)
+        # What was gathered from a stack has an IndexedSlices as its gradient.
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, weights)]
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
         statistics = [scope.statistics[norm] for norm in self.batch_norms]

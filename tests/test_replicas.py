@@ -1,0 +1,93 @@
+"""Replicas that share a batch train as one device does, in every mode."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import modes
+import numpy as np
+import pytest
+from processes import free_ports
+
+PROGRAM = Path(modes.__file__)
+# The largest difference of losses and of weights, relative to the largest weight.
+TOLERANCES = {"bfloat16": (1e-4, 1e-3), "float16": (1e-4, 1e-3), "adamw": (1e-6, 5e-4)}
+TOLERANCE = (1e-6, 1e-5)
+
+
+def start(out, *flags, **environment):
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, out, *flags],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(out, topology, *flags):
+    """Trains on a topology, and returns what its chief wrote, by mode and quantity."""
+    if topology == "one":
+        processes = [start(out, *flags)]
+    elif topology == "two devices":
+        processes = [start(out, *flags, "--world_size", "2", NVAE_SPLIT_CPU="1")]
+    else:
+        devices = "2" if topology == "two workers of two devices" else "1"
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+        processes = []
+        for index in range(2):
+            task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+            variables = {"TF_CONFIG": json.dumps(task)}
+            processes.append(start(out, *flags, "--devices", devices, **variables))
+    errors = [process.communicate()[1] for process in processes]
+    assert not any(process.returncode for process in processes), errors[0][-2000:]
+    with np.load(out) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def differences(expected, other, mode):
+    """The largest relative difference of losses, and of weights relative to the largest."""
+    loss = np.max(np.abs(other[f"{mode}/loss"] / expected[f"{mode}/loss"] - 1.0))
+    weights, others = expected[f"{mode}/weights"], other[f"{mode}/weights"]
+    return loss, np.max(np.abs(weights - others)) / np.max(np.abs(weights))
+
+
+def compare(expected, other, chosen):
+    rows = [(mode, *differences(expected, other, mode)) for mode in chosen]
+    for mode, loss, weights in rows:
+        print(f"{mode:12} loss {loss:.1e}  weights {weights:.1e}")
+    for mode, loss, weights in rows:
+        loss_tolerance, weight_tolerance = TOLERANCES.get(mode, TOLERANCE)
+        assert loss <= loss_tolerance and weights <= weight_tolerance, mode
+        assert other[f"{mode}/identical"], f"{mode}: replicas differ"
+
+
+def test_two_devices_train_as_one_does(tmp_path):
+    flags = ("--modes", "all")
+    one = run(tmp_path / "one.npz", "one", *flags)
+    compare(one, run(tmp_path / "two.npz", "two devices", *flags), ["all"])
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one") / "one.npz", "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["two devices", "two workers", "two workers of two devices"])
+def test_every_mode_trains_as_one_device_does(topology, one_device, tmp_path, capsys):
+    other = run(tmp_path / "other.npz", topology)
+    with capsys.disabled():
+        print(f"\n{topology}")
+        compare(one_device, other, modes.MODES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["two devices", "two workers"])
+def test_deterministic_replicas_give_the_same_bits_twice(topology, tmp_path):
+    flags = ("--deterministic", "--modes", "plain,bfloat16,all")
+    first, second = (run(tmp_path / f"{n}.npz", topology, *flags) for n in (1, 2))
+    for key, value in first.items():
+        np.testing.assert_array_equal(second[key], value, err_msg=key)
