@@ -331,7 +331,7 @@ def _build_trainer(config: Config, dataset: catalog.DatasetInfo, counts: StepCou
     schedule = WarmupCosineByEpoch.from_train_config(settings, counts.steps_per_epoch)
     optimizer = make_optimizer(settings, schedule)
     steps = counts.total_steps, counts.steps_per_epoch
-    return Trainer(model, settings, *steps, config.data.seed, optimizer)
+    return Trainer(model, settings, *steps, config.data.seed, optimizer=optimizer)
 
 
 def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "Termination"):

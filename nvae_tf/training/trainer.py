@@ -87,7 +87,7 @@ class Trainer(tf.Module):
         total_steps: Steps of the whole training.
         steps_per_epoch: After how many steps the reported means start anew.
         seed: Seed of the noise.
-        optimizer: Changes the weights; None for passes without updates.
+        optimizer: Changes the weights.
 
     Attributes:
         weights: The model's trainable variables: stacks of weights.
@@ -110,7 +110,8 @@ class Trainer(tf.Module):
         total_steps: int,
         steps_per_epoch: int = 1,
         seed: int = 0,
-        optimizer: Optimizer | None = None,
+        *,
+        optimizer: Optimizer,
     ):
         super().__init__()
         self.model, self.config, self.optimizer = model, config, optimizer
@@ -119,8 +120,7 @@ class Trainer(tf.Module):
         self.spectral = SpectralNorms(model.convolutions)
         self.batch_norms = model.batch_norms
         self.weights = model.trainable_variables
-        if optimizer:
-            optimizer.build(self.weights)
+        optimizer.build(self.weights)
         self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
         # Sums over the steps of the epoch so far that were not skipped: recon, KL, number of steps.
         self.epoch_sums = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
