@@ -154,11 +154,10 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(digits, weight
         np.testing.assert_array_equal(value, expected)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(ema_decay=0.9, precision="mixed_float16")])
+@pytest.mark.parametrize("changes", [{}, dict(ema_decay=0.9, clip_gradient_norm=50.0)])
 def test_a_step_is_a_function_of_all_that_it_changes(digits, weights, changes):
     train_config = dataclasses.replace(TRAIN, **changes)
-    trainer = make(digits, train_config, None if changes else weights)
-    trainer.loss_scale.assign(128.0)  # the first scale overflows here
+    trainer = make(digits, train_config, None if changes else weights)  # averages: more variables
     variables, images = trainer.changed_variables, tf.constant(digits[0][0])
     values = [variable.numpy() for variable in variables]
 
@@ -178,7 +177,7 @@ def test_a_step_is_a_function_of_all_that_it_changes(digits, weights, changes):
     changed = 0
     for variable, value, before in zip(variables, after, values, strict=True):
         scale = np.max(np.abs(variable.numpy().astype(np.float64)), initial=0.1)
-        np.testing.assert_allclose(value, variable, atol=(1e-3 if changes else 1e-5) * scale)
+        np.testing.assert_allclose(value, variable, atol=1e-5 * scale)
         changed += np.any(before != value)
     assert changed > 0.8 * len(variables)
 
