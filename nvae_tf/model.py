@@ -268,11 +268,11 @@ class NVAE(tf_keras.Model):
         output = self(images, self._noise_or_zeros(images, noise))
         return self.render(output.parameters, seed)
 
-    def sample(self, numbers, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
+    def sample(self, indices, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
         """Generates images.
 
         Args:
-            numbers: How many images; or the index of each, (batch,): an image depends on the seed and
+            indices: Number of images, or the index of each, (batch,). An image depends on the seed and
                 its index alone, whatever it is computed together with.
             temperature: Factor on the priors' standard deviations: one number, or one per group; colour
                 pixels are drawn at the lowest.
@@ -285,20 +285,21 @@ class NVAE(tf_keras.Model):
             Images (batch, height, width, channels) in [0, 1]; of binary ones the mean.
         """
         temperature = checks.as_temperature(temperature, len(self.groups), self._draws_pixels)
-        noise = self.draw_noise(numbers, seed)
+        noise = self.draw_noise(indices, seed)
         checks.check_maps("latents", latents, self.latent_shapes, checks.batch_of(noise[0]), False)
         source = Given(latents, FromPrior(noise, temperature))
         parameters = self.top_down(source, scope).parameters
-        return self.render(parameters, seed, numbers, tf.reduce_min(temperature))
+        return self.render(parameters, seed, indices, tf.reduce_min(temperature))
 
-    def render(self, parameters, seed=None, numbers=None, temperature=1.0):
+    def render(self, parameters, seed=None, indices=None, temperature=1.0):
         """Images to look at.
 
         Args:
             parameters: Parameters of the image distribution, (batch, height, width, parameters).
             seed: Two integers or one (see `sample`), for samples of colour pixels; default: none, for
                 the distribution's `mean_image`.
-            numbers: Index of each image, (batch,), for its part of the seed's noise; default: 0, 1, ...
+            indices: Number of images, or the index of each, (batch,), which gives its part of the
+                seed's noise; default: as many as there are parameters.
             temperature: Temperature of the samples.
 
         Returns:
@@ -311,8 +312,8 @@ class NVAE(tf_keras.Model):
         else:
             seed = tf.random.experimental.stateless_fold_in(checks.as_seed(seed), PIXEL_STREAM)
             shape = (self.image.size, self.image.size, distribution.num_uniform)
-            numbers = tf.shape(parameters)[0] if numbers is None else numbers
-            images = distribution.from_uniform(stateless_random.uniform([shape], numbers, seed)[0])
+            indices = tf.shape(parameters)[0] if indices is None else indices
+            images = distribution.from_uniform(stateless_random.uniform([shape], indices, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
 
     def image_distribution(self, parameters, temperature=1.0):
@@ -363,19 +364,19 @@ class NVAE(tf_keras.Model):
         """(height, width, latents) of each group's z, top of the hierarchy first."""
         return [group.latent_shape for group in self.groups]
 
-    def draw_noise(self, numbers, seed):
+    def draw_noise(self, indices, seed):
         """Standard-normal noise for every group.
 
         Args:
-            numbers: How many images; or the index of each, (batch,): an image's noise depends on the
+            indices: Number of images, or the index of each, (batch,). An image's noise depends on the
                 seed and its index alone.
             seed: Two integers, or one (see `sample`).
 
         Returns:
             Tensors (batch, height, width, latents), one per group.
         """
-        checks.check_numbers(numbers)
-        return stateless_random.normal(self.latent_shapes, numbers, checks.as_seed(seed))
+        checks.check_indices(indices)
+        return stateless_random.normal(self.latent_shapes, indices, checks.as_seed(seed))
 
     def initialize_from_data(self, images, noise):
         """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).

@@ -84,9 +84,9 @@ def test_samples_are_written_and_reproducible(run, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(files[3])), one[3, ..., 0])
 
 
-def decoder_statistics(model, seed, numbers):
+def decoder_statistics(model, seed, indices):
     scope = model.scope(training=True)
-    model.top_down(FromPrior(model.draw_noise(numbers, seed), 0.7), scope)
+    model.top_down(FromPrior(model.draw_noise(indices, seed), 0.7), scope)
     return [
         (layer, seen.mean.numpy(), seen.variance.numpy())
         for layer, seen in scope.statistics.items()

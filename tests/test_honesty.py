@@ -98,12 +98,12 @@ class LinearGaussian:
         self.encoder = (self.weights.T @ posterior / deviation**2).astype(np.float32)
         self.spread = (1.3 * np.sqrt(np.diag(posterior))).astype(np.float32)
 
-    def draw_noise(self, numbers, seed):
-        def draw(number):
-            seeds = tf.random.experimental.stateless_fold_in(seed, number)
+    def draw_noise(self, indices, seed):
+        def draw(index):
+            seeds = tf.random.experimental.stateless_fold_in(seed, index)
             return tf.random.stateless_normal((len(self.weights),), seeds)
 
-        return [tf.map_fn(draw, numbers, fn_output_signature=tf.float32)]
+        return [tf.map_fn(draw, indices, fn_output_signature=tf.float32)]
 
     def bottom_up(self, images):
         return [images]

@@ -63,8 +63,8 @@ def test_given_groups_are_left_alone(model, images):
     )
 
 
-def test_a_sample_depends_on_its_number_not_on_its_batch(model):
-    draw = tf.function(lambda numbers: model.sample(numbers, 0.9, seed=(4, 0)), autograph=False)
+def test_a_sample_depends_on_its_index_not_on_its_batch(model):
+    draw = tf.function(lambda indices: model.sample(indices, 0.9, seed=(4, 0)), autograph=False)
     batch, part = draw(tf.range(6)), draw(tf.constant([4, 1]))
     np.testing.assert_allclose(part, tf.gather(batch, [4, 1]), atol=1e-5)
 

@@ -208,7 +208,7 @@ def _source(arguments, loaded):
     train, test = dataset.open(loaded.config.data.data)
     source = train if arguments.eval_on_train else test
     split = "train" if arguments.eval_on_train else "test"
-    return source, dataset, [f"{split} {number}" for number in range(len(source))]
+    return source, dataset, [f"{split} {index}" for index in range(len(source))]
 
 
 def _batches(arguments, loaded, source, dataset, **options):
@@ -233,7 +233,7 @@ def _chosen_images(arguments, loaded, most: int | None = None):
     source, dataset, names = _source(arguments, loaded)
     first = len(source) if arguments.images or most is None else min(most, len(source))
     wanted = arguments.indices or range(first)
-    outside = [number for number in wanted if number >= len(source)]
+    outside = [index for index in wanted if index >= len(source)]
     if outside:
         raise UserError(f"--indices: there is no image {outside[0]}; there are {len(source)}")
     images = {}
@@ -246,4 +246,4 @@ def _chosen_images(arguments, loaded, most: int | None = None):
             start += len(batch)
             if len(images) == len(set(wanted)):
                 break
-    return np.stack([images[number] for number in wanted]), [names[number] for number in wanted]
+    return np.stack([images[index] for index in wanted]), [names[index] for index in wanted]

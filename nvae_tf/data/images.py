@@ -152,8 +152,8 @@ def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
         )
     held_out = set(np.random.RandomState(seed).permutation(len(items))[:num_validation].tolist())
     parts = ([], [])
-    for number, item in enumerate(items):
-        parts[number in held_out].append(item)
+    for index, item in enumerate(items):
+        parts[index in held_out].append(item)
     return parts
 
 

@@ -52,8 +52,8 @@ def training_batches(
     share = batch_size // num_workers
     spec = dataset.image
 
-    def example(number):
-        place = number // share * batch_size + worker * share + number % share
+    def example(local_place):
+        place = local_place // share * batch_size + worker * share + local_place % share
         epoch, position = place // per_epoch, place % per_epoch
         order = _fold(seed, _ORDER, epoch)
         index = tf.random.experimental.index_shuffle(position, order, len(source) - 1)
@@ -65,8 +65,8 @@ def training_batches(
             image = tf.cond(heads, lambda: tf.reverse(image, [1]), lambda: image)
         return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, place))
 
-    numbers = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
-    examples = numbers.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    local_places = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
+    examples = local_places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
     return examples.batch(share // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
@@ -125,14 +125,14 @@ def validation_batches(
         parts: As for `training_batches`.
 
     Returns:
-        Images as for `training_batches`, their numbers (batch,) int64, and weights (batch,): 1, or 0
+        Images as for `training_batches`, their indices (batch,) int64, and weights (batch,): 1, or 0
         for images that only fill up the last batch.
     """
     share = batch_size // num_workers
     num_batches = -(-len(source) // batch_size)
 
-    def example(number):
-        place = number // share * batch_size + worker * share + number % share
+    def example(local_place):
+        place = local_place // share * batch_size + worker * share + local_place % share
         index = tf.minimum(place, len(source) - 1)
         weight = tf.cast(place < len(source), tf.float32)
         return _evaluation_example(source, dataset.image, index, seed, num_bits)[0], index, weight
@@ -168,6 +168,6 @@ def _to_unit(image, spec: ImageSpec, num_bits: int, seed):
     return tf.cast(levels, tf.float32) / (2.0**num_bits - 1.0)
 
 
-def _fold(seed: int, stream: int, number):
-    """Returns the seed for one number (an epoch, a place, an image) of one stream."""
-    return tf.random.experimental.stateless_fold_in((seed, stream), number)
+def _fold(seed: int, stream: int, index):
+    """Returns the seed for an index (of an epoch, a place or an image) in one stream."""
+    return tf.random.experimental.stateless_fold_in((seed, stream), index)

@@ -53,8 +53,8 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
 
 def _label_range(source: Source, most: int = 1000) -> tuple[int, int]:
     """Returns the smallest and the largest label among images spread over the source."""
-    numbers = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
-    dataset = tf.data.Dataset.from_tensor_slices(numbers).map(lambda n: source.example(n)[1])
+    indices = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
+    dataset = tf.data.Dataset.from_tensor_slices(indices).map(lambda i: source.example(i)[1])
     labels = [int(label) for label in dataset]
     return min(labels), max(labels)
 
