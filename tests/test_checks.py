@@ -109,11 +109,11 @@ def test_images_of_every_float_type_and_rounding_are_taken(colour):
     expected = latents_of(colour, COLOURS)
     kinds = (np.float64, tf.constant, lambda x: x + 1e-6, np.asfortranarray)
     for kind in kinds:
-        for found, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
-            np.testing.assert_allclose(found, z, atol=1e-4)
+        for actual, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
+            np.testing.assert_allclose(actual, z, atol=1e-4)
     for kind in (np.float16, lambda x: tf.cast(x, tf.bfloat16)):
-        for found, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
-            np.testing.assert_allclose(found, z, atol=0.3)
+        for actual, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
+            np.testing.assert_allclose(actual, z, atol=0.3)
     open_shape = tf.function(
         lambda x: latents_of(colour, x), autograph=False, input_signature=[tf.TensorSpec(None)]
     )

@@ -25,9 +25,9 @@ def test_official_files_evaluate_to_the_official_numbers(path):
         images = tf.constant(np.transpose(file["x"], (0, 2, 3, 1)))
         expected = file["eval/log_iw"]
         nelbo = file["eval/recon"] + file["eval/kl_all"].sum(1)
-    found, weights = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
+    actual_nelbo, weights = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
-    np.testing.assert_allclose(found, nelbo, rtol=1e-4)
+    np.testing.assert_allclose(actual_nelbo, nelbo, rtol=1e-4)
 
 
 def evaluate(run, tmp_path, *arguments):
