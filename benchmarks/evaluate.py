@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Importance-weighted draws a second, and how much faster than as many full passes.
+"""Importance-weighted draws per second, and how much faster than as many full passes.
 
 python benchmarks/evaluate.py --config cifar10 --batch_size 1 --draws 16 --iw_chunk 16
 
@@ -40,29 +40,29 @@ def measure(config: Config, arguments) -> dict:
         seed=1,
     )
     starts.append(time.perf_counter())
-    ours = statistics.median(b - a for a, b in zip(starts[1:], starts[2:], strict=False))
+    our_seconds = statistics.median(b - a for a, b in zip(starts[1:], starts[2:], strict=False))
 
     @tf.function(autograph=False)
-    def full_pass(number):
-        noise = model.draw_noise(number * len(images) + tf.range(len(images)), (1, 0))
+    def full_pass(draw):
+        noise = model.draw_noise(draw * len(images) + tf.range(len(images)), (1, 0))
         return likelihood.draw_terms(model, model.bottom_up(images), images, noise)
 
-    def passes():
+    def time_passes():
         start = time.perf_counter()
-        for number in range(arguments.draws):
-            full_pass(tf.constant(number))[1].numpy()
+        for draw in range(arguments.draws):
+            full_pass(tf.constant(draw))[1].numpy()
         return time.perf_counter() - start
 
-    passes()
-    apart = statistics.median(passes() for _ in range(arguments.repeats))
+    time_passes()
+    full_seconds = statistics.median(time_passes() for _ in range(arguments.repeats))
     draws = len(images) * arguments.draws
     return {
         "batch_size": len(images),
         "draws": arguments.draws,
         "iw_chunk": arguments.iw_chunk,
-        "draws_per_second": round(draws / ours, 3),
-        "full_passes_per_second": round(draws / apart, 3),
-        "ratio": round(apart / ours, 2),
+        "draws_per_second": round(draws / our_seconds, 3),
+        "full_passes_per_second": round(draws / full_seconds, 3),
+        "ratio": round(full_seconds / our_seconds, 2),
         "peak_memory_gib": round(peak_memory_gib(), 3),
     }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Training steps of the recipes at their own batch sizes, in every precision, compiled and not, as a
-# Markdown table. Every run is a process of its own; one that fails (out of memory, say) has its row too.
+# Markdown table. Every run is a separate process; one that fails (out of memory, say) has a row, too.
 #
 #     bash benchmarks/gpu_matrix.sh > table.md
 #
@@ -24,10 +24,10 @@ for recipe in ${RECIPES:-mnist cifar10 celeba64 celeba256}; do
 import json, sys
 row = sys.argv[1:]
 try:
-    found = json.loads(sys.stdin.readline())
-    first = found["trace_seconds"] + found["first_step_seconds"]
-    row += [str(found["batch_size"]), "%.1f" % found["images_per_second"]]
-    row += ["%.1f" % found["peak_memory_gib"], "%.0f" % first]
+    result = json.loads(sys.stdin.readline())
+    first = result["trace_seconds"] + result["first_step_seconds"]
+    row += [str(result["batch_size"]), "%.1f" % result["images_per_second"]]
+    row += ["%.1f" % result["peak_memory_gib"], "%.0f" % first]
 except ValueError:
     row += ["failed", "", "", ""]
 print("| " + " | ".join(row) + " |")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a recipe's model with fresh weights, images, memory, output."""
+"""Functions that the benchmarks share: a recipe's model with random weights, images, memory, output."""
 
 import json
 import resource
@@ -22,8 +22,8 @@ def run(parser: Parser, measure) -> int:
     """Measures, and prints the result as one line of JSON.
 
     Args:
-        parser: from `make_parser`.
-        measure: from the configuration and the other flags to what is printed.
+        parser: A parser from `make_parser`.
+        measure: Function from the configuration and the parsed flags to the result, a dictionary.
 
     Returns:
         The exit status.
@@ -47,7 +47,7 @@ def fresh_model(config: configuration.Config):
 
 
 def random_images(model, count: int):
-    """Images of noise: what a step costs does not depend on them."""
+    """Images of noise; the cost of a step does not depend on their content."""
     import tensorflow as tf
 
     images = tf.random.uniform((count, *model.image.shape))
@@ -55,7 +55,7 @@ def random_images(model, count: int):
 
 
 def peak_memory_gib() -> float:
-    """The device's peak on a GPU, else this process's resident peak, so far."""
+    """The peak of the device's memory on a GPU, otherwise that of this process's resident memory."""
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):

@@ -1,11 +1,11 @@
-"""Images per second of the input pipeline: against the training step, and against PyTorch's loader.
+"""Images per second of the input pipeline, the training step and PyTorch's loader.
 
     python benchmarks/pipeline.py --config cifar10
 
 Writes real photographs (crops of scikit-learn's two) in the recipe's format into a temporary folder,
-and reads them back. The training step runs at `--step_batch` images with the recipe's model; where
-memory is short the usual flags make the model smaller, and the step faster. Prints one JSON line last.
-Only `torch_images_per_second` needs PyTorch.
+and reads them back. The training step runs at `--step_batch` images with the recipe's model; if
+memory is short, the flags of the recipe make the model smaller (and the step faster). Prints one
+JSON line last. Only `torch_images_per_second` needs PyTorch.
 """
 
 import argparse
@@ -76,13 +76,13 @@ def photographs(count: int, size: int) -> np.ndarray:
 
 
 def write_tfrecords(folder: Path, images: np.ndarray, shards: int = 4) -> None:
-    """The images in GLOW's layout."""
+    """Writes images in GLOW's layout."""
     (folder / "train").mkdir(parents=True)
     for index, part in enumerate(np.array_split(np.arange(len(images)), shards)):
         name = tfrecords.shard_name("train", images.shape[1], index, shards)
         with tf.io.TFRecordWriter(str(folder / "train" / name)) as writer:
-            for number in part:
-                writer.write(tfrecords.serialize(images[number]))
+            for i in part:
+                writer.write(tfrecords.serialize(images[i]))
 
 
 def pipeline_rate(source, dataset, config) -> float:
@@ -135,7 +135,7 @@ def main() -> None:
     add_config_flags(parser)
     parser.add_argument("--count", type=int, default=2000, help="images (default: 2000)")
     parser.add_argument(
-        "--step_batch", type=int, default=2, help="images a step; 0: not measured (default: 2)"
+        "--step_batch", type=int, default=2, help="images per step; 0: not measured (default: 2)"
     )
     arguments = parser.parse_args()
     config = configured(arguments).config

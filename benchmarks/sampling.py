@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Samples a second of a recipe's model, by batch size.
+"""Samples per second of a recipe's model, by batch size.
 
 python benchmarks/sampling.py --config cifar10 --batches 1 4 16
 
-Weights are random. `first_seconds` is the first batch: tracing, and whatever starts once. Prints one
+Weights are random. `first_seconds` is the time of the first batch, which includes tracing. Prints one
 JSON line last.
 """
 
@@ -23,8 +23,10 @@ def measure(config: Config, arguments) -> dict:
     model, results = fresh_model(config), []
     for size in arguments.batches:
         times = [time.perf_counter()]
-        drawn = sample_batches(model, size * (arguments.repeats + 1), 0.7, batch_size=size, seed=1)
-        for _ in drawn:
+        batches = sample_batches(
+            model, size * (arguments.repeats + 1), 0.7, batch_size=size, seed=1
+        )
+        for _ in batches:
             times.append(time.perf_counter())
         first, *others = (b - a for a, b in zip(times, times[1:], strict=False))
         rate = size / statistics.median(others)

@@ -5,8 +5,8 @@ pip install torch && python benchmarks/torch_step.py --config mnist --batch_size
 
 Written from this project's description of the model, to cost what a straightforward PyTorch NVAE costs:
 `res_mbconv` cells, weight normalisation in every call, KL balancing, the spectral term over stacked
-kernels, PyTorch's own Adamax. It is a benchmark, not an implementation: without flows and fine print;
-nothing is checked against the reference numbers. Prints one JSON line last.
+kernels, PyTorch's own Adamax. It is a benchmark, not an implementation: it has no flows and no fine
+points, and nothing is checked against the reference numbers. Prints one JSON line last.
 """
 
 import argparse
@@ -128,9 +128,9 @@ class Group(nn.Module):
         self.posterior = Conv(enc, 2 * latents, 3)
         self.join = Conv(dec + latents, dec)
 
-    def forward(self, s, kept):
+    def forward(self, s, encoded):
         s = self.cells(s)
-        q = self.posterior(kept if self.first else kept + self.combine(s))
+        q = self.posterior(encoded if self.first else encoded + self.combine(s))
         p = torch.zeros_like(q) if self.first else self.prior(s)
         mean_p, log_p = (5.0 * torch.tanh(part / 5.0) for part in p.chunk(2, 1))
         mean_q, log_q = (5.0 * torch.tanh(part / 5.0) for part in (p + q).chunk(2, 1))
@@ -142,7 +142,7 @@ class Group(nn.Module):
         return self.join(torch.cat([s, z], 1)), kl.sum([1, 2, 3])
 
 
-class Twin(nn.Module):
+class NVAE(nn.Module):
     """The hierarchy of a recipe."""
 
     def __init__(self, config, channels, size):
@@ -190,15 +190,15 @@ class Twin(nn.Module):
         self.postprocess = nn.Sequential(*layers, nn.ELU(), Conv(dec, outputs, 3))
 
     def forward(self, x):
-        h, kept, kls = self.preprocess(self.stem(2.0 * x - 1.0)), [], []
+        h, maps, kls = self.preprocess(self.stem(2.0 * x - 1.0)), [], []
         for cells in self.tower:
             h = cells(h)
-            kept.append(h)
-        kept[-1] = F.elu(self.encoder_top(F.elu(h)))
+            maps.append(h)
+        maps[-1] = F.elu(self.encoder_top(F.elu(h)))
         s = self.top.expand(len(x), -1, -1, -1)
         for layer in self.decoder:
             if isinstance(layer, Group):
-                s, kl = layer(s, kept.pop())
+                s, kl = layer(s, maps.pop())
                 kls.append(kl)
             else:
                 s = layer(s)
@@ -209,8 +209,8 @@ def mixture_loss(parameters, x, mixtures, levels=255.0):
     """Discretised logistic mixture, as for colour images; nats of each image."""
     batch, _, height, width = x.shape
     x = (2.0 * x - 1.0)[:, :, None]
-    logits, others = parameters[:, :mixtures], parameters[:, mixtures:]
-    means, log_scales, mix = others.view(batch, 3, 3 * mixtures, height, width).chunk(3, 2)
+    logits, logistics = parameters[:, :mixtures], parameters[:, mixtures:]
+    means, log_scales, mix = logistics.view(batch, 3, 3 * mixtures, height, width).chunk(3, 2)
     log_scales, mix = log_scales.clamp(min=-7.0), torch.tanh(mix)
     red = means[:, 0]
     green = means[:, 1] + mix[:, 0] * x[:, 0]
@@ -267,7 +267,7 @@ def main() -> None:
     config = configuration.load(arguments.config)
     channels, size = IMAGES[config.data.dataset]
     layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
-    model = Twin(config.model, channels, size).to(memory_format=layout)
+    model = NVAE(config.model, channels, size).to(memory_format=layout)
     optimizer = torch.optim.Adamax(model.parameters(), 1e-3, eps=1e-3, weight_decay=3e-4)
     spectral = Spectral(model)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]

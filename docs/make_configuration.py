@@ -16,7 +16,7 @@ folder holds its resolved configuration, every key included, as `config.yaml`. T
 value in YAML means: `jit_compile: off` needs no quotes, and `8_0` is not a number. An error names the
 flag or the file that the value came from.
 
-This page is made from the code by `python docs/make_configuration.py`.
+This page is written from the code by `python docs/make_configuration.py`.
 """
 ENVIRONMENT = {
     "`TF_CONFIG`, Slurm's": "which machines train together: [scaling.md](scaling.md)",

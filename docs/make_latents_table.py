@@ -24,7 +24,7 @@ POINTS = ["what", "k-means, normalised mutual information", "logistic regression
 
 
 def tables(run: str) -> list[list[str]]:
-    """The page's tables as lines of Markdown: what each group does, and what its latents say of digits.
+    """The page's tables as lines of Markdown: what each group does, and what latents tell of digits.
 
     Args:
         run: Path of a run's folder, or anything else that `loading.load` takes.
@@ -37,11 +37,11 @@ def tables(run: str) -> list[list[str]]:
 
 def _encoded(loaded, dataset, source) -> dict:
     """KL, latents, pixels and label of each image of a data set, as arrays by name."""
-    everything = list(range(len(loaded.model.groups)))
+    groups = list(range(len(loaded.model.groups)))
     options = dict(batch_size=BATCH, seed=SEED, num_bits=loaded.config.model.num_x_bits)
     with reading(source):
         batches = list(pipeline.evaluation_batches(source, dataset, **options))
-        encoded = list(latents.encode_batches(loaded.model, batches, everything, SEED))
+        encoded = list(latents.encode_batches(loaded.model, batches, groups, SEED))
     return {
         "kl": np.concatenate([batch.kl for batch in encoded]),
         "means": [np.concatenate(parts) for parts in zip(*(b.mean for b in encoded), strict=True)],
@@ -72,25 +72,25 @@ def _points_table(model, train, test) -> list[str]:
     shapes = model.latent_shapes
     coarse = [group for group, shape in enumerate(shapes) if shape == shapes[0]]
     fine = [group for group, shape in enumerate(shapes) if shape != shapes[0]]
-    kinds = [
-        ("groups " + ", ".join(map(str, chosen)), lambda of, g=chosen: [of["means"][n] for n in g])
-        for chosen in (coarse, fine)
-        if chosen
-    ]
-    kinds += [
-        ("the binarised pixels that the model sees", lambda of: [of["binarised"]]),
-        ("the grey pixels behind them", lambda of: [of["grey"]]),
-    ]
+    features = {
+        "groups " + ", ".join(map(str, groups)): lambda split, g=groups: [
+            split["means"][group] for group in g
+        ]
+        for groups in (coarse, fine)
+        if groups
+    }
+    features["the binarised pixels that the model sees"] = lambda split: [split["binarised"]]
+    features["the grey pixels behind them"] = lambda split: [split["grey"]]
     rows = []
-    for name, choose in kinds:
-        points, of_test = (
-            np.concatenate([array.reshape(len(array), -1) for array in choose(of)], 1)
-            for of in (train, test)
+    for name, select in features.items():
+        train_points, test_points = (
+            np.concatenate([array.reshape(len(array), -1) for array in select(split)], 1)
+            for split in (train, test)
         )
-        clusters = KMeans(CLASSES, n_init=10, random_state=0).fit_predict(points)
+        clusters = KMeans(CLASSES, n_init=10, random_state=0).fit_predict(train_points)
         score = normalized_mutual_info_score(train["labels"], clusters)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-        accuracy = classifier.fit(points, train["labels"]).score(of_test, test["labels"])
+        accuracy = classifier.fit(train_points, train["labels"]).score(test_points, test["labels"])
         rows.append([name, f"{score:.2f}", f"{accuracy:.3f}"])
     return _markdown([POINTS, *rows])
 

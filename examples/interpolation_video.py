@@ -32,7 +32,7 @@ if options.film.suffix not in (".webp", ".gif"):
 
 model = load(options.run).model
 count = options.rows**2
-stations = [model.draw_noise(count, (options.seed, number)) for number in range(options.stations)]
+stations = [model.draw_noise(count, (options.seed, stream)) for stream in range(options.stations)]
 frames = []
 for number, (start, end) in enumerate(zip(stations, stations[1:] + stations[:1], strict=True), 1):
     rows = interpolate(model, start, end, options.steps + 1, options.temp)

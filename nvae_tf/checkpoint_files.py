@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from nvae_tf.io.errors import UserError, short_message
 
-NAME = "state"  # name of TensorFlow's files in a checkpoint's folder
+PREFIX = "state"  # of the names of TensorFlow's files in a checkpoint's folder
 LAYOUT_KEY = "layout/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
 
 
@@ -45,7 +45,7 @@ class Layout(tf.train.experimental.PythonState):
         Raises:
             UserError: They do not, or the checkpoint does not hold their names.
         """
-        reader = tf.train.load_checkpoint(str(path / NAME))
+        reader = tf.train.load_checkpoint(str(path / PREFIX))
         if LAYOUT_KEY not in reader.get_variable_to_shape_map():
             raise UserError(f"{path}: this checkpoint is of another version of nvae-tf")
         saved = json.loads(reader.get_tensor(LAYOUT_KEY))
@@ -66,11 +66,11 @@ def has_averages(path: Path) -> bool:
     Args:
         path: Folder of the checkpoint.
     """
-    names = tf.train.load_checkpoint(str(path / NAME)).get_variable_to_shape_map()
+    names = tf.train.load_checkpoint(str(path / PREFIX)).get_variable_to_shape_map()
     return any(name.startswith("trainer/averages/") for name in names)
 
 
-def newest_whole(paths: list[Path], restore: Callable[[Path], None]) -> Path:
+def restore_newest(paths: list[Path], restore: Callable[[Path], None]) -> Path:
     """Restores the newest checkpoint that is not damaged, and warns about those that are.
 
     Args:

@@ -119,23 +119,23 @@ def check_parameters(parameters, spec: ImageSpec, count: int) -> None:
         raise UserError(f"parameters: {actual}; expected a tensor {_shape_text(expected)}")
 
 
-def check_numbers(numbers) -> None:
-    """Checks how images are counted or numbered.
+def check_indices(indices) -> None:
+    """Checks the indices of images, or their number.
 
     Args:
-        numbers: Number of images, an integer; or the index of each, integers (batch,).
+        indices: Number of images, an integer; or the index of each, integers (batch,).
 
     Raises:
         UserError: It has another type or shape, or is an integer below 1.
     """
-    values = np.asarray(numbers) if isinstance(numbers, (int, float, list, tuple)) else numbers
+    values = np.asarray(indices) if isinstance(indices, (int, float, list, tuple)) else indices
     dtype, shape = _dtype(values), _shape(values)
     if dtype is None or not dtype.is_integer or (shape is not None and len(shape) > 1):
-        actual = _type_text(numbers)
+        actual = _type_text(indices)
         actual = f"{actual}, shape {_shape_text(shape)}" if shape else actual
-        raise UserError(f"numbers: {actual}; expected how many images, or the number of each")
+        raise UserError(f"indices: {actual}; expected the number of images, or the index of each")
     if shape == () and _is_concrete(values) and int(values) < 1:
-        raise UserError(f"numbers: {int(values)} images; expected at least 1")
+        raise UserError(f"indices: {int(values)} images; expected at least 1")
 
 
 def as_seed(seed):

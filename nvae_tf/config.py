@@ -28,13 +28,13 @@ RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "con
 NO_REMAT, BN_ACT, CELLS = REMAT_MODES = ("none", "bn_swish", "cells")
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # for images that are not split yet
-LARGEST_INT = 2**31 - 1  # of all whole numbers: TensorFlow's int32
-LARGEST_FLOAT = 3e38  # of all other numbers: float32
-MOST_HALVINGS = 16  # of an image's height and width
+LARGEST_INT = 2**31 - 1  # whole numbers are TensorFlow's int32
+LARGEST_FLOAT = 3e38  # other numbers are float32
+MAX_HALVINGS = 16  # how often a model may halve an image's height and width
 LARGEST_FILE = 100_000  # bytes of a YAML file; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
 
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -97,7 +97,7 @@ class ModelConfig:
         "res_mbconv", "kinds of residual cells in encoder and decoder", choices=tuple(ARCHITECTURES)
     )
     num_latent_scales: int = _field(
-        1, "spatial scales that hold latent groups", minimum=1, maximum=MOST_HALVINGS
+        1, "spatial scales that hold latent groups", minimum=1, maximum=MAX_HALVINGS
     )
     num_groups_per_scale: int = _field(10, "latent groups per scale", minimum=1)
     ada_groups: bool = _field(False, "halve the number of groups at each coarser scale")
@@ -111,14 +111,14 @@ class ModelConfig:
         2,
         "blocks before the encoder tower; each halves the image",
         minimum=0,
-        maximum=MOST_HALVINGS,
+        maximum=MAX_HALVINGS,
     )
     num_preprocess_cells: int = _field(3, "cells per preprocess block", minimum=1)
     num_postprocess_blocks: int = _field(
         2,
         "blocks after the decoder tower; each doubles the map",
         minimum=0,
-        maximum=MOST_HALVINGS,
+        maximum=MAX_HALVINGS,
     )
     num_postprocess_cells: int = _field(3, "cells per postprocess block", minimum=1)
     num_cell_per_cond_enc: int = _field(1, "encoder cells per latent group", minimum=1)
@@ -171,7 +171,7 @@ class TrainConfig:
     epochs: int = _field(200, "passes over the training set", minimum=1)
     warmup_epochs: int = _field(
         5,
-        "epochs of linear learning-rate warm-up; a recipe's own is shortened where fewer epochs are "
+        "epochs of linear learning-rate warm-up; a recipe's own is shortened if fewer epochs are "
         "asked for",
         minimum=0,
     )
@@ -204,7 +204,7 @@ class TrainConfig:
     )
     precision: str = _field(
         "float32",
-        "of activations; weights, distributions, losses and statistics are float32 always",
+        "precision of activations; weights, distributions, losses and statistics are float32 always",
         choices=("float32", "mixed_float16", "mixed_bfloat16"),
     )
     jit_compile: str = _field(
@@ -215,8 +215,8 @@ class TrainConfig:
     )
     gradient_checkpointing: str = _field(
         "none",
-        "recompute activations in the backward pass, to save memory: of batch norms, or of whole "
-        "cells",
+        "recompute activations in the backward pass, to save memory: those of batch norms, or of "
+        "whole cells",
         choices=REMAT_MODES,
     )
     deterministic: bool = _field(False, "the same weights to the bit from the same seed; slower")
@@ -228,13 +228,15 @@ class TrainConfig:
     )
     clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
     skip_gradient_norm: float = _field(
-        0.0, "norm of the gradient from which on a step is skipped; 0: none is", minimum=0
+        0.0,
+        "a step is skipped if the norm of its gradient is above this; 0: no step is",
+        minimum=0,
     )
     max_bad_steps: int = _field(
         20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
     )
     save_every: str = _field(
-        "10m", "checkpoints between those of the epochs: steps, or minutes as 10m"
+        "10m", "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs"
     )
     log_every: int = _field(100, "steps between training scalars in TensorBoard", minimum=1)
     eval_every: int = _field(1, "epochs between validations (the last epoch always is)", minimum=1)
@@ -273,7 +275,7 @@ class Overridden(NamedTuple):
 
     Attributes:
         config: The configuration that results.
-        note: A line to print where a key that nobody gave was changed too; else None.
+        note: A line to print if a key that was not given was changed, too; else None.
     """
 
     config: Config
@@ -465,7 +467,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
     converted = value
     if field.type is bool:
-        converted = TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+        converted = BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
         if not isinstance(converted, bool):
             refuse("true or false")
     elif field.type in (int, float):

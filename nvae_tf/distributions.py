@@ -14,8 +14,8 @@ from tensorflow_probability import distributions as tfd
 from nvae_tf import stateless_random
 
 CLAMP = 5.0
-MINIMUM_SCALE = 1e-2  # of a normal distribution
-MINIMUM_LOG_SCALE = -7.0  # of a logistic distribution
+MINIMUM_SCALE = 1e-2  # added to the scale of a normal distribution
+MINIMUM_LOG_SCALE = -7.0  # for logistic distributions
 
 
 def soft_clamp(x):
@@ -125,6 +125,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         temperature: Temperature of samples. It divides the mixture's logits and, as in the official
             implementation, the scales too.
         name: Name of the distribution.
+
     Reference: Salimans et al., *PixelCNN++*, 2017.
     """
 

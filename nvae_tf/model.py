@@ -36,7 +36,8 @@ from nvae_tf.layers.latent_group import (
     LatentGroup,
 )
 
-PIXEL_STREAM = -1  # of a seed; its others are told apart from it by hashing
+# Folded into a seed for the noise of pixels, so that it differs from that of latents.
+PIXEL_STREAM = -1
 
 
 class NVAEOutput(NamedTuple):
@@ -44,7 +45,7 @@ class NVAEOutput(NamedTuple):
 
     Attributes:
         parameters: Parameters of the image distribution, (batch, height, width, parameters).
-        latents: a `GroupOutput` for each group, top of the hierarchy first.
+        latents: A `GroupOutput` for each group, top of the hierarchy first.
     """
 
     parameters: tf.Tensor
@@ -80,7 +81,8 @@ class NVAE(tf_keras.Model):
     Call arguments:
         images: (batch, height, width, channels), values in [0, 1].
         noise: Standard-normal tensors, one per group (`draw_noise`).
-        training: Batch norm uses the batch's statistics, and its running averages move towards them.
+        training: Whether batch norm uses the batch's statistics, and moves its running averages towards
+            them.
 
     Returns:
         An `NVAEOutput` with z from the posterior.
@@ -179,19 +181,19 @@ class NVAE(tf_keras.Model):
         x = self.stem(tf.cast(2.0 * images - 1.0, self.precision), scope=scope)
         for cell in self.preprocess:
             x = cell(x, scope=scope)
-        kept = []
+        maps = []
         for cells in self.encoder_tower:
             for cell in cells:
                 x = cell(x, scope=scope)
-            kept.append(x)
-        kept[-1] = tf.nn.elu(self.encoder_top(tf.nn.elu(x), scope=scope))
-        return kept[::-1]
+            maps.append(x)
+        maps[-1] = tf.nn.elu(self.encoder_top(tf.nn.elu(x), scope=scope))
+        return maps[::-1]
 
     def top_down(self, source, scope: Scope | None = None):
-        """Walks the hierarchy from the top, z of every group from the source.
+        """Walks the hierarchy from the top; every group's z comes from the source.
 
         Args:
-            source: `FromPosterior`, `FromPrior` or `Given`.
+            source: The source of every group's z: `FromPosterior`, `FromPrior` or `Given`.
             scope: How the layers are run; default: `scope`.
 
         Returns:
@@ -232,7 +234,7 @@ class NVAE(tf_keras.Model):
         """How the model's layers are run, with its weights as they are.
 
         Args:
-            training: Use the statistics of the batch.
+            training: Whether batch norms use the statistics of the batch.
         """
         stacks = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.stacks}
         return Scope(
@@ -245,25 +247,25 @@ class NVAE(tf_keras.Model):
         """Latents of images.
 
         Args:
-            images: as for `call`.
-            noise: as for `call`; default: none, z is where the posterior's mean goes.
+            images: As for `call`.
+            noise: As for `call`; default: zeros, with which each z follows from its posterior's mean.
 
         Returns:
             A `GroupOutput` for each group, top of the hierarchy first: z, the posterior's mean and
-            deviation (before flows), and KL. With noise the KL is the objective's; without, that along
-            the means, which is usually smaller.
+            standard deviation (before flows), and KL. With noise the KL is that of the objective;
+            without, it is the KL along the means, which is usually smaller.
         """
         return self(images, self._noise_or_zeros(images, noise)).latents
 
     def decode(self, latents, seed=None):
-        """Images of latents.
+        """Decodes latents.
 
         Args:
             latents: z of every group, (batch, height, width, latents), top of the hierarchy first.
             seed: As for `render`.
 
         Returns:
-            What `render` returns.
+            Images as from `render`.
         """
         checks.check_maps("latents", latents, self.latent_shapes, batch=None)
         return self.render(self.top_down(Given(latents)).parameters, seed)
@@ -273,11 +275,11 @@ class NVAE(tf_keras.Model):
         output = self(images, self._noise_or_zeros(images, noise))
         return self.render(output.parameters, seed)
 
-    def sample(self, numbers, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
+    def sample(self, indices, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
         """Generates images.
 
         Args:
-            numbers: How many images; or the index of each, (batch,): an image depends on the seed and
+            indices: Number of images, or the index of each, (batch,). An image depends on the seed and
                 its index alone, whatever it is computed together with.
             temperature: Factor on the priors' standard deviations: one number, or one per group; colour
                 pixels are drawn at the lowest.
@@ -287,27 +289,28 @@ class NVAE(tf_keras.Model):
             scope: How the layers are run; default: `scope`.
 
         Returns:
-            Images (batch, height, width, channels) in [0, 1]; of binary ones the mean.
+            Images (batch, height, width, channels) in [0, 1]; for binary images, their means.
         """
         temperature = checks.as_temperature(temperature, len(self.groups), self._draws_pixels)
-        noise = self.draw_noise(numbers, seed)
+        noise = self.draw_noise(indices, seed)
         checks.check_maps("latents", latents, self.latent_shapes, checks.batch_of(noise[0]), False)
         source = Given(latents, FromPrior(noise, temperature))
         parameters = self.top_down(source, scope).parameters
-        return self.render(parameters, seed, numbers, tf.reduce_min(temperature))
+        return self.render(parameters, seed, indices, tf.reduce_min(temperature))
 
-    def render(self, parameters, seed=None, numbers=None, temperature=1.0):
-        """Images to look at.
+    def render(self, parameters, seed=None, indices=None, temperature=1.0):
+        """Renders images to look at.
 
         Args:
             parameters: Parameters of the image distribution, (batch, height, width, parameters).
-            seed: Two integers or one (see `sample`), for samples of colour pixels; default: none, for
-                the distribution's `mean_image`.
-            numbers: Index of each image, (batch,), for its part of the seed's noise; default: 0, 1, ...
+            seed: Two integers or one (see `sample`), for samples of colour pixels; default: the
+                distribution's `mean_image`.
+            indices: Number of images, or the index of each, (batch,), which gives its part of the
+                seed's noise; default: as many as there are parameters.
             temperature: Temperature of the samples.
 
         Returns:
-            Images (batch, height, width, channels) in [0, 1]; of binary ones always the mean.
+            Images (batch, height, width, channels) in [0, 1]; for binary images, always their means.
         """
         checks.check_parameters(parameters, self.image, self._num_image_parameters())
         distribution = self.image_distribution(parameters, temperature)
@@ -316,8 +319,8 @@ class NVAE(tf_keras.Model):
         else:
             seed = tf.random.experimental.stateless_fold_in(checks.as_seed(seed), PIXEL_STREAM)
             shape = (self.image.size, self.image.size, distribution.num_uniform)
-            numbers = tf.shape(parameters)[0] if numbers is None else numbers
-            images = distribution.from_uniform(stateless_random.uniform([shape], numbers, seed)[0])
+            indices = tf.shape(parameters)[0] if indices is None else indices
+            images = distribution.from_uniform(stateless_random.uniform([shape], indices, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
 
     def image_distribution(self, parameters, temperature=1.0):
@@ -351,7 +354,8 @@ class NVAE(tf_keras.Model):
 
         A normal decoder's density, times the distance between levels, counts as a level's mass. With
         6 bits and more deviations are at least half that distance, and the masses of all levels sum to
-        1.01 at most; with fewer bits the sum may be larger, and such numbers compare with no others.
+        1.01 at most; with fewer bits the sum may be larger, and the results cannot be compared with
+        others.
         """
         bits = self.image.bits_per_dim(nats)
         if not self.image.binary and self.config.num_mixture_dec == 1:
@@ -360,7 +364,7 @@ class NVAE(tf_keras.Model):
 
     @property
     def num_parameters(self) -> int:
-        """How many trainable parameters there are."""
+        """Number of trainable parameters."""
         return sum(variable.shape.num_elements() for variable in self.trainable_variables)
 
     @property
@@ -368,19 +372,19 @@ class NVAE(tf_keras.Model):
         """(height, width, latents) of each group's z, top of the hierarchy first."""
         return [group.latent_shape for group in self.groups]
 
-    def draw_noise(self, numbers, seed):
+    def draw_noise(self, indices, seed):
         """Standard-normal noise for every group.
 
         Args:
-            numbers: How many images; or the index of each, (batch,): an image's noise depends on the
+            indices: Number of images, or the index of each, (batch,). An image's noise depends on the
                 seed and its index alone.
             seed: Two integers, or one (see `sample`).
 
         Returns:
             Tensors (batch, height, width, latents), one per group.
         """
-        checks.check_numbers(numbers)
-        return stateless_random.normal(self.latent_shapes, numbers, checks.as_seed(seed))
+        checks.check_indices(indices)
+        return stateless_random.normal(self.latent_shapes, indices, checks.as_seed(seed))
 
     def initialize_from_data(self, images, noise):
         """Data-dependent initialisation of the convolutions that ask for it (``res_elu`` only).
@@ -418,9 +422,9 @@ class NVAE(tf_keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Builds a model from `get_config`'s answer."""
-        hierarchy, image = ModelConfig(**config["config"]), ImageSpec(**config["image"])
-        return cls(hierarchy, image, config["precision"], name=config["name"])
+        """Builds a model from the result of `get_config`."""
+        model_config, image = ModelConfig(**config["config"]), ImageSpec(**config["image"])
+        return cls(model_config, image, config["precision"], name=config["name"])
 
     def _noise_or_zeros(self, images, noise):
         if noise is None:
@@ -429,7 +433,7 @@ class NVAE(tf_keras.Model):
         return noise
 
     def _initial_state(self, batch_size, scope: Scope):
-        """The learned map that the walk starts from; None where there is one group only."""
+        """The learned map that the walk starts from; None if there is only one group."""
         if self.top is None:
             return None
         top = tf.cast(scope.value(self.top), self.precision)

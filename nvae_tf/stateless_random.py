@@ -27,8 +27,8 @@ def _draw(draw, shapes, indices, seed):
     Args:
         draw: Function from a shape and a seed to noise.
         shapes: Shapes of the tensors that one image needs.
-        indices: Index of each image, integers (batch,); or one integer n, for 0 to n - 1. An image's
-            noise depends only on the seed and on its index.
+        indices: Number of images, for the indices from 0 on, or the index of each, integers (batch,).
+            An image's noise depends only on the seed and on its index.
         seed: Two integers.
 
     Returns:

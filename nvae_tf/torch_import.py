@@ -20,7 +20,7 @@ from nvae_tf.layers.convolution import Conv2D
 from nvae_tf.model import NVAE, LatentGroup
 
 
-class Official(NamedTuple):
+class OfficialCheckpoint(NamedTuple):
     """The content of an official checkpoint.
 
     Attributes:
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     to_official: Callable[[np.ndarray], np.ndarray]
 
 
-def read(path: Path) -> Official:
+def read(path: Path) -> OfficialCheckpoint:
     """Reads an official checkpoint, without PyTorch and without running any code in it.
 
     Args:
@@ -69,7 +69,7 @@ def read(path: Path) -> Official:
         raise UserError(f"{path}: {error}") from None
     step = content.get("global_step")
     step = step if isinstance(step, int) and 0 <= step <= LARGEST_INT else 0
-    return Official(arrays, config, step)
+    return OfficialCheckpoint(arrays, config, step)
 
 
 def model_config(flags: dict) -> ModelConfig:
@@ -171,37 +171,37 @@ def official_modules(model: NVAE) -> dict:
         modules.update(_cell_modules(f"pre_process.{index}", cell))
 
     # Encoder cells and combiners share one numbering. The group that is encoded first is decoded last.
-    number = 0
+    cell_index = 0
     for cells, group in zip(model.encoder_tower, reversed(model.groups), strict=True):
         for cell in cells:
-            modules.update(_cell_modules(f"enc_tower.{number}", cell))
-            number += 1
+            modules.update(_cell_modules(f"enc_tower.{cell_index}", cell))
+            cell_index += 1
         if group.encoder_combiner is not None:
-            modules[f"enc_tower.{number}.conv"] = group.encoder_combiner
-            number += 1
+            modules[f"enc_tower.{cell_index}.conv"] = group.encoder_combiner
+            cell_index += 1
     modules["enc0.1"] = model.encoder_top
 
-    number = flow_number = 0
+    cell_index = flow_index = 0
     for layer in model.decoder_tower:
         for cell in layer.cells if isinstance(layer, LatentGroup) else [layer]:
-            modules.update(_cell_modules(f"dec_tower.{number}", cell))
-            number += 1
+            modules.update(_cell_modules(f"dec_tower.{cell_index}", cell))
+            cell_index += 1
         if not isinstance(layer, LatentGroup):
             continue
-        index = model.groups.index(layer)
-        modules[f"enc_sampler.{index}"] = layer.posterior_sampler
+        group_index = model.groups.index(layer)
+        modules[f"enc_sampler.{group_index}"] = layer.posterior_sampler
         if layer.prior_sampler is not None:
-            modules[f"dec_sampler.{index - 1}.1"] = layer.prior_sampler
+            modules[f"dec_sampler.{group_index - 1}.1"] = layer.prior_sampler
         for flow in layer.flows:
             for cell_name, shift in zip(("cell1", "cell2"), flow.shifts, strict=True):
-                prefix = f"nf_cells.{flow_number}.{cell_name}"
+                prefix = f"nf_cells.{flow_index}.{cell_name}"
                 names = ("conv.convz.0", "conv.convz.2", "mu.conv_0")
                 for name, convolution in zip(names, shift.convolutions, strict=True):
                     modules[f"{prefix}.{name}"] = convolution
-            flow_number += 1
+            flow_index += 1
         if len(model.groups) > 1:
-            modules[f"dec_tower.{number}.conv"] = layer.combiner
-            number += 1
+            modules[f"dec_tower.{cell_index}.conv"] = layer.combiner
+            cell_index += 1
         else:
             modules["stem_decoder"] = layer.combiner
 
@@ -246,7 +246,7 @@ def _cell_modules(prefix: str, cell: ResidualCell) -> dict:
 
 
 def _mbconv_modules(prefix: str, operation: MBConv) -> dict:
-    # The doubling of an up cell is a separate official module, with number 0.
+    # The doubling of an up cell is a separate official module, with index 0.
     start = 1 if operation.direction == "up" else 0
     expand, middle, project = operation.convolutions
     norms = operation.norms

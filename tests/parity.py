@@ -2,8 +2,8 @@
 
     python tests/parity.py FILE.npz [FILE.npz ...] [--jit_compile off] [--gradient_checkpointing cells]
 
-A checkpoint FILE.pt in place of FILE.npz gives the weights; the numbers are then those of the FILE.npz
-beside it.
+With a checkpoint FILE.pt in place of FILE.npz, the weights come from it, and the numbers from the
+FILE.npz beside it.
 
 Builds the model from the file's configuration, loads its weights, runs the evaluation pass, the
 sampling pass and the training steps with the file's noise, and compares every quantity in the file.
@@ -46,19 +46,19 @@ IMAGES = {
 
 
 class Row(NamedTuple):
-    """One comparison: the largest error as a multiple of the error allowed."""
+    """One comparison: the largest error, relative and as a multiple of the tolerance."""
 
     quantity: str
     relative_error: float
-    of_allowed: float
+    error_per_tolerance: float
 
     @property
     def ok(self):
-        return self.of_allowed <= 1.0  # False for NaN
+        return self.error_per_tolerance <= 1.0  # False for NaN
 
 
 class Comparison:
-    """Collects rows, and which keys of the file they covered."""
+    """Collects rows, and the keys of the file that no row has used."""
 
     def __init__(self, file):
         self.file, self.rows, self.unused = file, [], set(file)
@@ -104,8 +104,8 @@ def run(path, **settings):
     """Compares one file.
 
     Args:
-        path: of an .npz file with reference numbers, or of the .pt file beside one.
-        settings: of `TrainConfig`, that must not change any number.
+        path: Path of an .npz file with reference numbers, or of the .pt file beside one.
+        **settings: Fields of `TrainConfig` that must not change any number.
 
     Returns:
         The rows of the table.
@@ -138,9 +138,9 @@ def run(path, **settings):
 
     @tf.function(autograph=False)
     def run_step(*arguments):
-        found = trainer.losses_and_gradients(*arguments)
-        trainer.update_state(found)
-        return found.losses, found.gradients
+        result = trainer.losses_and_gradients(*arguments)
+        trainer.update_state(result)
+        return result.losses, result.gradients
 
     step = 0
     while f"train/{step}/loss" in file:
@@ -258,10 +258,10 @@ def main(argv):
             verdict = "ok" if row.ok else "FAILED"
             print(f"  {row.quantity:<{width}}  {row.relative_error:9.2e}  {verdict}")
         wrong = sum(not row.ok for row in rows)
-        worst = max(rows, key=lambda row: row.of_allowed)
+        worst = max(rows, key=lambda row: row.error_per_tolerance)
         print(
             f"{Path(path).name}: {len(rows) - wrong} ok, {wrong} failed; closest to its tolerance: "
-            f"{worst.quantity}, {worst.of_allowed:.2g} of what is allowed"
+            f"{worst.quantity}, {worst.error_per_tolerance:.2g} of what is allowed"
         )
         failed |= wrong > 0
     return int(failed)

@@ -56,8 +56,8 @@ def problem():
 @needs_addons
 def test_lamb_looks_at_each_variable_as_a_whole(problem):
     gradients, start = problem
-    found = steps_of("LAMB", gradients[:1], start, weight_decay=0.0)
-    for value, before, gradient in zip(found, start, gradients[0], strict=True):
+    values = steps_of("LAMB", gradients[:1], start, weight_decay=0.0)
+    for value, before, gradient in zip(values, start, gradients[0], strict=True):
         direction = gradient / (np.abs(gradient) + 1e-6)  # the first step of Adam
         trust = np.linalg.norm(before) / np.linalg.norm(direction)
         np.testing.assert_allclose(value, before - 0.1 * trust * direction, rtol=1e-4, atol=1e-5)
@@ -81,8 +81,8 @@ def test_lookahead_wraps_our_adamax(problem):
 @pytest.mark.parametrize("name", ["AdamW", "LazyAdam", "NovoGrad", "RectifiedAdam", "SWA", "Yogi"])
 def test_other_optimisers_move_the_weights(name, problem):
     gradients, start = problem
-    found = steps_of(name, gradients, start)
-    for value, before in zip(found, start, strict=True):
+    values = steps_of(name, gradients, start)
+    for value, before in zip(values, start, strict=True):
         assert np.all(np.isfinite(value)) and np.any(value != before)
 
 

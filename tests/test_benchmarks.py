@@ -42,9 +42,9 @@ def result_of(command):
 )
 def test_the_last_line_is_json(script, flags, promised):
     output = result_of([sys.executable, BENCHMARKS / script, *TOY.split(), *flags.split()])
-    found = json.loads(output.splitlines()[-1])
-    assert set(promised.split()) <= set(found)
-    assert all(value is not None for value in found.values())
+    result = json.loads(output.splitlines()[-1])
+    assert set(promised.split()) <= set(result)
+    assert all(value is not None for value in result.values())
 
 
 @pytest.mark.slow

@@ -109,11 +109,11 @@ def test_many_threads_and_long_lines_come_through_whole():
     lines = run(script).stderr.splitlines()
     assert len(lines) == 4 * 300 + 1 and len(lines[-1]) == 1_000_000
     for name in range(4):
-        own = [line for line in lines if line.startswith(f"{name} ")]
-        assert own == [f"{name} {number} {'x' * 2000}" for number in range(300)]
+        thread_lines = [line for line in lines if line.startswith(f"{name} ")]
+        assert thread_lines == [f"{name} {number} {'x' * 2000}" for number in range(300)]
 
 
-def test_children_are_sifted_with_their_parent():
+def test_the_lines_of_children_are_filtered_too():
     child = f"import os; os.write(2, {(NOTICES[1] + chr(10) + WORDS[0]).encode()!r})"
     script = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])\n"
     assert run(script).stderr == WORDS[0]
@@ -151,16 +151,16 @@ def within_a_minute(condition) -> bool:
 
 
 def test_no_process_is_left_even_by_one_that_is_killed(tmp_path):
-    def sifters():
-        found = []
+    def filters():
+        names = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().split(b"\0")
             except OSError:  # it has ended
                 continue
             if str(tmp_path / "chatter.py").encode() in words:
-                found.append(path.parent.name)
-        return found
+                names.append(path.parent.name)
+        return names
 
     # A copy, so that the processes of other tests are not taken for this one's.
     (tmp_path / "chatter.py").write_text(Path(chatter.__file__).read_text())
@@ -171,7 +171,7 @@ def test_no_process_is_left_even_by_one_that_is_killed(tmp_path):
         env={k: v for k, v in os.environ.items() if k != chatter.LEVEL},
     )  # fmt: skip
     assert process.stdout.readline() == b"ready\n"
-    assert within_a_minute(lambda: len(sifters()) == 1)
+    assert within_a_minute(lambda: len(filters()) == 1)
     process.kill()
     process.communicate()
-    assert within_a_minute(lambda: not sifters())
+    assert within_a_minute(lambda: not filters())

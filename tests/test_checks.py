@@ -109,11 +109,11 @@ def test_images_of_every_float_type_and_rounding_are_taken(colour):
     expected = latents_of(colour, COLOURS)
     kinds = (np.float64, tf.constant, lambda x: x + 1e-6, np.asfortranarray)
     for kind in kinds:
-        for found, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
-            np.testing.assert_allclose(found, z, atol=1e-4)
+        for actual, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
+            np.testing.assert_allclose(actual, z, atol=1e-4)
     for kind in (np.float16, lambda x: tf.cast(x, tf.bfloat16)):
-        for found, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
-            np.testing.assert_allclose(found, z, atol=0.3)
+        for actual, z in zip(latents_of(colour, kind(COLOURS)), expected, strict=True):
+            np.testing.assert_allclose(actual, z, atol=0.3)
     open_shape = tf.function(
         lambda x: latents_of(colour, x), autograph=False, input_signature=[tf.TensorSpec(None)]
     )
@@ -201,16 +201,16 @@ def test_wrong_temperatures_are_one_line(binary, colour):
     refused(lambda: colour.sample(2, 0), "temperature: 0; expected above 0, at which colours")
 
 
-def test_images_are_counted_or_numbered(colour):
+def test_images_are_given_by_their_number_or_their_indices(colour):
     expected = colour.sample(3)
-    for numbers in (3, np.int64(3), tf.constant(3), [0, 1, 2], np.arange(3), tf.range(3)):
-        np.testing.assert_array_equal(colour.sample(numbers), expected)
+    for indices in (3, np.int64(3), tf.constant(3), [0, 1, 2], np.arange(3), tf.range(3)):
+        np.testing.assert_array_equal(colour.sample(indices), expected)
     for wrong, message in (
-        (0, "numbers: 0 images; expected at least 1"),
-        (tf.constant(-2), "numbers: -2 images"),
-        (2.0, "numbers: of type float; expected how many"),
-        ("2", "numbers: of type str"),
-        ([[1, 2]], r"numbers: of type list, shape \(1, 2\)"),
+        (0, "indices: 0 images; expected at least 1"),
+        (tf.constant(-2), "indices: -2 images"),
+        (2.0, "indices: of type float; expected the number of images, or the index"),
+        ("2", "indices: of type str"),
+        ([[1, 2]], r"indices: of type list, shape \(1, 2\)"),
     ):
         refused(lambda wrong=wrong: colour.sample(wrong), message)
         refused(lambda wrong=wrong: colour.draw_noise(wrong, 1), message)

@@ -116,9 +116,9 @@ def test_yaml_means_what_it_says(tmp_path):
 )
 def test_a_recipes_warm_up_gives_way_to_the_epochs_given(given, warmup, note):
     recipe = config.load("mnist")
-    found, said = config.override(recipe, given)
-    assert (found.train.warmup_epochs, said) == (warmup, note)
-    assert found.train.epochs == int(given.get("epochs", 400))
+    overridden, printed = config.override(recipe, given)
+    assert (overridden.train.warmup_epochs, printed) == (warmup, note)
+    assert overridden.train.epochs == int(given.get("epochs", 400))
 
 
 @pytest.mark.parametrize("given", [{"epochs": 4, "warmup_epochs": 4}, {"warmup_epochs": 400}])

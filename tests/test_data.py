@@ -31,14 +31,14 @@ def test_digits_are_1797_real_images_in_a_fixed_split():
     (train, test), digits = load("digits")
     assert (len(train), len(test)) == (1438, 359)
     assert train.shape[1:] == digits.image.shape and train.dtype == np.uint8
-    (again, _), _ = load("digits")
-    np.testing.assert_array_equal(train, again)
+    (reloaded, _), _ = load("digits")
+    np.testing.assert_array_equal(train, reloaded)
     seen = {image.tobytes() for image in train}
-    # A handful of the 8x8 digits are drawn alike.
+    # A handful of the 8x8 digits are identical.
     assert sum(image.tobytes() in seen for image in test) < 5
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(photographs):
+def test_an_epoch_shows_every_image_once_in_another_order(photographs):
     batches = pipeline.training_batches(ArraySource(photographs), COLOUR, batch_size=16, seed=3)
     epochs = [np.concatenate(take(batches.skip(4 * e), 4)) for e in range(2)]
     originals = sorted((photographs / np.float32(255.0)).astype(np.float32).tolist())
@@ -230,8 +230,8 @@ def test_stacked_mnist_pairs_every_digit_twice_in_every_channel(tmp_path, photog
     for channel, hundred in enumerate((100, 10, 1)):
         values = sorted(stack.numpy()[..., channel].tolist() for stack in stacks)
         assert values == sorted(grey.repeat(2, 0).tolist())
-        found = [int(label) // hundred % 10 for label in labels]
-        assert found == [int(digit[i]) for i in train.triples.numpy()[:, channel]]
+        digits = [int(label) // hundred % 10 for label in labels]
+        assert digits == [int(digit[i]) for i in train.triples.numpy()[:, channel]]
 
 
 def test_omniglot_is_read_upright(tmp_path, photographs):

@@ -33,19 +33,19 @@ def imports():
     """(file, its room, the room that it imports) of every import, those within functions included."""
     for path in sorted(PACKAGE.rglob("*.py")):
         inside = path.relative_to(PACKAGE)
-        own = inside.parts[0].removesuffix(".py")
+        importer = inside.parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "nvae_tf":
-                found = [f"nvae_tf.{alias.name}" for alias in node.names]
+                modules = [f"nvae_tf.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                found = [node.module or ""]
+                modules = [node.module or ""]
             elif isinstance(node, ast.Import):
-                found = [alias.name for alias in node.names]
+                modules = [alias.name for alias in node.names]
             else:
                 continue
-            for module in found:
+            for module in modules:
                 if module.startswith("nvae_tf.") and not module.endswith("__version__"):
-                    yield str(inside), own, room(module)
+                    yield str(inside), importer, room(module)
 
 
 def test_every_room_has_a_floor():
@@ -58,8 +58,8 @@ def test_every_room_has_a_floor():
 def test_imports_point_downwards():
     wrong = [
         f"{file} imports {other}"
-        for file, own, other in imports()
-        if own not in (other, "__init__") and FLOOR[own] <= FLOOR[other]
+        for file, importer, other in imports()
+        if importer not in (other, "__init__") and FLOOR[importer] <= FLOOR[other]
     ]
     assert not wrong, "\n".join(wrong)
     assert len(list(imports())) > 200

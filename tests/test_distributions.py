@@ -69,8 +69,8 @@ def test_logistic_mixture_prefers_the_photograph_it_was_centred_on(photographs):
     parameters[..., 2:].reshape(2, 32, 32, 3, 3, 2)[..., 1, :] = -4.0
     distribution = DiscretizedLogisticMixture(tf.constant(parameters))
     np.testing.assert_allclose(mean_image(distribution), image, atol=1e-6)
-    own, other = distribution.log_prob(image), distribution.log_prob(image[::-1])
-    assert np.all(own > other)
+    matched, swapped = distribution.log_prob(image), distribution.log_prob(image[::-1])
+    assert np.all(matched > swapped)
     draws = distribution.sample(50, seed=(5, 6)).numpy()
     assert draws.shape == (50, 2, 32, 32, 3) and draws.min() >= 0.0 and draws.max() <= 1.0
     inner = (image > 0.2) & (image < 0.8)  # away from the clipping at both ends
@@ -100,8 +100,8 @@ def test_temperatures_may_be_whole_numbers_of_any_kind():
     uniform = tf.random.stateless_uniform((2, 2, 6), (1, 2), minval=1e-3)
     expected = DiscretizedLogisticMixture(parameters, temperature=2.0).from_uniform(uniform)
     for two in (2, np.int64(2), tf.constant(2)):
-        found = DiscretizedLogisticMixture(parameters, temperature=two).from_uniform(uniform)
-        np.testing.assert_array_equal(found, expected)
+        actual = DiscretizedLogisticMixture(parameters, temperature=two).from_uniform(uniform)
+        np.testing.assert_array_equal(actual, expected)
         assert clamped_normal([0.0], [0.0], two).scale == clamped_normal([0.0], [0.0], 2.0).scale
 
 

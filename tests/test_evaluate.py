@@ -26,9 +26,9 @@ def test_official_files_evaluate_to_the_official_numbers(path):
         images = tf.constant(np.transpose(file["x"], (0, 2, 3, 1)))
         expected = file["eval/log_iw"]
         nelbo = file["eval/recon"] + file["eval/kl_all"].sum(1)
-    found, weights = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
+    actual_nelbo, weights = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
-    np.testing.assert_allclose(found, nelbo, rtol=1e-4)
+    np.testing.assert_allclose(actual_nelbo, nelbo, rtol=1e-4)
 
 
 def evaluate(run, tmp_path, *arguments):
@@ -85,9 +85,9 @@ def test_samples_are_written_and_reproducible(run, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(files[3])), one[3, ..., 0])
 
 
-def decoder_statistics(model, seed, numbers):
+def decoder_statistics(model, seed, indices):
     scope = model.scope(training=True)
-    model.top_down(FromPrior(model.draw_noise(numbers, seed), 0.7), scope)
+    model.top_down(FromPrior(model.draw_noise(indices, seed), 0.7), scope)
     return [
         (layer, *(part.numpy() for part in BatchStatistics.from_vector(vector)[:2]))
         for layer, vector in scope.statistics.items()

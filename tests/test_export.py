@@ -67,31 +67,31 @@ def ask(python, run, version, tmp_path):
         return images, dict(file)
 
 
-def check(run, images, found):
+def check(run, images, outputs):
     model = loading.load(str(run)).model
     seed = (3, sampling.SAMPLING_STREAM)
     close = dict(atol=1e-5)
-    np.testing.assert_allclose(found["sample"], model.sample(5, 0.8, seed=seed), **close)
-    np.testing.assert_array_equal(found["more"].shape, (7, 32, 32, 1))
-    np.testing.assert_allclose(found["more"][:5], found["sample"], **close)
-    np.testing.assert_allclose(found["generate"], found["sample"], **close)
+    np.testing.assert_allclose(outputs["sample"], model.sample(5, 0.8, seed=seed), **close)
+    np.testing.assert_array_equal(outputs["more"].shape, (7, 32, 32, 1))
+    np.testing.assert_allclose(outputs["more"][:5], outputs["sample"], **close)
+    np.testing.assert_allclose(outputs["generate"], outputs["sample"], **close)
     reconstruction = model.reconstruct(images)
-    np.testing.assert_allclose(found["reconstruct"], reconstruction, **close)
-    np.testing.assert_allclose(found["decode"], found["reconstruct"], **close)
+    np.testing.assert_allclose(outputs["reconstruct"], reconstruction, **close)
+    np.testing.assert_allclose(outputs["decode"], outputs["reconstruct"], **close)
     noise = model.draw_noise(3, seed)
     for name, drawn in (("kl", noise), ("kl_at_means", None)):
         kl = [latent.kl_per_image for latent in model.encode(images, drawn)]
-        np.testing.assert_allclose(found[name], np.stack(kl, 1), rtol=1e-4)
+        np.testing.assert_allclose(outputs[name], np.stack(kl, 1), rtol=1e-4)
     # Drawn with noise, the KL is the objective's.
     nelbo, _ = likelihood.draw_terms(model, model.bottom_up(images), images, noise)
     recon = -model.log_likelihood(model(images, noise).parameters, images)
-    np.testing.assert_allclose(found["kl"].sum(1), nelbo - recon, rtol=1e-3)
+    np.testing.assert_allclose(outputs["kl"].sum(1), nelbo - recon, rtol=1e-3)
     plain = model.sample(5, 0.7, seed=seed)
     statistics, _ = sampling.batch_norm_statistics(model, 0.7, batches=3, batch_size=16, seed=1)
     sampling.readjust_batch_norm(model, statistics)
     readjusted = model.sample(5, 0.7, seed=seed)
     for name in ("readjusted", "generate_readjusted"):
-        np.testing.assert_allclose(found[name], readjusted, **close)
+        np.testing.assert_allclose(outputs[name], readjusted, **close)
     assert np.abs(plain - readjusted).max() > 1e-2
 
 
@@ -124,9 +124,9 @@ def test_other_formats_find_nothing_that_they_lack(exported):
     signatures = tf.saved_model.load(str(exported / "1")).signatures
     assert set(signatures) == {"sample", "generate", "decode", "encode", "reconstruct"}
     for name, signature in signatures.items():
-        found = operations(signature)
-        assert any("Random" in operation for operation in found) == (name == "sample")
-        assert "Einsum" not in found
+        kinds = operations(signature)
+        assert any("Random" in operation for operation in kinds) == (name == "sample")
+        assert "Einsum" not in kinds
         # ONNX knows inputs and outputs by their names alone.
         inputs = signature.structured_input_signature[1]
         assert inputs and not inputs.keys() & signature.structured_outputs.keys()
@@ -170,13 +170,13 @@ def test_colours_are_exported_too(photographs, tmp_path):
     model = NVAE(config, ImageSpec(32, 3))
     loaded = tf.saved_model.load(str(export(model, {}, tmp_path / "colour")))
     seed = (9, sampling.SAMPLING_STREAM)
-    found = loaded.sample(tf.constant(3), tf.constant(0.9), tf.constant(9))["images"]
-    np.testing.assert_allclose(found, model.sample(3, 0.9, seed=seed), atol=1e-4)
+    outputs = loaded.sample(tf.constant(3), tf.constant(0.9), tf.constant(9))["images"]
+    np.testing.assert_allclose(outputs, model.sample(3, 0.9, seed=seed), atol=1e-4)
     images = photographs[:2].astype(np.float32) / 255.0
-    found = loaded.reconstruct(images)["reconstructions"]
-    np.testing.assert_allclose(found, model.reconstruct(images), atol=1e-4)
+    outputs = loaded.reconstruct(images)["reconstructions"]
+    np.testing.assert_allclose(outputs, model.reconstruct(images), atol=1e-4)
     noise = model.draw_noise(3, seed)
     named = {f"noise_{group:02d}": tensor for group, tensor in enumerate(noise)}
-    found = loaded.generate({"temperature": tf.constant(0.9), **named})["images"]
+    outputs = loaded.generate({"temperature": tf.constant(0.9), **named})["images"]
     means = model.render(model.top_down(FromPrior(noise, 0.9)).parameters)
-    np.testing.assert_allclose(found, means, atol=1e-4)
+    np.testing.assert_allclose(outputs, means, atol=1e-4)

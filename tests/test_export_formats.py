@@ -55,13 +55,13 @@ def exported(request, run, checkout, tmp_path_factory):
 
 
 def generated(model, noise):
-    """The model's own answer to the page's noise."""
+    """The images that the model itself generates from the page's noise."""
     ordered = [tf.constant(noise[f"noise_{group:02d}"]) for group in range(len(model.groups))]
     return model.render(model.top_down(FromPrior(ordered, TEMPERATURE)).parameters)
 
 
-def questions(model):
-    """What to send to each signature, and the model's own answers."""
+def requests(model):
+    """Each signature's name, inputs, and the outputs of the model itself."""
     images = np.random.default_rng(1).integers(0, 2, (3, *model.image.shape)).astype(np.float32)
     noise = model.draw_noise(3, (1, 0))
     named = {f"noise_{group:02d}": tensor.numpy() for group, tensor in enumerate(noise)}
@@ -69,12 +69,12 @@ def questions(model):
 
     def encoded(noise):
         latents = model.encode(images, noise)
-        answers = {
+        outputs = {
             f"{name}_{group:02d}": getattr(latent, name)
             for group, latent in enumerate(latents)
             for name in ("z", "mean", "stddev")
         }
-        return {**answers, "kl": tf.stack([latent.kl_per_image for latent in latents], 1)}
+        return {**outputs, "kl": tf.stack([latent.kl_per_image for latent in latents], 1)}
 
     z = {name: value for name, value in encoded(noise).items() if name.startswith("z_")}
     yield (
@@ -92,14 +92,14 @@ def questions(model):
     yield "reconstruct", {"images": images}, {"reconstructions": model.reconstruct(images)}
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_close(outputs, expected):
+    assert outputs.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, err_msg=name, **CLOSE)
+        np.testing.assert_allclose(outputs[name], value, err_msg=name, **CLOSE)
 
 
-def need(*packages):
-    """Skips where one is not installed."""
+def require(*packages):
+    """Skips the test if a package is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -121,7 +121,7 @@ def environment():
 
 
 def run_section(title, folder, address=SERVED_AT):
-    """Runs a section's Python in a process of its own.
+    """Runs a section's Python in a separate process.
 
     Returns:
         The images that it ends up with by name, and its noise by name.
@@ -130,7 +130,7 @@ def run_section(title, folder, address=SERVED_AT):
 import numpy
 names = ("images", "reconstructions", "decoded")
 images = {name: globals()[name] for name in names if name in globals()}
-numpy.savez("found.npz", **images, **noise)
+numpy.savez("outputs.npz", **images, **noise)
 """
     program = section(title)[1].replace(SERVED_AT, address) + saved
     done = subprocess.run(
@@ -138,7 +138,7 @@ numpy.savez("found.npz", **images, **noise)
         cwd=folder, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    with np.load(folder / "found.npz") as file:
+    with np.load(folder / "outputs.npz") as file:
         noise = {name: file[name] for name in file.files if name.startswith("noise_")}
         return {name: file[name] for name in file.files if name not in noise}, noise
 
@@ -167,58 +167,58 @@ def interpreter(path):
 @pytest.mark.slow
 def test_tflite_runs_every_signature_but_sample(exported, tmp_path):
     model, version = exported
-    for number, (signature, inputs, expected) in enumerate(questions(model)):
+    for number, (signature, inputs, expected) in enumerate(requests(model)):
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(version), signature_keys=[signature]
         )
         path = tmp_path / f"{number}.tflite"
         path.write_bytes(converter.convert())  # with built-in operations alone, or it raises
-        same(interpreter(path).get_signature_runner(signature)(**inputs), expected)
+        assert_close(interpreter(path).get_signature_runner(signature)(**inputs), expected)
 
 
 @pytest.mark.slow
 def test_onnx_runs_every_signature_but_sample(exported, tmp_path):
-    need("tf2onnx", "onnxruntime")
+    require("tf2onnx", "onnxruntime")
     import onnxruntime
 
     model, version = exported
-    for signature, inputs, expected in questions(model):
+    for signature, inputs, expected in requests(model):
         path = tmp_path / f"{signature}.onnx"
         if not path.exists():
             converted_to_onnx(version, signature, path)
         session = onnxruntime.InferenceSession(str(path))
         names = [output.name for output in session.get_outputs()]
-        same(dict(zip(names, session.run(names, inputs), strict=True)), expected)
+        assert_close(dict(zip(names, session.run(names, inputs), strict=True)), expected)
 
 
 @pytest.mark.slow
 def test_the_page_s_tflite_runs(run, checkout):
-    need("ai_edge_litert")
-    found, noise = run_section("TFLite", checkout)
+    require("ai_edge_litert")
+    outputs, noise = run_section("TFLite", checkout)
     expected = generated(loading.load(str(run)).model, noise)
-    np.testing.assert_allclose(found["images"], expected, **CLOSE)
+    np.testing.assert_allclose(outputs["images"], expected, **CLOSE)
 
 
 @pytest.mark.slow
 def test_the_page_s_onnx_runs(run, checkout):
-    need("tf2onnx", "onnxruntime")
+    require("tf2onnx", "onnxruntime")
     (command,) = [line for line in section("ONNX")[0] if line.startswith("python")]
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, check=True, cwd=checkout, env=environment())
-    found, noise = run_section("ONNX", checkout)
+    outputs, noise = run_section("ONNX", checkout)
     expected = generated(loading.load(str(run)).model, noise)
-    np.testing.assert_allclose(found["images"], expected, **CLOSE)
+    np.testing.assert_allclose(outputs["images"], expected, **CLOSE)
 
 
 @pytest.mark.slow
 def test_the_page_s_keras_runs(run, checkout):
     if int(importlib.metadata.version("keras").partition(".")[0]) < 3:
         pytest.skip("this is the line of Keras 2")
-    found, noise = run_section("Keras 3", checkout)
+    outputs, noise = run_section("Keras 3", checkout)
     model = loading.load(str(run)).model
-    np.testing.assert_allclose(found["images"], generated(model, noise), **CLOSE)
-    again = model.reconstruct(tf.round(found["images"]))
-    np.testing.assert_allclose(found["reconstructions"], again, **CLOSE)
+    np.testing.assert_allclose(outputs["images"], generated(model, noise), **CLOSE)
+    expected = model.reconstruct(tf.round(outputs["images"]))
+    np.testing.assert_allclose(outputs["reconstructions"], expected, **CLOSE)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -245,8 +245,12 @@ class Server(http.server.BaseHTTPRequestHandler):
             return {"tensor_shape": {"dim": sides}}
 
         inputs = {
-            name: {"inputs": {n: described(s) for n, s in of.structured_input_signature[1].items()}}
-            for name, of in self.signatures.items()
+            name: {
+                "inputs": {
+                    n: described(s) for n, s in signature.structured_input_signature[1].items()
+                }
+            }
+            for name, signature in self.signatures.items()
         }
         self._answer({"metadata": {"signature_def": {"signature_def": inputs}}})
 
@@ -268,15 +272,15 @@ def test_the_page_s_client_of_a_server_runs(run, checkout):
     thread.start()
     try:
         address = f"localhost:{server.server_port}"
-        found, _ = run_section("TensorFlow Serving", checkout, address)
+        outputs, _ = run_section("TensorFlow Serving", checkout, address)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    assert found["images"].shape == (4, 32, 32, 1)
+    assert outputs["images"].shape == (4, 32, 32, 1)
     model = loading.load(str(run)).model
-    again = model.reconstruct(found["images"].round().astype(np.float32))
-    np.testing.assert_allclose(found["decoded"], again, **CLOSE)
+    expected = model.reconstruct(outputs["images"].round().astype(np.float32))
+    np.testing.assert_allclose(outputs["decoded"], expected, **CLOSE)
     # What the page sends with curl is what the signature takes.
     (body,) = re.findall(r"curl -d '(.*?)'", PAGE.read_text("utf-8"))
     request = json.loads(body)

@@ -31,9 +31,9 @@ def random_features(count, size, seed, rank=None):
 def test_statistics_are_mean_and_covariance_whatever_the_batches():
     features = random_features(50, 6, 0) + 1e6  # an offset that naive sums would drown in
     for batch in (1, 7, 50):
-        found = accumulate(features, batch)
-        np.testing.assert_allclose(found.mean, features.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(found.covariance, np.cov(features.T), rtol=1e-7)
+        statistics = accumulate(features, batch)
+        np.testing.assert_allclose(statistics.mean, features.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(statistics.covariance, np.cov(features.T), rtol=1e-7)
     with pytest.raises(UserError, match="at least two images; there are 1"):
         accumulate(features[:1])
 
@@ -97,14 +97,14 @@ def test_precision_and_recall_tell_quality_from_variety():
 def test_statistics_files_go_both_ways(tmp_path):
     statistics = accumulate(random_features(20, 4, 0))
     statistics.save(tmp_path / "ours.npz")
-    again = fid.Statistics.load(tmp_path / "ours.npz")
-    for one, other in zip(statistics, again, strict=True):
+    loaded = fid.Statistics.load(tmp_path / "ours.npz")
+    for one, other in zip(statistics, loaded, strict=True):
         np.testing.assert_array_equal(one, other)
     np.savez(tmp_path / "theirs.npz", mu=statistics.mean, sigma=statistics.covariance)
     theirs = fid.Statistics.load(tmp_path / "theirs.npz")
     report = fid.compare(theirs, statistics)
     assert report.keys() == {"fid"} and report["fid"] == pytest.approx(0.0, abs=1e-9)
-    assert fid.compare(again, statistics).keys() == {"fid", "kid", "precision", "recall"}
+    assert fid.compare(loaded, statistics).keys() == {"fid", "kid", "precision", "recall"}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_broken_statistics_are_named(arrays, tmp_path):
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
-    """A stand-in with the Inception graph's names: 7x7 means of the scaled image, 3 channels."""
+    """A small graph with the Inception graph's names: 7x7 means of the scaled image, 3 channels."""
     path = tmp_path_factory.mktemp("graph") / inception.GRAPH
     with tf.Graph().as_default() as small:
         images = tf.compat.v1.placeholder(tf.float32, (None, 299, 299, 3), "images")
@@ -137,17 +137,17 @@ def graph(tmp_path_factory):
 
 def test_features_come_from_the_graph_after_its_own_resize(graph, tmp_path, photographs):
     features = inception.load(str(graph))
-    found = features(photographs[:4])
-    assert found.shape == (4, 7 * 7 * 3)
+    actual = features(photographs[:4])
+    assert actual.shape == (4, 7 * 7 * 3)
     resized = tf.image.resize(tf.cast(photographs[:4], tf.float32), (299, 299))
     expected = tf.nn.avg_pool2d((resized - 128.0) / 128.0, 42, 42, "VALID")
-    np.testing.assert_allclose(found, tf.reshape(expected, [4, -1]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, tf.reshape(expected, [4, -1]), rtol=1e-4, atol=1e-5)
     grey = features(photographs[:2, ..., :1])
     np.testing.assert_array_equal(grey.reshape(2, -1, 3)[..., 0], grey.reshape(2, -1, 3)[..., 2])
     with tarfile.open(tmp_path / "inception.tgz", "w:gz") as archive:
         archive.add(graph, f"somewhere/{graph.name}")
     np.testing.assert_array_equal(
-        inception.load(str(tmp_path / "inception.tgz"))(photographs[:4]), found
+        inception.load(str(tmp_path / "inception.tgz"))(photographs[:4]), actual
     )
 
 
@@ -167,8 +167,8 @@ def test_features_of_the_port_are_pytorchs(photographs):
         return (0.1 * rng.standard_normal(shape)).astype(np.float32)
 
     state = {key: draw(key, shape) for key, shape in shapes.items()}
-    found = inception.from_port(state)(photographs[:3])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
+    actual = inception.from_port(state)(photographs[:3])
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * expected.max())
     del state["Mixed_7c.branch_pool.bn.bias"]
     with pytest.raises(UserError, match="Mixed_7c.branch_pool.bn.bias is missing"):
         inception.from_port(state)

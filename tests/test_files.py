@@ -91,7 +91,7 @@ def test_a_folder_that_is_replaced_is_there_at_every_moment(folder):
     seen = []
     for _ in killed_at_every_moment(folder, "exchanges"):
         seen.append(content(folder))
-    assert OLD in seen and NEW in seen and all(found in (OLD, NEW) for found in seen)
+    assert OLD in seen and NEW in seen and all(texts in (OLD, NEW) for texts in seen)
 
 
 def test_where_folders_cannot_be_exchanged_nothing_is_lost_and_the_next_start_mends(folder):
@@ -125,26 +125,26 @@ def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(folder):
 @pytest.mark.parametrize("mask", [0o077, 0o002, 0o027])
 def test_everything_written_has_the_permissions_of_the_users_umask(mask, tmp_path, photographs):
     with umask(mask):
-        make_folder(tmp_path / "made" / "deeper")
-        with atomic_write(tmp_path / "made" / "file") as temporary:
+        make_folder(tmp_path / "written" / "deeper")
+        with atomic_write(tmp_path / "written" / "file") as temporary:
             assert permissions(temporary) == 0o666 & ~mask  # while it is written, too
             temporary.write_text("text")
-        with atomic_write_dir(tmp_path / "made" / "folder") as temporary:
+        with atomic_write_dir(tmp_path / "written" / "folder") as temporary:
             assert permissions(temporary) == 0o777 & ~mask
             write_png(temporary / "image.png", photographs[0])
-        with temporary_folder(tmp_path / "made" / "next") as temporary:
-            temporary.rename(tmp_path / "made" / "kept")
+        with temporary_folder(tmp_path / "written" / "next") as temporary:
+            temporary.rename(tmp_path / "written" / "kept")
         images = tmp_path / "images"
         make_folder(images)
         for number, image in enumerate(photographs[:8]):
             write_png(images / f"{number}.png", image)
-        out = tmp_path / "made" / "tfrecords"
+        out = tmp_path / "written" / "tfrecords"
         arguments = ["images", "--input", images, "--output", out, "--size", 32]
         arguments += ["--validation", 0.5]
         assert prepare.main([str(word) for word in arguments]) == 0
-    found = list((tmp_path / "made").rglob("*"))
-    assert len(found) > 9
-    for path in found:
+    paths = list((tmp_path / "written").rglob("*"))
+    assert len(paths) > 9
+    for path in paths:
         assert permissions(path) == (0o777 if path.is_dir() else 0o666) & ~mask, path
 
 

@@ -27,7 +27,7 @@ def colours(bits, red):
     """All colours with these levels of red, (n, 1, 1, 3) in [0, 1].
 
     With 8 bits those without level 255: officially the highest bin begins at 0.99 (of -1 to 1), so that
-    254 stands for itself and 255, which is counted once more on its own.
+    254 has the mass of 254 and 255 together, and 255 is counted a second time.
     """
     levels = np.arange(min(2**bits, 255)) / (2**bits - 1.0)
     grid = np.stack(np.meshgrid(levels[red], levels, levels, indexing="ij"), -1)
@@ -52,9 +52,9 @@ def test_a_pixels_masses_sum_to_one(bits, log_scale, spread):
     coefficients, logits = 3.0 * rng.normal(size=(3, MIXTURES)), spread * rng.normal(size=MIXTURES)
     log_scales = rng.uniform(*log_scale, size=(3, MIXTURES))
     parameters = parameters_of(means, log_scales, coefficients, logits)
-    found = DiscretizedLogisticMixture(parameters, bits).log_prob(colours(bits, levels))
-    assert np.all(np.isfinite(found))
-    total = np.exp(found.numpy().astype(np.float64)).sum()
+    log_masses = DiscretizedLogisticMixture(parameters, bits).log_prob(colours(bits, levels))
+    assert np.all(np.isfinite(log_masses))
+    total = np.exp(log_masses.numpy().astype(np.float64)).sum()
     np.testing.assert_allclose(total, 1.0, atol=3 * 2**bits * APPROXIMATED)
 
 
@@ -98,12 +98,12 @@ class LinearGaussian:
         self.encoder = (self.weights.T @ posterior / deviation**2).astype(np.float32)
         self.spread = (1.3 * np.sqrt(np.diag(posterior))).astype(np.float32)
 
-    def draw_noise(self, numbers, seed):
-        def draw(number):
-            seeds = tf.random.experimental.stateless_fold_in(seed, number)
+    def draw_noise(self, indices, seed):
+        def draw(index):
+            seeds = tf.random.experimental.stateless_fold_in(seed, index)
             return tf.random.stateless_normal((len(self.weights),), seeds)
 
-        return [tf.map_fn(draw, numbers, fn_output_signature=tf.float32)]
+        return [tf.map_fn(draw, indices, fn_output_signature=tf.float32)]
 
     def bottom_up(self, images):
         return [images]
@@ -129,16 +129,16 @@ def test_importance_weighted_estimates_of_a_known_likelihood():
     images = toy.marginal.rvs(50, random_state=rng).astype(np.float32)
     exact = toy.marginal.logpdf(images)
     batches = tf.data.Dataset.from_tensor_slices(images).batch(20)
-    found = [
+    estimates = [
         likelihood.evaluate(toy, batches, len(images), num_draws=64, chunk=16, seed=seed)
         for seed in range(20)
     ]
     # Estimates of p(x) itself are unbiased; those of its logarithm are bounds.
-    ratios = np.exp([-one.neg_log_likelihood - exact for one in found])
+    ratios = np.exp([-estimate.neg_log_likelihood - exact for estimate in estimates])
     error = ratios.std(0, ddof=1) / np.sqrt(len(ratios))
     assert np.all(np.abs(ratios.mean(0) - 1.0) < 4.5 * error)
     assert ratios.std() < 0.2  # or the assertion above says nothing
-    nelbo = np.mean([one.nelbo for one in found], 0)
+    nelbo = np.mean([estimate.nelbo for estimate in estimates], 0)
     assert np.all(nelbo.mean() > -exact.mean()) and np.mean(nelbo > -exact) > 0.9
 
 
@@ -157,7 +157,7 @@ def test_bits_per_dim_of_bernoulli_pixels_are_their_entropy():
 
 @pytest.mark.parametrize("bits", [5, 8])
 def test_bits_per_dim_of_colours_are_their_entropy(bits):
-    """Of colours without coefficients and of one component, whose channels are independent."""
+    """For colours without coefficients and with one component, whose channels are independent."""
     levels = 2.0 * np.arange(2**bits) / (2**bits - 1.0) - 1.0
     means, scales = np.array([-0.7, 0.1, 0.9]), np.exp([-3.0, -1.0, -4.0])
     edges = np.concatenate([[-np.inf], (levels[1:] + levels[:-1]) / 2.0, [np.inf]])
@@ -168,9 +168,11 @@ def test_bits_per_dim_of_colours_are_their_entropy(bits):
     drawn = distribution.sample(20_000, seed=(3, 4)).numpy()
     images = np.round(drawn * (2**bits - 1.0)) / (2**bits - 1.0)
     nats = -distribution.log_prob(images.astype(np.float32)).numpy().astype(np.float64)
-    found = ImageSpec(1, 3).bits_per_dim(nats)
-    assert abs(found.mean() - expected) < 4.0 * found.std() / np.sqrt(len(found))
-    assert found.std() / np.sqrt(len(found)) < 0.02
+    bits_per_dim = ImageSpec(1, 3).bits_per_dim(nats)
+    assert abs(bits_per_dim.mean() - expected) < 4.0 * bits_per_dim.std() / np.sqrt(
+        len(bits_per_dim)
+    )
+    assert bits_per_dim.std() / np.sqrt(len(bits_per_dim)) < 0.02
 
 
 @pytest.mark.parametrize("bits", [8, 6])
@@ -189,14 +191,14 @@ def test_bits_per_dim_of_a_normal_decoder_are_those_of_masses(bits):
     levels = [rng.choice(last + 1, p=pixel / pixel.sum()) for pixel in masses.reshape(-1, last + 1)]
     levels = np.reshape(levels, (8, 8, 3))
     image = (levels / last).astype(np.float32)[None]
-    found = model.bits_per_dim(-model.log_likelihood(parameters, image))
+    bits_per_dim = model.bits_per_dim(-model.log_likelihood(parameters, image))
     expected = -np.log2(np.take_along_axis(masses, levels[..., None], -1)).mean()
-    np.testing.assert_allclose(found, [expected], rtol=0.02)
+    np.testing.assert_allclose(bits_per_dim, [expected], rtol=0.02)
     assert (
-        found < model.config.num_x_bits
+        bits_per_dim < model.config.num_x_bits
     )  # than a uniform guess, since the image was drawn from it
 
-    # And the masses that are counted are no more than there is to share out.
+    # The masses of all levels do not sum to more than 1 (but for rounding).
     each = np.arange(last + 1)[:, None, None, None] / last * np.ones((1, 8, 8, 3))
     density = model.image_distribution(parameters[0]).scaled.distribution.prob(2.0 * each - 1.0)
     total = np.exp(-np.log(2.0) * model.bits_per_dim(0.0)) * np.sum(density, 0)

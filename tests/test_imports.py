@@ -78,14 +78,14 @@ print(os.environ.get("TF_ENABLE_ONEDNN_OPTS"))
 
 
 @pytest.mark.parametrize(
-    ("first", "own", "expected"),
+    ("first", "setting", "expected"),
     [("", None, "1"), ("", "0", "0"), ("import tensorflow", None, "None")],
     ids=["not set", "set by the user", "too late to matter"],
 )
-def test_onednn_is_on_unless_the_process_says_otherwise(first, own, expected):
+def test_onednn_is_on_unless_the_process_says_otherwise(first, setting, expected):
     environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
-    if own:
-        environment["TF_ENABLE_ONEDNN_OPTS"] = own
+    if setting:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = setting
     done = subprocess.run(
         [sys.executable, "-c", ONEDNN.format(first=first)],
         capture_output=True, text=True, check=True, env=environment,

@@ -63,8 +63,8 @@ def test_given_groups_are_left_alone(model, images):
     )
 
 
-def test_a_sample_depends_on_its_number_not_on_its_batch(model):
-    draw = tf.function(lambda numbers: model.sample(numbers, 0.9, seed=(4, 0)), autograph=False)
+def test_a_sample_depends_on_its_index_not_on_its_batch(model):
+    draw = tf.function(lambda indices: model.sample(indices, 0.9, seed=(4, 0)), autograph=False)
     batch, part = draw(tf.range(6)), draw(tf.constant([4, 1]))
     np.testing.assert_allclose(part, tf.gather(batch, [4, 1]), atol=1e-5)
 
@@ -105,11 +105,11 @@ def test_traversals_change_one_group(model):
     starts = model.render(model.top_down(FromPrior(noise)).parameters)
     opposite = [noise[0], noise[1], -noise[2], *noise[3:]]
     ends = model.render(model.top_down(FromPrior(opposite)).parameters)
-    for of_image, start, end in zip(rows, starts, ends, strict=True):
-        for row in of_image:
+    for image_rows, start, end in zip(rows, starts, ends, strict=True):
+        for row in image_rows:
             np.testing.assert_allclose(row[0], start, atol=1e-5)
             assert np.abs(row[1:] - row[0]).max() > 1e-4
-        np.testing.assert_allclose(of_image[1, -1], end, atol=1e-4)
+        np.testing.assert_allclose(image_rows[1, -1], end, atol=1e-4)
     assert latents.influence(model, 4, 1.0, seed=1).shape == (len(model.groups),)
 
 
@@ -187,11 +187,11 @@ def test_a_data_set_and_a_folder_are_encoded(command, tmp_path):
         assert file["mean_00"].shape == (2, 8, 8, 4)
 
 
-def test_the_tables_of_the_page_can_be_made_again(run, command):
+def test_the_tables_of_the_page_can_be_written_again(run, command):
     script = runpy.run_path(str(DOCS / "make_latents_table.py"))
     page = (DOCS / "latents.md").read_text(encoding="utf-8")
-    made = script["tables"](str(run))
-    groups, points = ([line.strip("| ").split(" | ") for line in table[2:]] for table in made)
+    tables = script["tables"](str(run))
+    groups, points = ([line.strip("| ").split(" | ") for line in table[2:]] for table in tables)
     assert [row[:2] for row in groups[:2]] == [["0", "8x8x4"], ["1", "8x8x4"]]
     with np.load(command("encode", "--seed", 1) / "latents.npz") as file:
         kl = file["kl"].mean(0)
@@ -200,8 +200,8 @@ def test_the_tables_of_the_page_can_be_made_again(run, command):
     assert [row[0] for row in points][0] == "groups 0, 1" and len(points) == 3
     assert all(0.0 <= float(value) <= 1.0 for row in points for value in row[1:])
     # The page has these tables, and with them filled in its other lines are as they were.
-    new = script["filled"](page, made)
-    assert all("\n".join(table) in new for table in made)
+    new = script["filled"](page, tables)
+    assert all("\n".join(table) in new for table in tables)
     prose = [line for line in page.split("\n") if not line.startswith("|")]
     assert [line for line in new.split("\n") if not line.startswith("|")] == prose
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.core
 
 
 def photo_maps(photographs, channels, size=8, batch=2):
-    """Feature maps made of photographs, so that neighbouring values are alike as in real maps."""
+    """Feature maps made of photographs, so that neighbouring values are similar, as in real maps."""
     values = photographs[: batch * channels, ::4, ::4, 0].astype(np.float32) / 64.0 - 2.0
     return tf.constant(
         values[:, :size, :size].reshape(batch, channels, size, size).transpose(0, 2, 3, 1)
@@ -124,11 +124,11 @@ def test_shared_kernels_and_their_gradients_are_the_layers_own(photographs, comp
             tf.einsum("i,io,o", v, tf.reshape(layer.effective_kernel(Scope()), [-1, 4]), u)
             for layer, u, v in zip(sum(spectral.groups, []), left, right, strict=True)
         ]
-        apart = loss(tf.add_n(norms), Scope())
-    np.testing.assert_allclose(shared, apart, rtol=1e-5)
-    expected = tape.gradient(apart, variables)
-    for found, wanted in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        separate = loss(tf.add_n(norms), Scope())
+    np.testing.assert_allclose(shared, separate, rtol=1e-5)
+    expected = tape.gradient(separate, variables)
+    for actual, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("bfloat16", 1e-2)])
@@ -181,13 +181,13 @@ def test_batch_norm_of_two_replicas_is_that_of_their_joint_batch():
         x = np.float32(load_digits().images[:8, :, :, None])
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         with strategy.scope():
-            apart = BatchNormAct()
-            apart.build((None, 8, 8, 1))
+            replicated = BatchNormAct()
+            replicated.build((None, 8, 8, 1))
         halves = strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(x[4 * context.replica_id_in_sync_group :][:4]))
         def step(half):
             scope = Scope(training=True, replica_row=replica_row())
-            return apart(half, scope=scope), scope.statistics[apart]
+            return replicated(half, scope=scope), scope.statistics[replicated]
         out, seen = tf.function(lambda parts: strategy.run(step, [parts]))(halves)
         out = tf.concat(strategy.experimental_local_results(out), 0)
         joint, scope = BatchNormAct(), Scope(training=True)
@@ -247,20 +247,20 @@ LAYERS = [
 def test_layers_rebuild_from_their_configuration(layer, channels, photographs):
     x = photo_maps(photographs, channels)
     expected = layer(x)
-    again = type(layer).from_config(layer.get_config())
-    again.build(x.shape)
-    again.set_weights(layer.get_weights())
-    np.testing.assert_allclose(again(x), expected, rtol=1e-6, atol=1e-6)
+    rebuilt = type(layer).from_config(layer.get_config())
+    rebuilt.build(x.shape)
+    rebuilt.set_weights(layer.get_weights())
+    np.testing.assert_allclose(rebuilt(x), expected, rtol=1e-6, atol=1e-6)
     assert layer.compute_output_shape(x.shape)[-1] == expected.shape[-1]
 
 
 def test_latent_group_rebuilds_from_its_configuration():
     group = latent_group.LatentGroup(False, (4, 4, 3), 8, 8, ("mconv_e3k5g0",), 1, True, True, 1)
-    again = latent_group.LatentGroup.from_config(group.get_config())
+    rebuilt = latent_group.LatentGroup.from_config(group.get_config())
     group.build((None, None, None, 8))
-    again.build((None, None, None, 8))
+    rebuilt.build((None, None, None, 8))
     shapes = [w.shape for w in group.get_weights()]
-    assert shapes and shapes == [w.shape for w in again.get_weights()]
+    assert shapes and shapes == [w.shape for w in rebuilt.get_weights()]
 
 
 # Another value of every argument, for each kind of layer: (the layer, what may change).
@@ -300,8 +300,8 @@ CHANGES = [
 def test_every_argument_of_a_layer_changes_the_key_of_its_functions(layer, changes):
     arguments = set(inspect.signature(type(layer).__init__).parameters) - {"self", "kwargs"}
     assert set(changes) == arguments
-    again = type(layer).from_config(layer.get_config())
-    assert trace_key(again) == trace_key(layer) and hash(trace_key(layer))
+    rebuilt = type(layer).from_config(layer.get_config())
+    assert trace_key(rebuilt) == trace_key(layer) and hash(trace_key(layer))
     keys = {trace_key(layer)}
     for name, value in changes.items():
         keys.add(trace_key(type(layer).from_config({**layer.get_config(), name: value})))
@@ -315,15 +315,15 @@ def test_weights_of_a_shape_are_rows_of_one_variable(photographs):
     cell = cells.ResidualCell(("res_bnswish", "res_bnswish"), 4)
     x = photo_maps(photographs, 4)
     before = cell(x)
-    found = dict(walk(cell))
-    names = [name for name, content in found.items() if isinstance(content, Weight)]
+    contents = dict(walk(cell))
+    names = [name for name, content in contents.items() if isinstance(content, Weight)]
     assert "branch/0/convolution/kernel" in names and "se/expand_bias" in names
     shapes = {(weight.kind, tuple(weight.shape)) for weight in weights_below(cell)}
     assert len(cell.variables) == len(shapes) < len(names)
-    kernel = found["branch/1/convolution/kernel"]
-    other = found["branch/0/convolution/kernel"].numpy()
+    kernel = contents["branch/1/convolution/kernel"]
+    other = contents["branch/0/convolution/kernel"].numpy()
     kernel.assign(2.0 * kernel.numpy())
-    np.testing.assert_array_equal(found["branch/0/convolution/kernel"].numpy(), other)
+    np.testing.assert_array_equal(contents["branch/0/convolution/kernel"].numpy(), other)
     np.testing.assert_allclose(cell(x), before, atol=1e-5)  # weight norm takes the factor away
     assign_all({weight: np.zeros(weight.shape) for weight in weights_below(cell)})
     np.testing.assert_allclose(cell(x), x, atol=1e-6)  # the skip alone

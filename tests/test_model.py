@@ -40,11 +40,11 @@ def test_every_architecture_trains(architecture, images):
         output = model(images, noise, training=True)
         recon = -model.log_likelihood(output.parameters, images)
         loss = tf.reduce_mean(recon + tf.reduce_sum(output.kl_per_group, 1))
-    found = tape.gradient(loss, model.trainable_variables)
+    gradients = tape.gradient(loss, model.trainable_variables)
     assert output.parameters.shape == (4, 16, 16, 20)
     assert output.kl_per_group.shape == (4, 3)
-    assert all(g is not None and np.all(np.isfinite(g)) for g in found)
-    assert sum(np.any(g.numpy() != 0.0) for g in found) > 0.9 * len(found)
+    assert all(g is not None and np.all(np.isfinite(g)) for g in gradients)
+    assert sum(np.any(g.numpy() != 0.0) for g in gradients) > 0.9 * len(gradients)
 
 
 def test_one_group_needs_no_learned_start(images):
@@ -87,8 +87,8 @@ def test_flows_transform_the_posterior_that_tfp_sees(model, images):
 def test_given_latents_decode_to_the_reconstruction(model, images):
     noise = model.draw_noise(4, (1, 0))
     output = model.top_down(FromPosterior(model.bottom_up(images), noise))
-    again = model.top_down(Given([latent.z for latent in output.latents]))
-    np.testing.assert_array_equal(again.parameters, output.parameters)
+    decoded = model.top_down(Given([latent.z for latent in output.latents]))
+    np.testing.assert_array_equal(decoded.parameters, output.parameters)
 
 
 def test_a_given_top_stays_and_the_rest_is_drawn(model):
@@ -133,9 +133,11 @@ def test_padding_is_not_scored():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_model_rebuilds_from_its_configuration(precision, images):
     model = NVAE(TINY, COLOUR, precision, name="photographs")
-    again = NVAE.from_config(model.get_config())
-    assert (again.precision, again.name) == (precision, "photographs")
-    assert again.get_config() == model.get_config()
-    again.set_weights(model.get_weights())
+    rebuilt = NVAE.from_config(model.get_config())
+    assert (rebuilt.precision, rebuilt.name) == (precision, "photographs")
+    assert rebuilt.get_config() == model.get_config()
+    rebuilt.set_weights(model.get_weights())
     noise = model.draw_noise(4, (1, 0))
-    np.testing.assert_array_equal(again(images, noise).parameters, model(images, noise).parameters)
+    np.testing.assert_array_equal(
+        rebuilt(images, noise).parameters, model(images, noise).parameters
+    )

@@ -155,14 +155,14 @@ class Layout:
 
     def cell(self, name, ours, branch, inputs, outputs, direction="normal"):
         width, at = inputs, direction
-        for number, operation in enumerate(branch.split()):
-            prefix, layer = f"{name}._ops.{number}", ours.branch[number]
+        for index, operation in enumerate(branch.split()):
+            prefix, layer = f"{name}._ops.{index}", ours.branch[index]
             if operation.endswith(("g0", "g8")):
                 self.inverted(f"{prefix}.conv", layer, operation, width, outputs, at)
             else:
                 if operation != "elu":
-                    own = {"bnelu": "bn.bn"}.get(operation, "bn_act")
-                    self.norm(f"{prefix}.{self.spelling or own}", layer.norm, width)
+                    norm_name = {"bnelu": "bn.bn"}.get(operation, "bn_act")
+                    self.norm(f"{prefix}.{self.spelling or norm_name}", layer.norm, width)
                 self.conv(f"{prefix}.conv_0", layer.convolution, width, outputs, 3)
             width, at = outputs, "normal"
         if direction == "down":
@@ -193,10 +193,10 @@ class Layout:
         self.conv(f"{name}.{at + 3}", project, hidden, outputs, 1, **plain)
         self.norm(f"{name}.{at + 4}.bn", ours.norms[3], outputs)
 
-    def flow(self, number, ours, latents):
+    def flow(self, index, ours, latents):
         hidden = 6 * latents
         for cell, shift in zip(("cell1", "cell2"), ours.shifts, strict=True):
-            name = f"nf_cells.{number}.{cell}"
+            name = f"nf_cells.{index}.{cell}"
             widen, spread, project = shift.convolutions
             self.conv(f"{name}.conv.convz.0", widen, latents, hidden, 3, bias=False)
             self.conv(f"{name}.conv.convz.2", spread, hidden, hidden, 5, hidden, bias=False)
@@ -231,14 +231,14 @@ class Layout:
 def test_the_rules_are_those_of_the_reference_files(path):
     with np.load(path.with_suffix(".npz")) as archive:
         flags = json.loads(str(archive["config"]))
-        found = {key[6:]: archive[key].shape for key in archive.files if key.startswith("state/")}
+        shapes = {key[6:]: archive[key].shape for key in archive.files if key.startswith("state/")}
         size = archive["x"].shape[2]
     config = torch_import.model_config(flags)
     binary = flags["dataset"] == "mnist"
     model = NVAE(config, ImageSpec(size, 1 if binary else 3, binary))
     nothing = ("weight_normalized", "num_batches_tracked")
-    found = {key: shape for key, shape in found.items() if not key.endswith(nothing)}
-    assert {key: shape for key, (shape, _) in Layout(model).arrays.items()} == found
+    shapes = {key: shape for key, shape in shapes.items() if not key.endswith(nothing)}
+    assert {key: shape for key, (shape, _) in Layout(model).arrays.items()} == shapes
 
 
 @pytest.mark.parametrize("use_se", [False, True], ids=["plain", "se"])

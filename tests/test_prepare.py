@@ -47,16 +47,16 @@ def run(*arguments):
 
 
 def records(root, split, size):
-    """Images and count as TensorFlow's own reader sees them."""
-    found = []
+    """The images as TensorFlow's own reader reads them."""
+    loaded = []
     for path in tfrecords.find_shards(root, split, size):
         for record in tf.data.TFRecordDataset(str(path)):
             features = tf.train.Example.FromString(record.numpy()).features.feature
             shape = features["shape"].int64_list.value
-            found.append(
+            loaded.append(
                 np.frombuffer(features["data"].bytes_list.value[0], np.uint8).reshape(shape)
             )
-    return found
+    return loaded
 
 
 def test_a_folder_becomes_tfrecords_that_train(folder, tmp_path, capsys):
@@ -79,10 +79,10 @@ def test_a_centre_crop_is_pillows(folder, tmp_path, pictures):
         width, height = image.size
         left = (width - height) // 2
         expected = image.crop((left, 0, left + height, height)).resize((32, 32), Image.BILINEAR)
-    found = images.load_image(path, path, 32, CENTRE)
-    np.testing.assert_allclose(found, np.asarray(expected), atol=3)
+    centre = images.load_image(path, path, 32, CENTRE)
+    np.testing.assert_allclose(centre, np.asarray(expected), atol=3)
     squeezed = images.load_image(path, path, 32, NONE)
-    assert squeezed.shape == (32, 32, 3) and not np.array_equal(squeezed, found)
+    assert squeezed.shape == (32, 32, 3) and not np.array_equal(squeezed, centre)
     assert images.load_image(path, path, 32, RANDOM).shape == (
         32,
         round(width * 32 / height),
@@ -121,9 +121,9 @@ def test_files_of_every_mode_are_read(tmp_path, pictures):
     }
     for name, image in modes.items():
         image.save(tmp_path / name)
-        found = images.load_image(tmp_path / name, name, 32, CENTRE)
-        close = np.abs(found.astype(int).mean() - np.asarray(picture).astype(int).mean())
-        assert found.shape == (32, 32, 3) and close < 12, name
+        loaded = images.load_image(tmp_path / name, name, 32, CENTRE)
+        close = np.abs(loaded.astype(int).mean() - np.asarray(picture).astype(int).mean())
+        assert loaded.shape == (32, 32, 3) and close < 12, name
     turned = Image.Exif()
     turned[0x0112] = 6  # turn right to see it upright
     picture.crop((0, 0, 64, 32)).save(tmp_path / "turned.jpg", exif=turned, quality=95)
@@ -163,8 +163,8 @@ def test_unreadable_images_are_skipped_and_listed_or_too_many(
     assert run("images", "--input", folder, "--output", out, "--size", 32) == 0
     manifest = json.loads((out / prepare.MANIFEST).read_text())
     assert manifest["unreadable"] == ["broken.jpg"] and sum(manifest["counts"].values()) == 20
-    again = run("images", "--input", folder, "--output", out, "--size", 32)
-    assert again == 0 and "skipped 1 unreadable" in capsys.readouterr().out
+    status = run("images", "--input", folder, "--output", out, "--size", 32)
+    assert status == 0 and "skipped 1 unreadable" in capsys.readouterr().out
     (folder / "worse.png").write_bytes(b"")
     status = run("images", "--input", folder, "--output", tmp_path / "other", "--size", 32)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -247,12 +247,12 @@ def test_lsun_databases(tmp_path, pictures):
 
 
 def test_the_official_tar_is_unpacked_and_nothing_escapes(folder, tmp_path, capsys):
-    made = tmp_path / "made"
-    assert run("images", "--input", folder, "--output", made, "--size", 32) == 0
+    prepared = tmp_path / "prepared"
+    assert run("images", "--input", folder, "--output", prepared, "--size", 32) == 0
     archive = tmp_path / "imagenet-oord-tfr.tar"
-    shard = next((made / "train").iterdir())
+    shard = next((prepared / "train").iterdir())
     with tarfile.open(archive, "w") as tar:
-        tar.add(made, "mnt/host/imagenet-oord-tfr")
+        tar.add(prepared, "mnt/host/imagenet-oord-tfr")
         tar.add(shard, f"../../escaped/{shard.name}.txt")
         tar.add(shard, "/etc/escaped.tfrecords")
         link = tarfile.TarInfo(f"train/{shard.name.replace('0000-of', '0001-of')}")
@@ -263,7 +263,7 @@ def test_the_official_tar_is_unpacked_and_nothing_escapes(folder, tmp_path, caps
     assert run("tar", "--input", archive, "--output", out) == 0
     assert "18 images in train 32x32, 2 images in validation 32x32" in capsys.readouterr().out
     assert sorted(p.name for p in out.rglob("*.tfrecords")) == sorted(
-        p.name for p in made.rglob("*.tfrecords")
+        p.name for p in prepared.rglob("*.tfrecords")
     )
     assert not list(tmp_path.rglob("*escaped*"))
     archive.write_bytes(archive.read_bytes()[:30000])
@@ -272,10 +272,10 @@ def test_the_official_tar_is_unpacked_and_nothing_escapes(folder, tmp_path, caps
 
 
 def test_unpacking_is_for_one_process_alone(folder, tmp_path, capsys):
-    made, out = tmp_path / "made", tmp_path / "out"
-    assert run("images", "--input", folder, "--output", made, "--size", 32) == 0
+    prepared, out = tmp_path / "prepared", tmp_path / "out"
+    assert run("images", "--input", folder, "--output", prepared, "--size", 32) == 0
     with tarfile.open(tmp_path / "glow.tar", "w") as tar:
-        tar.add(made, "glow")
+        tar.add(prepared, "glow")
     with exclusive_lock(out, "preparing data"):
         assert run("tar", "--input", tmp_path / "glow.tar", "--output", out) == 2
         assert "out: another process is preparing data here" in capsys.readouterr().err

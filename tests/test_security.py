@@ -23,34 +23,34 @@ FORBIDDEN_VALUES = {"allow_pickle": True, "shell": True, "safe_mode": False}
 EXCEPTIONS = {("benchmarks/torch_step.py", "torch")}
 
 
-def findings(source: str) -> list[str]:
-    found = []
+def find_problems(source: str) -> list[str]:
+    problems = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [a.name for a in node.names if a.name.partition(".")[0] in MODULES]
+            problems += [a.name for a in node.names if a.name.partition(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module] if node.module.partition(".")[0] in MODULES else []
+            problems += [node.module] if node.module.partition(".")[0] in MODULES else []
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            found += [name] if name in CALLS or name.endswith(".extractall") else []
+            problems += [name] if name in CALLS or name.endswith(".extractall") else []
             for keyword in node.keywords:
                 value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
                 if keyword.arg in FORBIDDEN_VALUES and value is FORBIDDEN_VALUES[keyword.arg]:
-                    found.append(f"{keyword.arg}={value}")
+                    problems.append(f"{keyword.arg}={value}")
             if name.endswith("get_file") and "file_hash" not in [k.arg for k in node.keywords]:
-                found.append("a download without a checksum")
-    return found
+                problems.append("a download without a checksum")
+    return problems
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_runs_what_it_reads(path):
     name = str(path.relative_to(ROOT))
-    found = [
+    problems = [
         text
-        for text in findings(path.read_text())
+        for text in find_problems(path.read_text())
         if (name, text.partition(".")[0]) not in EXCEPTIONS
     ]
-    assert not found
+    assert not problems
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_no_source_runs_what_it_reads(path):
     ],
 )  # fmt: skip
 def test_what_would_be_found(source):
-    assert findings(source)
+    assert find_problems(source)

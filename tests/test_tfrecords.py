@@ -41,7 +41,7 @@ def glow(tmp_path, photographs):
     return root
 
 
-def opened(folder, **keys):
+def open_dataset(folder, **keys):
     dataset = catalog.get_dataset_info(
         DataConfig(data=str(folder), **{"dataset": "imagenet_32", **keys})
     )
@@ -55,7 +55,7 @@ def all_images(source, dataset):
 
 
 def test_records_are_read_in_order_with_their_labels(glow, photographs):
-    dataset, train, validation = opened(glow)
+    dataset, train, validation = open_dataset(glow)
     assert (len(train), len(validation)) == (54, 10)
     np.testing.assert_array_equal(all_images(train, dataset), photographs[:54])
     np.testing.assert_array_equal(all_images(validation, dataset), photographs[54:])
@@ -64,7 +64,7 @@ def test_records_are_read_in_order_with_their_labels(glow, photographs):
 
 def test_any_folder_above_will_do_and_the_size_is_found(glow, tmp_path, photographs):
     for folder in (glow, glow.parent, tmp_path):
-        dataset, train, _ = opened(folder, dataset="tfrecords")
+        dataset, train, _ = open_dataset(folder, dataset="tfrecords")
         assert dataset.image.size == 32 and len(train) == 54
     small = np.ascontiguousarray(photographs[:4, ::2, ::2])
     write_shards(glow / "more", small, "train", 1, bits=4)
@@ -72,13 +72,13 @@ def test_any_folder_above_will_do_and_the_size_is_found(glow, tmp_path, photogra
         glow / "train/train-r04-s-0000-of-0001.tfrecords"
     )
     with pytest.raises(ConfigError, match=r"choose one of \[16, 32\] with --image_size"):
-        opened(glow, dataset="tfrecords")
-    assert opened(glow, dataset="tfrecords", image_size=32)[0].image.size == 32
+        open_dataset(glow, dataset="tfrecords")
+    assert open_dataset(glow, dataset="tfrecords", image_size=32)[0].image.size == 32
 
 
 def test_shards_are_not_held_open(glow):
     before = len(os.listdir("/proc/self/fd"))
-    _, train, validation = opened(glow)
+    _, train, validation = open_dataset(glow)
     train.fetch(0), validation.fetch(0)
     assert len(os.listdir("/proc/self/fd")) <= before
     (glow / "train" / "train-r05-s-0000-of-0004.tfrecords").unlink()
@@ -91,7 +91,7 @@ def test_an_epoch_is_one_pass_whatever_the_number_of_shards(glow, tmp_path, phot
     write_shards(tmp_path / "other", photographs[54:], "validation", 1)
     orders = []
     for folder in (glow, tmp_path / "other"):
-        dataset, train, _ = opened(folder)
+        dataset, train, _ = open_dataset(folder)
         batches = pipeline.training_batches(train, dataset, batch_size=9, seed=5)
         orders.append(np.concatenate([batch.numpy() for batch in batches.take(6)]))
     np.testing.assert_array_equal(*orders)
@@ -171,7 +171,7 @@ def test_broken_tfrecords_are_named(kind, message, glow, photographs):
     path = glow / "train" / "train-r05-s-0002-of-0004.tfrecords"
     damage(kind, path, photographs[0])
     with pytest.raises(UserError, match=message) as caught:
-        dataset, train, _ = opened(glow)
+        dataset, train, _ = open_dataset(glow)
         all_images(train, dataset)
     assert str(path) in str(caught.value) and "again" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -181,17 +181,17 @@ def test_an_empty_split_is_refused(glow, photographs):
     for path in (glow / "validation").iterdir():
         damage("gone empty", path, photographs[0])
     with pytest.raises(UserError, match="validation: the tfrecords hold no images"):
-        opened(glow)
+        open_dataset(glow)
 
 
 def test_a_wrong_resolution_or_folder_is_refused(glow, tmp_path):
     with pytest.raises(UserError, match="no tfrecords of 64x64 images .*present: 32x32"):
-        opened(glow, dataset="imagenet_64")
+        open_dataset(glow, dataset="imagenet_64")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: expected one set of tfrecords .* found nothing"):
-        opened(tmp_path / "empty")
+        open_dataset(tmp_path / "empty")
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        opened(tmp_path / "nowhere")
+        open_dataset(tmp_path / "nowhere")
 
 
 def test_inspect_shows_what_training_sees(glow, tmp_path, capsys):

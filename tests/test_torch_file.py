@@ -128,12 +128,13 @@ def test_both_layouts_hold_the_same(write, tmp_path):
     state = collections.OrderedDict(a=Rebuilt(storages[0], (2, 3, 4)), b=Rebuilt(storages[1], (2,)))
     state._metadata = {"": {"version": 1}}
     write(tmp_path / "model.pt", {"state_dict": state, "args": flags, "epoch": 3}, storages)
-    found = torch_file.load(tmp_path / "model.pt")
+    content = torch_file.load(tmp_path / "model.pt")
     assert (
-        found["args"] == {"num_nf": 2, "use_se": True, "dataset": "cifar10"} and found["epoch"] == 3
+        content["args"] == {"num_nf": 2, "use_se": True, "dataset": "cifar10"}
+        and content["epoch"] == 3
     )
-    np.testing.assert_array_equal(found["state_dict"]["a"].numpy(), values.reshape(2, 3, 4))
-    np.testing.assert_array_equal(found["state_dict"]["b"].numpy(), values[:2])
+    np.testing.assert_array_equal(content["state_dict"]["a"].numpy(), values.reshape(2, 3, 4))
+    np.testing.assert_array_equal(content["state_dict"]["b"].numpy(), values[:2])
 
 
 class Malicious:

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.core
 
 def scalars(folder):
     """tag -> [(step, value)] of every event file in a folder."""
-    found = {}
+    points_by_tag = {}
     for path in sorted(folder.glob("events*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 content = tf.make_ndarray(value.tensor)
-                found.setdefault(value.tag, []).append((event.step, content))
-    return found
+                points_by_tag.setdefault(value.tag, []).append((event.step, content))
+    return points_by_tag
 
 
 def weights(folder):

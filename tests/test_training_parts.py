@@ -53,8 +53,8 @@ def test_regularization_is_annealed_log_linearly():
     config = TrainConfig(
         weight_decay_norm=1e-2, weight_decay_norm_anneal=True, weight_decay_norm_init=1.0
     )
-    found = [float(objective.regularization_coefficient(b, config)) for b in (0.0, 0.5, 1.0)]
-    assert found == pytest.approx([1.0, 0.1, 0.01])
+    coefficients = [float(objective.regularization_coefficient(b, config)) for b in (0.0, 0.5, 1.0)]
+    assert coefficients == pytest.approx([1.0, 0.1, 0.01])
     assert float(objective.regularization_coefficient(0.0, TrainConfig())) == 0.0
 
 
@@ -83,8 +83,8 @@ def test_adamax_follows_its_formula_on_variables_of_several_shapes():
 def test_adam_and_adamw_follow_their_formulas(decoupled):
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(2, 3))
-    variable, made = tf.Variable(weight, dtype=tf.float32), AdamW if decoupled else Adam
-    optimizer = made(0.1, weight_decay=0.01)
+    variable, optimizer_class = tf.Variable(weight, dtype=tf.float32), AdamW if decoupled else Adam
+    optimizer = optimizer_class(0.1, weight_decay=0.01)
     optimizer.build([variable])
     mean, square = np.zeros((2, 3)), np.zeros((2, 3))
     for step in range(1, 4):

@@ -173,7 +173,7 @@ def test_hyperband_goes_on_from_shorter_trials(recipe, tmp_path, capsys):
 
 
 def two_trials(recipe, folder):
-    """The command for a search of two trials, in a process of its own."""
+    """The command for a search of two trials, in a separate process."""
     (folder / "space.yaml").write_text("learning_rate: {choice: [1e-2, 2e-2]}\n")
     return [
         sys.executable, str(COMMAND), "--config", str(recipe), "--root", str(folder), "--save",
@@ -198,9 +198,9 @@ def test_a_killed_search_goes_on_with_its_trial(recipe, tmp_path):
 def test_workers_share_a_search(recipe, tmp_path):
     import socket
 
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = str(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
     command = two_trials(recipe, tmp_path)
     shared = {**os.environ, "KERASTUNER_ORACLE_IP": "localhost", "KERASTUNER_ORACLE_PORT": port}
     processes = [

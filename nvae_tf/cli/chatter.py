@@ -18,9 +18,9 @@ import sys
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # environment variable: the lowest level that TensorFlow writes
 END = b"\0"  # follows the last output of a command
-PATIENCE = 0.2  # seconds to wait for the rest of a line
-LAST_WORDS = 5.0  # seconds to wait, at most, until the last output is passed on
-LONGEST = 1 << 16  # bytes of a line that is held back
+LINE_TIMEOUT = 0.2  # seconds to wait for the rest of a line
+END_TIMEOUT = 5.0  # seconds to wait, at most, until the last output is passed on
+MAX_LINE = 1 << 16  # bytes of a line that waits for its end
 
 # The beginning of a message: as absl writes it (E0000 00:00:1700000000.000000  1234 file.cc:1] ...), or
 # as TensorFlow 2.15 does (2024-01-01 00:00:00.000000: E path/file.cc:1] ...).
@@ -90,7 +90,7 @@ def _end(chatter_filter: subprocess.Popen) -> None:
     assert chatter_filter.stdout is not None
     with contextlib.suppress(OSError):
         os.write(2, END)
-        select.select([chatter_filter.stdout], [], [], LAST_WORDS)
+        select.select([chatter_filter.stdout], [], [], END_TIMEOUT)
 
 
 def is_chatter(line: bytes) -> bool:
@@ -100,21 +100,21 @@ def is_chatter(line: bytes) -> bool:
     return level == b"I" or (level != b"F" and bool(_KNOWN.search(line)))
 
 
-def _sift() -> None:
+def _filter_lines() -> None:
     """Copies standard input to standard error, without chatter, and closes standard output at `END`."""
     held, begun = b"", False  # the part of a line so far, and whether its beginning is passed on
     while True:
         # Wait for the end of a message, because only then is it known what it says.
         waiting = held and not _MESSAGE.match(held)
-        ready, _, _ = select.select([0], [], [], PATIENCE if waiting else None)
-        block = os.read(0, LONGEST) if ready else b""
+        ready, _, _ = select.select([0], [], [], LINE_TIMEOUT if waiting else None)
+        block = os.read(0, MAX_LINE) if ready else b""
         ended, over = END in block, ready and not block
         *lines, held = (held + block.replace(END, b"")).split(b"\n")
         for line in lines:
             if begun or not is_chatter(line):
                 _pass_on(line + b"\n")
             begun = False
-        if held and (ended or not block or len(held) > LONGEST):
+        if held and (ended or not block or len(held) > MAX_LINE):
             if begun or not is_chatter(held):
                 _pass_on(held)
             held, begun = b"", True
@@ -132,4 +132,4 @@ def _pass_on(text: bytes) -> None:
 
 
 if __name__ == "__main__":
-    _sift()
+    _filter_lines()

@@ -102,7 +102,7 @@ def _parser() -> Parser:
         nargs="+",
         type=at_least(0),
         metavar="N",
-        help="reconstruct, interpolate, traverse, encode: numbers of images, from 0",
+        help="reconstruct, interpolate, traverse, encode: indices of images, from 0",
     )
     likelihood = parser.add_argument_group("evaluate")
     likelihood.add_argument(

@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         "--output", default="inspect.png", metavar="FILE", help="picture (default: inspect.png)"
     )
     parser.add_argument(
-        "--seconds", type=positive, default=3.0, help="to measure the throughput for (default: 3)"
+        "--seconds",
+        type=positive,
+        default=3.0,
+        help="how long to measure the throughput (default: 3)",
     )
     arguments = parser.parse_args(argv)
     if argv is None:  # this process is the command

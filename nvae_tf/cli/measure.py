@@ -128,8 +128,8 @@ def sample(arguments) -> None:
     elif arguments.format == "png":
         written.append(output / name)
         with atomic_write_dir(written[-1]) as temporary:
-            for number, image in enumerate(images):
-                write_png(temporary / f"{number:06d}.png", image)
+            for index, image in enumerate(images):
+                write_png(temporary / f"{index:06d}.png", image)
     print(f"speed: {rate:.1f} samples/s")
     print("written: " + ", ".join(map(str, written)))
 

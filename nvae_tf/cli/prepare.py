@@ -67,7 +67,7 @@ def _parser() -> Parser:
         type=at_least(0),
         default=SPLIT_SEED,
         metavar="N",
-        help="of that draw (default: 0)",
+        help="seed of that draw (default: 0)",
     )
     return parser
 

@@ -14,7 +14,7 @@ from nvae_tf.io.paths import user_path
 
 RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
-ANIMATION_WIDTH = 128  # least width of one image in pixels
+ANIMATION_WIDTH = 128  # smallest width of one image in pixels
 INFLUENCE_SAMPLES = 100
 CARD_SAMPLES, CARD_TEMPERATURE = 40, 0.7
 
@@ -27,7 +27,7 @@ def reconstruct(arguments) -> None:
     from nvae_tf.evaluation import latents
     from nvae_tf.io.image_grid import grid, with_captions
 
-    images, names = _chosen_images(arguments, loaded, most=RECONSTRUCTED)
+    images, names = _chosen_images(arguments, loaded, max_images=RECONSTRUCTED)
     results = latents.reconstruct(loaded.model, images, arguments.seed)
     pairs = np.concatenate([images, np.clip(results.images, 0.0, 1.0)], 2)  # side by side
     captions = [
@@ -208,7 +208,7 @@ def _source(arguments, loaded):
     train, test = dataset.open(loaded.config.data.data)
     source = train if arguments.eval_on_train else test
     split = "train" if arguments.eval_on_train else "test"
-    return source, dataset, [f"{split} {number}" for number in range(len(source))]
+    return source, dataset, [f"{split} {index}" for index in range(len(source))]
 
 
 def _batches(arguments, loaded, source, dataset, **options):
@@ -224,16 +224,18 @@ def _batches(arguments, loaded, source, dataset, **options):
     )
 
 
-def _chosen_images(arguments, loaded, most: int | None = None):
+def _chosen_images(arguments, loaded, max_images: int | None = None):
     """Returns the images and their names: by --images or --indices, or the first of the data set."""
     import numpy as np
 
     from nvae_tf.data.source import reading
 
     source, dataset, names = _source(arguments, loaded)
-    first = len(source) if arguments.images or most is None else min(most, len(source))
-    wanted = arguments.indices or range(first)
-    outside = [number for number in wanted if number >= len(source)]
+    count = len(source)
+    if max_images is not None and not arguments.images:
+        count = min(max_images, count)
+    indices = arguments.indices or range(count)
+    outside = [index for index in indices if index >= len(source)]
     if outside:
         raise UserError(f"--indices: there is no image {outside[0]}; there are {len(source)}")
     images = {}
@@ -241,9 +243,9 @@ def _chosen_images(arguments, loaded, most: int | None = None):
         start = 0
         for batch in _batches(arguments, loaded, source, dataset):
             images.update(
-                {i: batch[i - start].numpy() for i in wanted if 0 <= i - start < len(batch)}
+                {i: batch[i - start].numpy() for i in indices if 0 <= i - start < len(batch)}
             )
             start += len(batch)
-            if len(images) == len(set(wanted)):
+            if len(images) == len(set(indices)):
                 break
-    return np.stack([images[number] for number in wanted]), [names[number] for number in wanted]
+    return np.stack([images[index] for index in indices]), [names[index] for index in indices]

@@ -62,21 +62,25 @@ def _parser() -> Parser:
         "--algorithm", choices=ALGORITHMS, default="hyperband", help="default: hyperband"
     )
     search.add_argument(
-        "--objective", choices=OBJECTIVES, default="bpd", help="of the test set (default: bpd)"
+        "--objective",
+        choices=OBJECTIVES,
+        default="bpd",
+        help="what to minimise on the test set (default: bpd)",
     )
     search.add_argument(
         "--max_trials",
         type=at_least(1),
         default=10,
         metavar="N",
-        help="of bayesian and random search; hyperband's follow from the recipe's epochs (default: 10)",
+        help="number of trials of bayesian and random search; hyperband's follows from the recipe's "
+        "epochs (default: 10)",
     )
     search.add_argument(
         "--factor",
         type=at_least(2),
         default=3,
         metavar="N",
-        help="of hyperband: one of N trials goes on, for N times the epochs (default: 3)",
+        help="hyperband: one of N trials goes on, for N times the epochs (default: 3)",
     )
     search.add_argument(
         "--max_minutes", type=positive, metavar="X", help="after X minutes no new trial starts"

@@ -66,7 +66,7 @@ def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:
         return ArraySource(_pad_to_32(train[0]), train[1]), ArraySource(
             _pad_to_32(test[0]), test[1]
         )
-    path = _existing(folder) / "mnist.npz"
+    path = _existing_folder(folder) / "mnist.npz"
     if not is_regular(path):
         raise UserError(f"{path}: no such file; put Keras's mnist.npz there")
     try:
@@ -113,7 +113,7 @@ def read_omniglot(folder: str = "") -> Splits:
     """
     from scipy.io import loadmat
 
-    path = _existing(folder) / "chardata.mat"
+    path = _existing_folder(folder) / "chardata.mat"
     if not is_regular(path):
         raise UserError(f"{path}: no such file; put chardata.mat of the IWAE release there")
     try:
@@ -155,19 +155,19 @@ def read_cifar10(folder: str = "") -> Splits:
         with download_errors("CIFAR-10", advice):
             train, test = tf_keras.datasets.cifar10.load_data()
         return ArraySource(*train), ArraySource(*test)
-    root = _existing(folder)
+    root = _existing_folder(folder)
     for directory in (root, root / "cifar-10-batches-py", root / "cifar-10-batches-bin"):
         if (directory / "data_batch_1").is_file():
-            return _batches(directory, "", _read_cifar_pickle)
+            return _read_cifar_files(directory, "", _read_cifar_pickle)
         if (directory / "data_batch_1.bin").is_file():
-            return _batches(directory, ".bin", _read_cifar_binary)
+            return _read_cifar_files(directory, ".bin", _read_cifar_binary)
     raise UserError(
         f"{folder}: no data_batch_1 here, in cifar-10-batches-py or in cifar-10-batches-bin; give "
         "the folder that CIFAR-10 was extracted to"
     )
 
 
-def _batches(directory: Path, ending: str, read) -> Splits:
+def _read_cifar_files(directory: Path, ending: str, read) -> Splits:
     sources = []
     for names in (CIFAR_TRAIN, CIFAR_TEST):
         paths = [directory / f"{name}{ending}" for name in names]
@@ -255,7 +255,7 @@ def _pad_to_32(images: np.ndarray) -> np.ndarray:
     return np.pad(images, [(0, 0), (2, 2), (2, 2)])[..., None]
 
 
-def _existing(folder: str) -> Path:
+def _existing_folder(folder: str) -> Path:
     path = user_path(folder)
     if not folder or not path.is_dir():
         raise UserError(

@@ -47,7 +47,7 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
         ConfigError: There is no data set of that name, or it has another ``image_size``.
         UserError: The image size depends on the data set's files, and those are missing.
     """
-    dataset = _described(config)
+    dataset = _find_dataset(config)
     return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
 
 
@@ -56,7 +56,7 @@ def _open(dataset: DatasetInfo, folder: str) -> tuple[Source, Source]:
     return dataset.open(folder)
 
 
-def _described(config: DataConfig) -> DatasetInfo:
+def _find_dataset(config: DataConfig) -> DatasetInfo:
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":
@@ -64,10 +64,10 @@ def _described(config: DataConfig) -> DatasetInfo:
             check_data(config)  # whose tfrecords have the size
         size = config.image_size or _only_size(config.data)
         return _tfrecords(config.dataset, size, cropped=config.crop == images.RANDOM)
-    dataset = _FIXED.get(config.dataset) or _lsun(config.dataset)
+    dataset = _BUILT_IN.get(config.dataset) or _lsun(config.dataset)
     if dataset is None:
         known = ", ".join(
-            [*_FIXED, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
+            [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
         )
         raise ConfigError(f"dataset: {config.dataset!r} is not allowed; expected one of {known}")
     if config.image_size not in (0, dataset.image.size):
@@ -109,18 +109,20 @@ def _images(config: DataConfig) -> DatasetInfo:
         )
     spec = ImageSpec(config.image_size, 3)
 
-    def cached(source):
+    def cached_if_small(source):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        wanted = len(source) * spec.size * spec.size * spec.channels
+        bytes_needed = len(source) * spec.size * spec.size * spec.channels
         one_shape = config.crop != images.RANDOM
         return (
             CachedSource(source, spec.shape)
-            if one_shape and wanted < CACHE_PORTION * memory
+            if one_shape and bytes_needed < CACHE_PORTION * memory
             else source
         )
 
-    opened = functools.partial(images.open_folder, spec=spec, crop=config.crop, wrap=cached)
-    return DatasetInfo("images", spec, opened)
+    open_splits = functools.partial(
+        images.open_folder, spec=spec, crop=config.crop, wrap=cached_if_small
+    )
+    return DatasetInfo("images", spec, open_splits)
 
 
 def _lsun(name: str) -> DatasetInfo | None:
@@ -132,7 +134,7 @@ def _lsun(name: str) -> DatasetInfo | None:
 _PADDED_BINARY = ImageSpec(32, 1, binary=True, scored_size=28)
 _PADDED_COLOUR = ImageSpec(32, 3, scored_size=28)
 
-_FIXED = {
+_BUILT_IN = {
     dataset.name: dataset
     for dataset in (
         DatasetInfo("digits", _PADDED_BINARY, arrays.read_digits, flip=False),

@@ -14,7 +14,7 @@ from nvae_tf.io.paths import is_regular, user_path
 
 # Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory per pixel
+MAX_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory per pixel
 
 
 class UnreadableImage(UserError):
@@ -48,11 +48,11 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def load_image(opened, name, size: int, crop: str) -> np.ndarray:
+def load_image(file, name, size: int, crop: str) -> np.ndarray:
     """Decodes an image to RGB, turns it upright as its EXIF data say, and resizes it.
 
     Args:
-        opened: Path of a file, or a binary file.
+        file: Path of a file, or a binary file.
         name: Name of the image in errors.
         size: Height and width of the result in pixels; with a random crop, its shorter side.
         crop: ``"centre"``: the middle square; ``"random"``: no crop yet, the shorter side gets the
@@ -65,7 +65,7 @@ def load_image(opened, name, size: int, crop: str) -> np.ndarray:
         UnreadableImage: The image cannot be decoded.
         UserError: The image is smaller than the size asked for.
     """
-    image = decode(opened, name)
+    image = decode(file, name)
     if min(image.size) < size:
         raise UserError(
             f"{name}: the image is {image.height}x{image.width}, smaller than {size}x{size}; ask for a "
@@ -74,22 +74,22 @@ def load_image(opened, name, size: int, crop: str) -> np.ndarray:
     return np.asarray(resize(image, size, crop))
 
 
-def decode(opened, name) -> Image.Image:
+def decode(file, name) -> Image.Image:
     """Decodes an image to RGB and turns it upright as its EXIF data say.
 
     Args:
-        opened: Path of a file, or a binary file.
+        file: Path of a file, or a binary file.
         name: Name of the image in errors.
 
     Raises:
         UnreadableImage: The file is not an image in one of `FORMATS`, is damaged, or has more than
-            `MOST_PIXELS`.
+            `MAX_PIXELS`.
     """
     try:
-        if isinstance(opened, Path) and not is_regular(opened):
+        if isinstance(file, Path) and not is_regular(file):
             raise ValueError("not a file")
-        with Image.open(opened, formats=FORMATS) as stored:
-            if stored.width * stored.height > MOST_PIXELS:
+        with Image.open(file, formats=FORMATS) as stored:
+            if stored.width * stored.height > MAX_PIXELS:
                 raise ValueError(f"{stored.width}x{stored.height} pixels are too many")
             return _to_rgb(_upright(stored))
     except Exception as error:  # noqa: BLE001 - decoders raise what they like for damaged files
@@ -152,8 +152,8 @@ def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
         )
     held_out = set(np.random.RandomState(seed).permutation(len(items))[:num_validation].tolist())
     parts = ([], [])
-    for number, item in enumerate(items):
-        parts[number in held_out].append(item)
+    for index, item in enumerate(items):
+        parts[index in held_out].append(item)
     return parts
 
 

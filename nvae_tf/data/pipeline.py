@@ -41,12 +41,12 @@ def training_batches(
         seed: Seed of order, augmentation and binarisation.
         num_bits: Number of bits per colour value that are kept.
         start_step: Number of batches to skip.
-        worker: Number of this worker, from 0.
+        worker: Index of this worker.
         num_workers: Number of workers that share each batch; it divides the batch size.
-        parts: Number of parts in which a worker's share of a batch comes, one after the other: one
-            per device.
-        passes: Number of passes in which a batch is computed, one after the other. All devices of all
-            workers together see in each the images that one device alone would see in it.
+        parts: Number of parts into which a worker's share of each batch is split, one per device. The
+            parts follow one another.
+        passes: Number of passes in which a batch is computed. In each, all devices of all workers
+            together see the images that one device alone would see in it.
 
     Returns:
         Batches (batch_size / num_workers / parts, height, width, channels), float32 in [0, 1], the
@@ -54,29 +54,31 @@ def training_batches(
     """
     per_epoch = len(source) // batch_size * batch_size
     share = batch_size // num_workers
-    in_part = share // parts
-    in_pass = in_part // passes  # images of a part
+    part = share // parts
+    part_of_pass = part // passes
     spec = dataset.image
 
-    def example(number):
-        step, number = number // share, number % share
-        part, number = worker * parts + number // in_part, number % in_part
-        place = step * batch_size
-        place += (number // in_pass * num_workers * parts + part) * in_pass + number % in_pass
+    def example(local_place):
+        step, in_share = local_place // share, local_place % share
+        replica, in_part = worker * parts + in_share // part, in_share % part
+        before = in_part // part_of_pass * num_workers * parts + replica
+        place = step * batch_size + before * part_of_pass + in_part % part_of_pass
         epoch, position = place // per_epoch, place % per_epoch
-        order = _fold(seed, _ORDER, epoch)
+        order = _stream_seed(seed, _ORDER, epoch)
         index = tf.random.experimental.index_shuffle(position, order, len(source) - 1)
         image, _ = source.example(index)
-        image = _crop(image, spec, tf.random.stateless_uniform([2], _fold(seed, _CROP, place)))
+        image = _crop(
+            image, spec, tf.random.stateless_uniform([2], _stream_seed(seed, _CROP, place))
+        )
         if dataset.flip:
-            heads = tf.random.stateless_uniform([], _fold(seed, _FLIP, place)) < 0.5
+            heads = tf.random.stateless_uniform([], _stream_seed(seed, _FLIP, place)) < 0.5
             # This is ten times as fast as tf.where with a slice of negative step.
             image = tf.cond(heads, lambda: tf.reverse(image, [1]), lambda: image)
-        return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, place))
+        return _to_unit(image, spec, num_bits, _stream_seed(seed, _BINARIZE, place))
 
-    numbers = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
-    examples = numbers.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.batch(in_part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    local_places = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
+    examples = local_places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    return examples.batch(part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(
@@ -134,14 +136,14 @@ def validation_batches(
         parts: As for `training_batches`.
 
     Returns:
-        Images as for `training_batches`, their numbers (batch,) int64, and weights (batch,): 1, or 0
+        Images as for `training_batches`, their indices (batch,) int64, and weights (batch,): 1, or 0
         for images that only fill up the last batch.
     """
     share = batch_size // num_workers
     num_batches = -(-len(source) // batch_size)
 
-    def example(number):
-        place = number // share * batch_size + worker * share + number % share
+    def example(local_place):
+        place = local_place // share * batch_size + worker * share + local_place % share
         index = tf.minimum(place, len(source) - 1)
         weight = tf.cast(place < len(source), tf.float32)
         return _evaluation_example(source, dataset.image, index, seed, num_bits)[0], index, weight
@@ -156,7 +158,7 @@ def _evaluation_example(source: Source, spec: ImageSpec, index, seed: int, num_b
     """Returns an image as evaluation sees it, and its label."""
     image, label = source.example(index)
     image = _crop(image, spec, tf.constant([0.5, 0.5]))
-    return _to_unit(image, spec, num_bits, _fold(seed, _BINARIZE, index)), label
+    return _to_unit(image, spec, num_bits, _stream_seed(seed, _BINARIZE, index)), label
 
 
 def _crop(image, spec: ImageSpec, portions):
@@ -177,6 +179,6 @@ def _to_unit(image, spec: ImageSpec, num_bits: int, seed):
     return tf.cast(levels, tf.float32) / (2.0**num_bits - 1.0)
 
 
-def _fold(seed: int, stream: int, number):
-    """Returns the seed for one number (an epoch, a place, an image) of one stream."""
-    return tf.random.experimental.stateless_fold_in((seed, stream), number)
+def _stream_seed(seed: int, stream: int, index):
+    """Returns the seed for an index (of an epoch, a place or an image) in one stream."""
+    return tf.random.experimental.stateless_fold_in((seed, stream), index)

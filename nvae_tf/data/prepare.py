@@ -2,7 +2,7 @@
 
     nvae-prepare images --input DIR --output DIR --size 64
 
-The output holds ``train/`` and ``validation/`` (of CelebA also ``test/``) and ``prepare.json``, which
+The output holds ``train/`` and ``validation/`` (for CelebA also ``test/``) and ``prepare.json``, which
 says what was done. A shard is written under a temporary name and renamed when it is complete, so the
 same command continues where it was stopped.
 """
@@ -34,9 +34,9 @@ CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
 MANIFEST = "prepare.json"
 PREPARING = "preparing data"  # what the process that holds an output's lock does
 IMAGES_PER_SHARD = 1000
-MAX_UNREADABLE = 0.01  # of all images
+MAX_UNREADABLE = 0.01  # portion of all images
 LARGEST_LIST = 2**26  # bytes; CelebA's has 3 million
-LARGEST_SIZE = 4096  # of images, in pixels
+LARGEST_SIZE = 4096  # height and width of the images in pixels
 
 
 class Item(NamedTuple):
@@ -65,7 +65,7 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
         splits: The images of each split.
         size: Height and width of the images in pixels, a power of two.
         output: Folder, created if need be; shards that are complete there are kept.
-        settings: What the images depend on; an output prepared with others is not continued.
+        settings: Settings that the images depend on; an output prepared with others is not continued.
 
     Returns:
         The content of ``prepare.json``: settings, the count of each split, and the unreadable files.
@@ -75,10 +75,10 @@ def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: di
             or was prepared with other settings.
     """
     with exclusive_lock(output, PREPARING):
-        return _prepare_alone(splits, size, output, settings)
+        return _prepare_locked(splits, size, output, settings)
 
 
-def _prepare_alone(splits, size: int, output: Path, settings: dict) -> dict:
+def _prepare_locked(splits, size: int, output: Path, settings: dict) -> dict:
     _check_output(output, settings)
     jobs = []
     for split, items in splits.items():
@@ -300,10 +300,10 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
     with exclusive_lock(output, PREPARING):
         for split in ("train", "validation"):
             _remove_partial(output / split)
-        return _unpack_alone(archive, output)
+        return _unpack_locked(archive, output)
 
 
-def _unpack_alone(archive: Path, output: Path) -> dict[str, int]:
+def _unpack_locked(archive: Path, output: Path) -> dict[str, int]:
     splits: set[tuple[str, int]] = set()  # with their sizes
     try:
         with (
@@ -339,6 +339,6 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
         return
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         content = tar.extractfile(member)
-        assert content is not None  # `_unpack_alone` has checked that it is a regular file
+        assert content is not None  # `_unpack_locked` has checked that it is a regular file
         while block := content.read(1 << 20):
             file.write(block)

@@ -22,7 +22,7 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     Args:
         config: Configuration; its data section and ``num_x_bits`` are used.
         picture: Path of the PNG to write.
-        seconds: How long to measure the throughput.
+        seconds: Number of seconds to measure the throughput for.
 
     Raises:
         UserError: The data is missing or damaged, or the picture cannot be written.
@@ -51,10 +51,10 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
         print(f"written: {picture}")
 
 
-def _label_range(source: Source, most: int = 1000) -> tuple[int, int]:
+def _label_range(source: Source, max_images: int = 1000) -> tuple[int, int]:
     """Returns the smallest and the largest label among images spread over the source."""
-    numbers = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
-    dataset = tf.data.Dataset.from_tensor_slices(numbers).map(lambda n: source.example(n)[1])
+    indices = np.linspace(0, len(source) - 1, min(max_images, len(source))).astype(np.int64)
+    dataset = tf.data.Dataset.from_tensor_slices(indices).map(lambda i: source.example(i)[1])
     labels = [int(label) for label in dataset]
     return min(labels), max(labels)
 

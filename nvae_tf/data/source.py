@@ -1,7 +1,7 @@
-"""Images by number: what every data set looks like to the pipeline.
+"""Images by index: what every data set looks like to the pipeline.
 
 Random access is what makes the order of images a function of the seed alone, whatever the number of
-workers, readers or restarts: the pipeline draws a permutation and asks for images by number.
+workers, readers or restarts: the pipeline draws a permutation and asks for images by index.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class Source:
         """Fetches one image, inside a tf.data function.
 
         Args:
-            index: Number of the image, scalar int64 tensor.
+            index: Index of the image, a scalar int64 tensor.
 
         Returns:
             The image (height, width, channels), uint8, and its label, scalar int64.

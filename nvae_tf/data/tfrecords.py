@@ -150,13 +150,13 @@ class Shard:
             offset = end
         return np.array(offsets, np.int64)
 
-    def record(self, number: int) -> bytes:
+    def record(self, index: int) -> bytes:
         """Reads the bytes of a record.
 
         Raises:
             UserError: The bytes do not match their checksum, or the file is gone.
         """
-        offset = int(self.offsets[number])
+        offset = int(self.offsets[index])
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(offset)
@@ -171,13 +171,13 @@ class Shard:
             raise self._damaged(offset, "the record does not match its checksum")
         return data
 
-    def example(self, number: int, channels: int) -> tuple[np.ndarray, int]:
+    def example(self, index: int, channels: int) -> tuple[np.ndarray, int]:
         """Reads the image (height, width, channels) and the label of a record.
 
         Raises:
             UserError: The record is not an example, or shape and bytes disagree.
         """
-        data = self.record(number)
+        data = self.record(index)
         try:
             features = tf.train.Example.FromString(data).features.feature
             shape = tuple(features["shape"].int64_list.value[:4])
@@ -185,16 +185,16 @@ class Shard:
             label = next(iter(features["label"].int64_list.value), 0)
         except Exception:  # noqa: BLE001 - protobuf's own classes differ by its implementation
             raise self._damaged(
-                int(self.offsets[number]), "the record is not an example with shape and data"
+                int(self.offsets[index]), "the record is not an example with shape and data"
             ) from None
         if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=object) != len(pixels):
             raise self._damaged(
-                int(self.offsets[number]),
+                int(self.offsets[index]),
                 f"its shape {shape} is not that of its {len(pixels)} bytes",
             )
         if shape[2] != channels:
             raise self._damaged(
-                int(self.offsets[number]), f"its image has {shape[2]} channels, not {channels}"
+                int(self.offsets[index]), f"its image has {shape[2]} channels, not {channels}"
             )
         return np.frombuffer(pixels, np.uint8).reshape(shape), label
 
@@ -231,14 +231,14 @@ class TFRecordSource(PythonSource):
         """Reads one record."""
         shard_index = int(np.searchsorted(self.ends, index, side="right"))
         shard = self.shards[shard_index]
-        number = index - (int(self.ends[shard_index - 1]) if shard_index else 0)
-        image, label = shard.example(number, self.channels)
+        record_index = index - (int(self.ends[shard_index - 1]) if shard_index else 0)
+        image, label = shard.example(record_index, self.channels)
         height, width, _ = image.shape
         fits = min(height, width) == self.size and (self.cropped or height == width)
         if not fits:
             raise UserError(
-                f"{shard.path}: the image at byte {shard.offsets[number]} is {height}x{width}, not "
-                f"{self.size}x{self.size}; {FETCH_AGAIN}"
+                f"{shard.path}: the image at byte {shard.offsets[record_index]} is {height}x{width}, "
+                f"not {self.size}x{self.size}; {FETCH_AGAIN}"
             )
         return image, label
 

@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from nvae_tf.evaluation.loading import Loaded
+from nvae_tf.evaluation.loading import LoadedModel
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import read_json
 from nvae_tf.version import __version__
@@ -11,7 +11,7 @@ from nvae_tf.version import __version__
 REPORTS = ("evaluate.json", "fid.json")
 
 
-def text(loaded: Loaded, picture: str | None = None, usage: str = "") -> str:
+def text(loaded: LoadedModel, picture: str | None = None, usage: str = "") -> str:
     """The card, in Markdown.
 
     Args:
@@ -47,7 +47,7 @@ def text(loaded: Loaded, picture: str | None = None, usage: str = "") -> str:
     return "\n".join(lines)
 
 
-def facts(loaded: Loaded) -> list[tuple[str, str]]:
+def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     """Names and values of the facts about a model, results of its evaluation included."""
     config, model, image = loaded.config, loaded.model, loaded.model.image
     groups = " + ".join(map(str, config.model.groups_per_scale))

@@ -27,7 +27,7 @@ GRAPH = "classify_image_graph_def.pb"
 INPUT, OUTPUT = "Mul:0", "pool_3:0"  # the image after the graph's resize and scaling; 2048 features
 SIZE = 299  # height and width of the network's input
 MAX_GRAPH_SIZE = 2**29  # bytes; the real graph has 95 million
-EPSILON = 1e-3  # of the network's batch norms
+EPSILON = 1e-3  # added to variances by the network's batch norms
 
 Features = Callable[[np.ndarray], np.ndarray]
 
@@ -68,7 +68,7 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
         state: Arrays by the port's keys.
 
     Returns:
-        As `load`.
+        A function as for `load`.
 
     Raises:
         UserError: A weight is missing or has the wrong shape.
@@ -76,8 +76,8 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
     keras_network = tf_keras.applications.InceptionV3(
         include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), pooling="avg"
     )
-    # Keras's network differs in one place: the last block of that of 2015 has max pooling.
-    poolings = _of_kind(keras_network, tf_keras.layers.AveragePooling2D)
+    # Keras's network differs in one place: in 2015 the last block had max pooling.
+    poolings = _layers_of_type(keras_network, tf_keras.layers.AveragePooling2D)
     network = tf_keras.models.clone_model(
         keras_network,
         clone_function=lambda layer: (
@@ -86,8 +86,8 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
             else type(layer).from_config(layer.get_config())
         ),
     )
-    convolutions = _of_kind(network, tf_keras.layers.Conv2D)
-    norms = _of_kind(network, tf_keras.layers.BatchNormalization)
+    convolutions = _layers_of_type(network, tf_keras.layers.Conv2D)
+    norms = _layers_of_type(network, tf_keras.layers.BatchNormalization)
     for name, convolution, norm in zip(_port_names(), convolutions, norms, strict=True):
         keys = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
         missing = [key for key in keys if f"{name}.{key}" not in state]
@@ -106,8 +106,8 @@ def from_port(state: dict[str, np.ndarray]) -> Features:
 
 
 def _from_graph(content: bytes) -> Features:
-    graph = _input_to_output(tf.compat.v1.GraphDef.FromString(content))
-    _check_computes_alone(graph)
+    graph = _extract_network(tf.compat.v1.GraphDef.FromString(content))
+    _check_only_computes(graph)
 
     def network(images):
         (features,) = tf.graph_util.import_graph_def(
@@ -120,7 +120,7 @@ def _from_graph(content: bytes) -> Features:
     return features
 
 
-def _input_to_output(graph):
+def _extract_network(graph):
     """The part of a graph from `INPUT` to `OUTPUT`, without the decoding of JPEG files before it."""
     input_node, output_node = (name.partition(":")[0] for name in (INPUT, OUTPUT))
     for node in graph.node:
@@ -131,7 +131,7 @@ def _input_to_output(graph):
     return tf.compat.v1.graph_util.extract_sub_graph(graph, [output_node])
 
 
-def _check_computes_alone(graph) -> None:
+def _check_only_computes(graph) -> None:
     """Refuses a graph that does more than compute with numbers.
 
     A graph is a program: it may hold operations that read and write files, whose names are strings.
@@ -167,9 +167,9 @@ def _features(network) -> Features:
     return lambda images: unshard(run(shard(images)), len(images)).numpy()
 
 
-def _of_kind(network, kind):
-    """Layers of a kind in the order of their creation, given by the numbers in their names."""
-    layers = [layer for layer in network.layers if isinstance(layer, kind)]
+def _layers_of_type(network, layer_type):
+    """Layers of a type in the order of their creation, given by the numbers in their names."""
+    layers = [layer for layer in network.layers if isinstance(layer, layer_type)]
     return sorted(layers, key=lambda layer: int((re.findall(r"_(\d+)$", layer.name) or [0])[0]))
 
 

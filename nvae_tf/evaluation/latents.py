@@ -46,12 +46,12 @@ def prior_noise(model: NVAE, images):
         Tensors (batch, height, width, latents), one per group.
     """
 
-    def noise_of(images):
+    def encode_noise(images):
         source = RecordNoise([latent.z for latent in model.encode(images)])
         model.top_down(source)
         return source.noise
 
-    return unshard(on_devices(noise_of)(shard(images)), len(images))
+    return unshard(on_devices(encode_noise)(shard(images)), len(images))
 
 
 class Reconstructions(NamedTuple):
@@ -107,9 +107,9 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
     Returns:
         Means of p(x | z), (batch, steps, height, width, channels).
     """
-    draw = _image_of_noise(model, temperature)
+    decode = _noise_decoder(model, temperature)
     rows = [
-        draw([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
+        decode([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
         for t in np.linspace(0.0, 1.0, steps)
     ]
     return np.stack(rows, 1)
@@ -134,14 +134,14 @@ def traverse(
     Returns:
         Means of p(x | z), (n, groups, steps, height, width, channels).
     """
-    draw = _image_of_noise(model, temperature)
+    decode = _noise_decoder(model, temperature)
     fresh = model.draw_noise([1], (seed, 0))
     angles = tf.reshape(tf.linspace(0.0, math.pi, steps), [-1, 1, 1, 1])
 
     def row(start, group):
-        turned = [tf.repeat(tensor, steps, 0) for tensor in start]
-        turned[group] = tf.cos(angles) * start[group] + tf.sin(angles) * fresh[group]
-        return draw(turned)
+        changed = [tf.repeat(tensor, steps, 0) for tensor in start]
+        changed[group] = tf.cos(angles) * start[group] + tf.sin(angles) * fresh[group]
+        return decode(changed)
 
     starts = [[tensor[n : n + 1] for tensor in noise] for n in range(len(noise[0]))]
     return np.stack([[row(start, group) for group in groups] for start in starts])
@@ -159,12 +159,12 @@ def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> n
     Returns:
         Root mean squared change of the means of p(x | z), for values in [0, 1], (groups,).
     """
-    draw = _image_of_noise(model, temperature)
+    decode = _noise_decoder(model, temperature)
     noise, fresh = (model.draw_noise(num_samples, (seed, stream)) for stream in (0, 1))
-    before = draw(noise)
+    before = decode(noise)
     changes = []
     for group in range(len(noise)):
-        after = draw([*noise[:group], fresh[group], *noise[group + 1 :]])
+        after = decode([*noise[:group], fresh[group], *noise[group + 1 :]])
         changes.append(math.sqrt(np.mean(np.square(after - before))))
     return np.array(changes)
 
@@ -174,11 +174,11 @@ class Encoded(NamedTuple):
 
     Attributes:
         z: z of the selected groups, (batch, height, width, latents) each: the posterior's means after
-            the flows, given the same of the groups before.
+            the flows, given those of the groups before.
         mean: Means of these groups' posteriors before the flows, shaped as z.
         stddev: Standard deviations of these groups' posteriors before the flows, shaped as z.
         kl: KL of every image and group in nats, (batch, groups), with one draw of z from the posterior.
-            Its sum over the groups is the KL of that draw's NELBO. With the means for z it would
+            Its sum over the groups is the KL in the NELBO of that draw. With the means for z it would
             usually be smaller.
     """
 
@@ -220,7 +220,7 @@ def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterat
         yield Encoded(z, mean, stddev, kl)
 
 
-def _image_of_noise(model: NVAE, temperature: float):
+def _noise_decoder(model: NVAE, temperature: float):
     """A function from noise to the means of p(x | z), as an array."""
     run = on_devices(
         lambda noise: model.render(model.top_down(FromPrior(noise, temperature)).parameters)

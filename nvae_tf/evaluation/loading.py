@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
-from nvae_tf.checkpoint_files import NAME, Layout, has_averages, newest_whole
+from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
 from nvae_tf.engine.weights import layout
@@ -16,7 +16,7 @@ from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """A trained model and where it comes from.
 
     Attributes:
@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
     folder: Path
 
 
-def load(path: str, data_overrides: dict | None = None) -> Loaded:
+def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
     """Loads a trained model.
 
     Args:
@@ -60,8 +60,8 @@ def load(path: str, data_overrides: dict | None = None) -> Loaded:
         if config.train.ema_decay and has_averages(path):
             _read(path, averages=tf.train.Checkpoint(stacks=model.trainable_variables))
 
-    newest_whole(location.checkpoints, restore)
-    return Loaded(model, config, int(step.numpy()), folder.path)
+    restore_newest(location.checkpoints, restore)
+    return LoadedModel(model, config, int(step.numpy()), folder.path)
 
 
 def _read(path: Path, **parts) -> None:
@@ -72,12 +72,12 @@ def _read(path: Path, **parts) -> None:
         **parts: Objects to restore, by their attribute names in the trainer.
     """
     saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**parts))
-    saved.read(str(path / NAME)).assert_existing_objects_matched().expect_partial()
+    saved.read(str(path / PREFIX)).assert_existing_objects_matched().expect_partial()
 
 
-def _load_official(path: Path, data_overrides) -> Loaded:
+def _load_official(path: Path, data_overrides) -> LoadedModel:
     official = torch_import.read(path)
     config = configuration.from_dict(data_overrides or {}, official.config)
     model = NVAE(config.model, catalog.get_dataset_info(config.data).image)
     torch_import.load_state(model, official.state)
-    return Loaded(model, config, official.step, path.parent)
+    return LoadedModel(model, config, official.step, path.parent)

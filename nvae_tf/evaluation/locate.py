@@ -8,11 +8,11 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.run_folder import RunFolder
 
-MAX_LISTED = 8  # runs in an error
+MAX_LISTED = 8  # runs that an error lists
 MAX_ENTRIES = 10_000  # entries of a folder that are looked at
 
 
-class Place(NamedTuple):
+class ModelLocation(NamedTuple):
     """Where a trained model is.
 
     Attributes:
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     checkpoints: list[Path]
 
 
-def locate(text: str) -> Place:
+def locate(text: str) -> ModelLocation:
     """Finds a trained model.
 
     Args:
@@ -38,15 +38,15 @@ def locate(text: str) -> Place:
     if given.is_dir():
         if any(is_regular(path) for path in given.glob("*.index")):
             # Resolved, since the parents of a relative path or of a link are not the run's folders.
-            return Place(given.resolve().parent.parent, [given])
+            return ModelLocation(given.resolve().parent.parent, [given])
         checkpoints = RunFolder(given).list_checkpoints()
         if checkpoints:
-            return Place(given, checkpoints)
+            return ModelLocation(given, checkpoints)
         raise UserError(
             f"{given}: no checkpoint here; name the folder of a run (ROOT/SAVE){_runs_near(given)}"
         )
     if is_regular(given):
-        return Place(given, [])
+        return ModelLocation(given, [])
     raise UserError(f"{given}: no such run, checkpoint or PyTorch file{_runs_near(given)}")
 
 

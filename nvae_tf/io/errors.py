@@ -19,8 +19,8 @@ class ConfigError(UserError):
 
     Args:
         text: The line.
-        keys: The keys whose values do not go together, where each is fine alone; the one that the
-            text names is the first.
+        keys: The keys whose values do not go together although each is allowed alone; the text names
+            the first of them.
     """
 
     def __init__(self, text: str, keys: tuple[str, ...] = ()):
@@ -32,17 +32,17 @@ class TrainingDivergedError(UserError):
     """Training ended because too many of its steps in a row were not finite."""
 
 
-def short_message(error: Exception, most: int = 200) -> str:
+def short_message(error: Exception, max_length: int = 200) -> str:
     """The message of another library's error, as a part of a line.
 
     Args:
         error: The error.
-        most: Most characters of it; a longer message loses its middle.
+        max_length: Largest number of characters; a longer message loses its middle.
     """
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     text = _GRAPH_NODES.sub("", text) or type(error).__name__
-    # The cause is as often at the end as at the beginning.
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    half = max_length // 2  # the cause is as often at the end as at the beginning
+    return text if len(text) <= max_length else f"{text[:half]} ... {text[-half:]}"
 
 
 def short_repr(value) -> str:

@@ -18,12 +18,12 @@ from nvae_tf.io.errors import UserError, short_message
 OLD = ".old.part"  # ending of the name of a folder that is being replaced
 
 
-def read_json(path: Path, most: int = 2**27):
+def read_json(path: Path, max_size: int = 2**27):
     """Reads a JSON file.
 
     Args:
         path: Path of the file.
-        most: Largest size of the file in bytes.
+        max_size: Largest size of the file in bytes.
 
     Returns:
         The value that the file holds.
@@ -32,8 +32,8 @@ def read_json(path: Path, most: int = 2**27):
         UserError: The file is missing, damaged or too large.
     """
     try:
-        if path.stat().st_size > most:
-            raise ValueError(f"larger than {most} bytes")
+        if path.stat().st_size > max_size:
+            raise ValueError(f"larger than {max_size} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({short_message(error)})") from None
@@ -52,7 +52,7 @@ def atomic_write(path: Path):
     Raises:
         UserError: The file cannot be written there; the old file is unchanged.
     """
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
         temporary.touch(exist_ok=False)
         yield temporary
@@ -70,7 +70,7 @@ def temporary_folder(path: Path):
 
     Permissions, leftovers and errors are as for `atomic_write`.
     """
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
         temporary.mkdir()
         yield temporary
@@ -90,11 +90,11 @@ def atomic_write_dir(path: Path):
     and the next one that replaces the folder first puts the old one back.
     """
     with temporary_folder(path) as temporary:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*{OLD}"):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{OLD}"):
             if path.exists():
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
             else:
-                left.rename(path)
+                leftover.rename(path)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         yield temporary
@@ -111,8 +111,8 @@ def atomic_write_dir(path: Path):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(path: Path) -> Path:
-    """A hidden name in the same folder that no other process uses, for what is not complete yet."""
+def _temporary_path(path: Path) -> Path:
+    """A hidden path in the same folder that no other process uses, for what is not complete yet."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2  # pixels between images
-LEAST_WIDTH = 96  # pixels of an image with a caption
+MIN_WIDTH = 96  # pixels of an image with a caption
 LINE_HEIGHT = 12  # pixels of a line of the caption
 
 
@@ -41,7 +41,7 @@ def with_captions(images, captions: list[list[str]]) -> np.ndarray:
 
     Args:
         images: Images (n, height, width, 1 or 3), 8-bit or in [0, 1].
-        captions: Lines of text for each image, the same number for all.
+        captions: Lines of text for each image, as many for one as for another.
 
     Returns:
         8-bit images (n, height', width', 3).
@@ -49,30 +49,30 @@ def with_captions(images, captions: list[list[str]]) -> np.ndarray:
     captioned = []
     font = ImageFont.load_default()
     for image, lines in zip(images, captions, strict=True):
-        enlarged = Image.fromarray(enlarge(image[None], LEAST_WIDTH)[0])
+        enlarged = Image.fromarray(enlarge(image[None], MIN_WIDTH)[0])
         canvas = Image.new(
             "RGB", (enlarged.width, enlarged.height + LINE_HEIGHT * len(lines)), "white"
         )
         canvas.paste(enlarged)
-        for number, line in enumerate(lines):
-            position = (2, enlarged.height + LINE_HEIGHT * number)
+        for row, line in enumerate(lines):
+            position = (2, enlarged.height + LINE_HEIGHT * row)
             ImageDraw.Draw(canvas).text(position, line, fill="black", font=font)
         captioned.append(np.asarray(canvas))
     return np.stack(captioned)
 
 
-def enlarge(images, least_width: int) -> np.ndarray:
+def enlarge(images, min_width: int) -> np.ndarray:
     """Enlarges images by repeating their pixels a whole number of times.
 
     Args:
         images: Images (n, height, width, 1 or 3), 8-bit or in [0, 1].
-        least_width: Smallest width of the results in pixels.
+        min_width: Smallest width of the results in pixels.
 
     Returns:
         8-bit RGB images (n, height', width', 3).
     """
     images = np.asarray(images)
     images = images if images.dtype == np.uint8 else to_bytes(images)
-    times = -(-least_width // images.shape[2])
+    times = -(-min_width // images.shape[2])
     images = images.repeat(times, 1).repeat(times, 2)
     return np.broadcast_to(images, (*images.shape[:3], 3))

@@ -55,14 +55,14 @@ class OrderedDict(dict, Object):
 
 
 def load(
-    file: IO[bytes], factories: Factories, persistent: Callable[[Any], Any] | None = None
+    file: IO[bytes], factories: Factories, persistent_load: Callable[[Any], Any] | None = None
 ) -> Any:
     """Reads one pickle.
 
     Args:
         file: A binary file at the pickle's first byte; afterwards it is after the last one.
         factories: What to call instead of each class or function that is allowed, by ``"module name"``.
-        persistent: Turns a persistent id into the object that it refers to.
+        persistent_load: Turns a persistent id into the object that it refers to.
 
     Returns:
         The object that the pickle holds.
@@ -70,11 +70,11 @@ def load(
     Raises:
         UnsafePickle: The pickle is damaged, or names something that is not in `factories`.
     """
-    machine = _Machine(factories, persistent)
+    machine = _Machine(factories, persistent_load)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if count > _MOST_OPERATIONS:
-                raise UnsafePickle(f"a pickle of more than {_MOST_OPERATIONS} operations")
+            if count > _MAX_OPERATIONS:
+                raise UnsafePickle(f"a pickle of more than {_MAX_OPERATIONS} operations")
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.run(opcode.name, argument)
@@ -100,11 +100,10 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MOST_OPERATIONS = (
-    2_000_000  # These take some seconds; the largest official checkpoints have 300,000
-)
+# These take some seconds; the largest official checkpoints have 300,000.
+_MAX_OPERATIONS = 2_000_000
 # Totals over all collections and texts that calls receive; CIFAR-10's texts have 30 million characters.
-_MOST_COPIED = {"entries": 1_000_000, "characters": 2**27}
+_MAX_COPIED = {"entries": 1_000_000, "characters": 2**27}
 _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
@@ -116,12 +115,12 @@ def _check_keys(keys) -> None:
 class _Machine:
     """The stack machine that a pickle is a program for; its methods are the operations."""
 
-    def __init__(self, factories: Factories, persistent):
-        self.factories, self.persistent = factories, persistent
+    def __init__(self, factories: Factories, persistent_load):
+        self.factories, self.persistent_load = factories, persistent_load
         self.stack: list[Any] = []
         self.marks: list[int] = []  # lengths of the stack where a mark was set
         self.memo: dict[int, Any] = {}
-        self.copied = dict.fromkeys(_MOST_COPIED, 0)
+        self.copied = dict.fromkeys(_MAX_COPIED, 0)
 
     def run(self, name: str, argument: Any) -> None:
         """Executes one operation."""
@@ -168,7 +167,7 @@ class _Machine:
         """Counts what a call or a state will copy."""
         for kind, types in (("entries", (list, tuple, dict, set)), ("characters", (str, bytes))):
             self.copied[kind] += len(value) if isinstance(value, types) else 0
-            if self.copied[kind] > _MOST_COPIED[kind]:
+            if self.copied[kind] > _MAX_COPIED[kind]:
                 raise UnsafePickle("a pickle that would unfold to much more than it is")
 
     def _tuple(self, _):
@@ -246,6 +245,6 @@ class _Machine:
         self._binpersid(None)
 
     def _binpersid(self, _):
-        if self.persistent is None:
+        if self.persistent_load is None:
             raise UnsafePickle("a reference to data outside the pickle")
-        self.stack.append(self.persistent(self.stack.pop()))
+        self.stack.append(self.persistent_load(self.stack.pop()))

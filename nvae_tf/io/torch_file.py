@@ -18,7 +18,9 @@ from nvae_tf.io.paths import is_regular
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-UNFOLDING = 4  # how many times a file's size its tensors may take in memory (bfloat16 doubles)
+MAX_EXPANSION = (
+    4  # largest size of a file's tensors in memory, in sizes of the file (bfloat16 doubles)
+)
 
 _BFLOAT16 = "bfloat16"  # unknown to NumPy: two bytes, the upper half of a float32
 STORAGES = {
@@ -51,12 +53,12 @@ class Tensor(NamedTuple):
         """
         storage = self.read()
         shape, strides = tuple(self.shape), tuple(self.strides)
-        sound = len(shape) == len(strides) and all(
+        valid = len(shape) == len(strides) and all(
             isinstance(n, int) and n >= 0 for n in (self.offset, *shape, *strides)
         )
-        empty = sound and 0 in shape
-        reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if sound else 0
-        if not sound or (not empty and self.offset + reach >= len(storage)):
+        empty = valid and 0 in shape
+        reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if valid else 0
+        if not valid or (not empty and self.offset + reach >= len(storage)):
             raise UserError("a tensor that does not lie within its storage")
         # Overlapping strides could make a huge tensor of a small storage.
         if not empty and np.prod(shape, dtype=object) > len(storage):
@@ -147,7 +149,7 @@ def arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
             the file, which means that many share one storage.
     """
     values: dict[str, np.ndarray] = {}
-    room = UNFOLDING * path.stat().st_size
+    bytes_left = MAX_EXPANSION * path.stat().st_size
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: {short_repr(key)} is not a tensor")
@@ -159,8 +161,8 @@ def arrays(tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
             raise UserError(
                 f"{path}: {short_repr(key)}: damaged ({short_message(error, 100)})"
             ) from None
-        room -= values[key].nbytes
-        if room < 0:
+        bytes_left -= values[key].nbytes
+        if bytes_left < 0:
             raise UserError(f"{path}: refused: its tensors would unfold to much more than the file")
     return values
 
@@ -177,7 +179,7 @@ def _load_zip(path: Path) -> Any:
         byteorder = f"{root}/byteorder"
         little = byteorder not in archive.namelist() or archive.read(byteorder) != b"big"
 
-        def persistent(reference):
+        def persistent_load(reference):
             storage_type, key, count = _storage_reference(reference)
 
             def read():
@@ -190,16 +192,15 @@ def _load_zip(path: Path) -> Any:
             return read
 
         with archive.open(names[0]) as file:
-            return safe_pickle.load(file, FACTORIES, persistent)
+            return safe_pickle.load(file, FACTORIES, persistent_load)
 
 
 def _load_legacy(path: Path) -> Any:
-    positions: dict[
-        str, tuple[int, int]
-    ] = {}  # for each key the first byte and the number of elements
+    # The first byte and the number of elements of each storage, by its key.
+    positions: dict[str, tuple[int, int]] = {}
     types: dict[str, _StorageType] = {}
 
-    def persistent(reference):
+    def persistent_load(reference):
         storage_type, key, _ = _storage_reference(reference)
         types[key] = storage_type
 
@@ -217,7 +218,7 @@ def _load_legacy(path: Path) -> Any:
         if safe_pickle.load(file, {}) != LEGACY_PROTOCOL:
             raise UserError(f"{path}: an unknown version of PyTorch's format")
         safe_pickle.load(file, {})  # sizes of the writing machine's integers
-        content = safe_pickle.load(file, FACTORIES, persistent)
+        content = safe_pickle.load(file, FACTORIES, persistent_load)
         keys = safe_pickle.load(file, {})
         size = path.stat().st_size
         for key in keys:

@@ -15,10 +15,9 @@ INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 class AddonsOptimizer(Optimizer):
     """An optimiser of TensorFlow Addons, in place of a built-in one.
 
-    It updates weights one by one, because some (LAMB) look at each as a whole; for that it holds them a
-    second time. Those that wrap
-    another optimiser (Lookahead, SWA) wrap NVAE's Adamax. Decay is the optimiser's own where it has
-    one, else L2 decay inside the gradient.
+    It updates weights one by one, because some optimisers (LAMB) look at each weight as a whole; for
+    that it holds the weights a second time. Optimisers that wrap another one (Lookahead, SWA) wrap
+    NVAE's Adamax. Decay is the optimiser's own if it has one, or else L2 decay inside the gradient.
 
     Args:
         name: Name of the class, in any case: ``"lamb"``, ``"lookahead"``.
@@ -26,7 +25,7 @@ class AddonsOptimizer(Optimizer):
         weight_decay: Coefficient of the decay, on every variable.
 
     Raises:
-        ConfigError: There is none of that name, or TensorFlow Addons is missing.
+        ConfigError: There is no optimiser of that name, or TensorFlow Addons is missing.
     """
 
     def __init__(self, name, learning_rate, weight_decay=0.0):
@@ -88,28 +87,28 @@ def _make(name, learning_rate, weight_decay):
         ) from None
     base = tf.keras.optimizers.legacy.Optimizer
     known = {
-        key.lower(): found
-        for key, found in vars(tfa.optimizers).items()
-        if inspect.isclass(found) and issubclass(found, base) and _fits(found)
+        key.lower(): content
+        for key, content in vars(tfa.optimizers).items()
+        if inspect.isclass(content) and issubclass(content, base) and _is_creatable(content)
     }
     if name.lower() not in known:
         names = ", ".join(sorted([*BUILT_IN_OPTIMIZERS, *(c.__name__ for c in known.values())]))
         raise ConfigError(f"optimizer: {name!r} is not allowed; expected one of {names}")
-    found = known[name.lower()]
-    parameters = inspect.signature(found).parameters
+    optimizer_class = known[name.lower()]
+    parameters = inspect.signature(optimizer_class).parameters
     if "optimizer" in parameters:
-        return found(_adamax(learning_rate)), weight_decay
+        return optimizer_class(_adamax(learning_rate)), weight_decay
     arguments = {"learning_rate": learning_rate} if "learning_rate" in parameters else {}
     if "weight_decay" in parameters:
-        return found(weight_decay=weight_decay, **arguments), 0.0
-    return found(**arguments), weight_decay
+        return optimizer_class(weight_decay=weight_decay, **arguments), 0.0
+    return optimizer_class(**arguments), weight_decay
 
 
-def _fits(optimizer):
-    """Whether it needs no arguments that a recipe does not have."""
+def _is_creatable(optimizer_class):
+    """Whether the class can be created from arguments that a recipe has."""
     needed = {
         name
-        for name, parameter in inspect.signature(optimizer).parameters.items()
+        for name, parameter in inspect.signature(optimizer_class).parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
@@ -126,10 +125,10 @@ def _adamax(learning_rate):
                 var.device, var.dtype.base_dtype
             )
             beta_1, beta_2 = coefficients["beta_1_t"], coefficients["beta_2_t"]
-            mean, peak = self.get_slot(var, "m"), self.get_slot(var, "v")
-            mean = mean.assign(beta_1 * mean + (1.0 - beta_1) * grad)
-            peak = peak.assign(tf.maximum(beta_2 * peak, tf.abs(grad) + 1e-3))
+            m, u = self.get_slot(var, "m"), self.get_slot(var, "v")  # as in the paper of Adamax
+            m = m.assign(beta_1 * m + (1.0 - beta_1) * grad)
+            u = u.assign(tf.maximum(beta_2 * u, tf.abs(grad) + 1e-3))
             rate = coefficients["lr_t"] / (1.0 - coefficients["beta_1_power"])
-            return var.assign_sub(rate * mean / peak)
+            return var.assign_sub(rate * m / u)
 
     return KerasAdamax(learning_rate)

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that training changes, saved and restored, each a folder of its own."""
+"""Saves and restores everything that training changes; each checkpoint is a separate folder."""
 
 import shutil
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import NAME, Layout, has_averages, newest_whole
+from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, write_error
 from nvae_tf.run_folder import RunFolder
@@ -23,9 +23,10 @@ class Checkpoints:
     Args:
         folder: Folder of the run.
         trainer: The `Trainer` whose model, optimiser, singular vectors and counters are saved.
-        keep: How many of the newest checkpoints are kept.
+        keep: Number of checkpoints to keep, the newest ones.
         save_every: Steps (``"500"``) or minutes (``"10m"``) between checkpoints.
-        images_per_step: Images in a step, of all replicas; a run continues with the same number only.
+        images_per_step: Number of images in a step, over all replicas. A run can only be continued with
+            the same number.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Checkpoints:
         self._every_seconds = 60.0 * int(save_every[:-1]) if minutes else 0.0
         self._saved_at = time.monotonic()
         self._images_per_step = tf.Variable(images_per_step, dtype=tf.int64, trainable=False)
-        self._expected = images_per_step
-        self._newest: Path | None = None  # that holds the present state
+        self._expected_images_per_step = images_per_step
+        self._newest: Path | None = None  # the checkpoint that holds the present state
         self._layout = Layout(trainer.layout())
 
     def due(self, step: int) -> bool:
@@ -56,7 +57,7 @@ class Checkpoints:
     def save(self) -> Path:
         """Writes a checkpoint, named by the step.
 
-        Callers make sure that training has not diverged: what is saved is what it continues from.
+        Callers make sure that training has not diverged, because it continues from what is saved.
 
         Raises:
             UserError: It cannot be written; the older ones are intact.
@@ -65,13 +66,13 @@ class Checkpoints:
         parent = self.folder.checkpoints
         path = parent / f"step-{int(self._iterations.numpy())}"
         try:
-            for left_behind in parent.glob(PARTIAL):  # by a process that was killed
-                shutil.rmtree(left_behind)
+            for leftover in parent.glob(PARTIAL):  # by a process that was killed
+                shutil.rmtree(leftover)
             if path == self._newest:  # a run that was complete
                 return path
             # An existing folder of this name was found damaged by `restore`.
             with atomic_write_dir(path) as temporary:
-                self._parts().write(str(temporary / NAME))
+                self._parts().write(str(temporary / PREFIX))
             self._newest = path
             for old in self.folder.list_checkpoints()[self.keep :]:
                 # Renamed first: an interrupted removal must not leave half a checkpoint.
@@ -81,10 +82,10 @@ class Checkpoints:
         return path
 
     def restore(self) -> int:
-        """Restores the newest checkpoint that is whole, if there is one.
+        """Restores the newest undamaged checkpoint, if there is one.
 
         Returns:
-            The steps taken so far.
+            Number of steps taken so far.
 
         Raises:
             UserError: All are damaged, or they are of another model.
@@ -92,15 +93,15 @@ class Checkpoints:
         """
         paths = self.folder.list_checkpoints()
         if paths:
-            self._newest = newest_whole(paths, self._read)
-            before = int(self._images_per_step.numpy())
-            if before not in (0, self._expected):  # 0: imported, not trained here
+            self._newest = restore_newest(paths, self._read)
+            before, expected = int(self._images_per_step.numpy()), self._expected_images_per_step
+            if before not in (0, expected):  # 0: imported, not trained here
                 raise ConfigError(
                     f"batch_size: {self.folder.path} was trained with {before} images per step, and "
-                    f"batch_size x replicas x accumulate_steps is {self._expected} now; choose them "
+                    f"batch_size x replicas x accumulate_steps is {expected} now; choose them "
                     "so that the product stays"
                 )
-            self._images_per_step.assign(self._expected)
+            self._images_per_step.assign(expected)
             if self._trainer.averages and not has_averages(self._newest):
                 self._trainer.averages.start()
             self._trainer.forget_bad_steps()
@@ -110,7 +111,7 @@ class Checkpoints:
         """What a checkpoint holds.
 
         Args:
-            without: Attributes of the trainer that are left out.
+            without: Names of the trainer's attributes to leave out.
         """
         children = tf.train.TrackableView(self._trainer).children(self._trainer)
         trainer = {name: part for name, part in children.items() if name not in without}
@@ -121,8 +122,8 @@ class Checkpoints:
         )
 
     def _read(self, path: Path) -> None:
-        """Reads a checkpoint; moving averages only where both the checkpoint and this run have them."""
+        """Reads a checkpoint; moving averages only if both the checkpoint and this run have them."""
         self._layout.check(path)
         without = () if has_averages(path) else ("averages",)
-        status = self._parts(without).read(str(path / NAME))
+        status = self._parts(without).read(str(path / PREFIX))
         status.assert_existing_objects_matched().expect_partial()

@@ -15,7 +15,7 @@ def make_optimizer(config: TrainConfig, learning_rate) -> Optimizer:
         learning_rate: A number, or a function from the steps taken to one.
 
     Raises:
-        ConfigError: There is none of that name, or TensorFlow Addons is missing.
+        ConfigError: There is no optimiser of that name, or TensorFlow Addons is missing.
     """
     if config.optimizer in BUILT_IN:
         return BUILT_IN[config.optimizer](learning_rate, config.weight_decay)

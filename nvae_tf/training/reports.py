@@ -1,4 +1,4 @@
-"""What is reported of a training: a bar and lines, TensorBoard's curves, and pictures."""
+"""Reports on a training: a progress bar and lines, TensorBoard's curves, and pictures."""
 
 import time
 
@@ -23,10 +23,10 @@ class Progress:
     will take, validations and pictures included.
 
     Args:
-        epochs: Epochs of the whole training.
-        steps_per_epoch: Steps in an epoch.
-        images_per_step: Images in a step, of all replicas.
-        end: Step at which this process will end.
+        epochs: Number of epochs of the whole training.
+        steps_per_epoch: Number of steps in an epoch.
+        images_per_step: Number of images in a step, over all replicas.
+        end: Number of the step at which this process will end.
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, images_per_step: int, end: int):
@@ -34,18 +34,17 @@ class Progress:
         self.images_per_step, self.end = images_per_step, end
         self._bar: tqdm | None = None
         self._created = time.monotonic()
-        self._first: tuple[int, float] | None = (
-            None  # this process's first step, and when it was done
-        )
-        self._epoch_began: tuple[int, float] | None = None  # the same for the epoch's first step
+        # The first step of this process, and of the epoch; and the time at which it was done.
+        self._first: tuple[int, float] | None = None
+        self._epoch_began: tuple[int, float] | None = None
         self._speed_of_epoch = ""
 
     def step(self, step: int, logs) -> None:
         """Moves the bar.
 
         Args:
-            step: Steps taken so far.
-            logs: What the last one reports.
+            step: Number of steps taken so far.
+            logs: What the last step reports.
         """
         epoch, done = divmod(step - 1, self.steps_per_epoch)
         if self._first is None:
@@ -65,7 +64,7 @@ class Progress:
                 dynamic_ncols=True,
             )
         if self._bar.update(done + 1 - self._bar.n):
-            self._bar.set_postfix_str(_line(logs) + self._speed(step), refresh=False)
+            self._bar.set_postfix_str(_losses_text(logs) + self._speed(step), refresh=False)
 
     def _speed(self, step: int) -> str:
         """Images per second of this epoch, as a part of a line; nothing before its second step."""
@@ -90,7 +89,7 @@ class Progress:
 
     def epoch(self, epoch: int, step: int, logs, validation) -> None:
         """Prints the epoch's line; `validation` may be None."""
-        line = f"epoch {epoch}/{self.epochs}: {_line(logs)}"
+        line = f"epoch {epoch}/{self.epochs}: {_losses_text(logs)}"
         if validation:
             line += f"; validation nelbo {float(validation['nelbo']):.2f}"
             line += f" bpd {float(validation['bpd']):.4f}"
@@ -106,7 +105,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``"42 s"``, ``"3 min 5 s"``, ``"2 h 10 min"``, ``"3 d 4 h"``."""
+    """A duration as text: ``"42 s"``, ``"3 min 5 s"``, ``"2 h 10 min"``, ``"3 d 4 h"``."""
     seconds = round(seconds)
     for size, unit, small_size, small_unit in (
         (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"),
@@ -157,7 +156,7 @@ class Pictures:
         writer: Writer of TensorBoard's files.
         model: The model.
         images: Test images (n, height, width, channels) in [0, 1]; two rows of them are shown, or one
-            where there are fewer than 20.
+            if there are fewer than 20.
         seed: Seed of the noise.
     """
 
@@ -239,30 +238,30 @@ class Reports:
 
 
 def divergence(trainer, step: int, latest) -> str:
-    """What went wrong, for the user, when too many steps in a row were skipped."""
+    """What went wrong, as a text for the user, when too many steps in a row were skipped."""
     terms = ["the reconstruction", "the spectral norms", "the batch norms", "the gradient"]
     bad = trainer.first_skip_causes.numpy()
     groups = np.flatnonzero(bad[len(terms) :])
-    found = [name for name, is_bad in zip(terms, bad, strict=False) if is_bad]
+    causes = [name for name, is_bad in zip(terms, bad, strict=False) if is_bad]
     if len(groups):
-        found.insert(0, f"the KL of groups {', '.join(map(str, groups))} (0 the coarsest)")
+        causes.insert(0, f"the KL of groups {', '.join(map(str, groups))} (0 the coarsest)")
     first = (
-        f"first not finite: {', '.join(found)}" if found else "gradients over skip_gradient_norm"
+        f"first not finite: {', '.join(causes)}" if causes else "gradients over skip_gradient_norm"
     )
-    kept = (
-        f"the newest checkpoint, {latest}, is of before that (where it diverges again, remove it and "
-        "continue from the one before)"
+    checkpoint = (
+        f"the newest checkpoint, {latest}, is of before that (if training diverges again from there, "
+        "remove it and continue from the one before)"
         if latest
         else "there is no checkpoint yet"
     )
     return (
-        f"{trainer.skipped_in_row} steps in a row, up to step {step}, were skipped; {first}; {kept}; "
-        "the paper's remedies: a larger weight_decay_norm, annealing it (weight_decay_norm_anneal), a "
-        "lower learning_rate"
+        f"{trainer.skipped_in_row} steps in a row, up to step {step}, were skipped; {first}; "
+        f"{checkpoint}; the paper's remedies: a larger weight_decay_norm, annealing it "
+        "(weight_decay_norm_anneal), a lower learning_rate"
     )
 
 
-def _line(logs):
+def _losses_text(logs):
     values = {name: float(logs[name]) for name in ("nelbo", "recon", "kl", "learning_rate")}
     values["lr"] = values.pop("learning_rate")
     return " ".join(

@@ -10,15 +10,15 @@ from nvae_tf.config import TrainConfig
 class WarmupCosineByEpoch:
     """Linear warm-up by steps, then a cosine by whole epochs.
 
-    The rate rises from 0 to `peak` over the warm-up. The first epoch after it keeps the peak, the
-    last of all epochs runs at `floor`.
+    The rate rises from 0 to `peak` over the warm-up. The first epoch after it keeps the peak,
+    and the last epoch runs at `floor`.
 
     Args:
         peak: Learning rate after warm-up.
         floor: Learning rate of the last epoch.
-        steps_per_epoch: Steps in an epoch.
-        epochs: Epochs of the whole training.
-        warmup_epochs: How many of them are the warm-up.
+        steps_per_epoch: Number of steps in an epoch.
+        epochs: Number of epochs of the whole training.
+        warmup_epochs: Number of epochs of the warm-up.
     """
 
     def __init__(self, peak, floor, steps_per_epoch, epochs, warmup_epochs):
@@ -37,12 +37,12 @@ class WarmupCosineByEpoch:
         )
 
     def __call__(self, step):
-        """The learning rate of the step that follows `step` others."""
+        """The learning rate of the step that follows the first `step` steps."""
         step = tf.cast(step, tf.int64)
         warmup_steps = self.warmup_epochs * self.steps_per_epoch
         rising = self.peak * tf.cast(step, tf.float32) / max(warmup_steps, 1)
         cosine_epochs = max(self.epochs - self.warmup_epochs - 1, 1)
         epoch = tf.cast(step // self.steps_per_epoch - self.warmup_epochs, tf.float32)
-        done = tf.clip_by_value(epoch / cosine_epochs, 0.0, 1.0)
-        falling = self.floor + 0.5 * (self.peak - self.floor) * (1.0 + tf.cos(math.pi * done))
+        progress = tf.clip_by_value(epoch / cosine_epochs, 0.0, 1.0)
+        falling = self.floor + 0.5 * (self.peak - self.floor) * (1.0 + tf.cos(math.pi * progress))
         return tf.where(step < warmup_steps, rising, falling)

@@ -460,21 +460,21 @@ class Trainer(tf.Module):
         bits = self.model.bits_per_dim(recon + kl)
         return {"nelbo": recon + kl, "bpd": bits, "recon": recon, "kl": kl}
 
-    def validation_step(self, images, numbers, weights):
+    def validation_step(self, images, indices, weights):
         """NELBO of images (beta 1, no balancing), in evaluation mode, on this replica.
 
         It is computed with the moving averages of the weights, if there are any.
 
         Args:
             images: (batch, height, width, channels).
-            numbers: Index of each image in its data set, (batch,): its noise depends on nothing else.
+            indices: Index of each image in its data set, (batch,): its noise depends on nothing else.
             weights: 1 for images that count, 0 for those that only fill a batch, (batch,).
 
         Returns:
             Sums over the images of all replicas: their number, recon, and KL of every latent channel
             (groups, latents).
         """
-        noise = self.model.draw_noise(numbers, (self.seed, VALIDATION_STREAM))
+        noise = self.model.draw_noise(indices, (self.seed, VALIDATION_STREAM))
         tensors = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.model.stacks}
         if self.averages:
             tensors.update(self._by_reference(self.averages.stacks))
@@ -493,7 +493,7 @@ class Trainer(tf.Module):
 
         Args:
             run_step: The compiled `validation_step`.
-            batches: Batches of (images, numbers, weights) that hold every image once.
+            batches: Batches of (images, indices, weights) that hold every image once.
             stop: Asked after every batch; True ends the validation.
 
         Returns:

@@ -27,7 +27,8 @@ class Limits(NamedTuple):
     Attributes:
         max_trials: Number of trials of Bayesian and random search.
         max_minutes: Minutes after which no new trial starts; None: no limit.
-        factor: In hyperband, one of so many trials continues, for so many times the epochs.
+        factor: Hyperband's reduction factor: one of `factor` trials continues, for `factor` times the
+            epochs.
     """
 
     max_trials: int = 10

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvae_tf.config import KEYS, TRUTHS, check_value, read_yaml
+from nvae_tf.config import BOOLEANS, KEYS, check_value, read_yaml
 from nvae_tf.io.errors import ConfigError
 
 CHOICE, INT, FLOAT = "choice", "int", "float"
@@ -75,9 +75,9 @@ def _dimension(name: str, given: Any) -> Dimension:
     if not isinstance(values, list) or not values:
         refuse(f"{values!r} is not a list of values")
     values = tuple(check_value(name, value) for value in values)
-    if not isinstance(log, str) or log.lower() not in TRUTHS:
+    if not isinstance(log, str) or log.lower() not in BOOLEANS:
         refuse(f"log: {log!r} is not true or false")
-    log = TRUTHS[log.lower()]
+    log = BOOLEANS[log.lower()]
     if kind == CHOICE:
         if step is not None or log:
             refuse("a choice has no step or log")

@@ -1,6 +1,6 @@
-"""How many cases are tried: 25 of a kind, or thousands with ``--hypothesis-profile thorough``.
+"""The number of cases per test: 25, or 3,000 with ``--hypothesis-profile thorough``.
 
-What became of those thousands is printed last.
+With the latter, the counts of accepted and refused cases are printed last.
 """
 
 from datetime import timedelta
@@ -29,16 +29,16 @@ def pytest_configure(config):
 
 def pytest_terminal_summary(terminalreporter, config):
     if settings.get_current_profile_name() == "thorough":
-        for name, found in config.stash[TABLE].items():
-            terminalreporter.write_line(f"{name}: {found}")
+        for name, counts in config.stash[TABLE].items():
+            terminalreporter.write_line(f"{name}: {counts}")
 
 
 @pytest.fixture
 def counts(request, tmp_path, monkeypatch):
-    """Counts what became of the cases, and looks for what they should not leave behind."""
+    """Counts accepted and refused cases, and checks that they leave nothing behind."""
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.parent.iterdir())
-    found = Counts()
-    yield found
+    result = Counts()
+    yield result
     assert set(tmp_path.parent.iterdir()) == before
-    request.config.stash[TABLE][request.node.name] = found
+    request.config.stash[TABLE][request.node.name] = result

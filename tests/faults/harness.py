@@ -1,4 +1,4 @@
-"""What all attacks share: the verdict on one case, and ways to damage bytes."""
+"""Shared by the fuzz tests: the verdict on one case, and ways to damage bytes."""
 
 import contextlib
 import io
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from nvae_tf.io.errors import UserError
 
-MOST_MEMORY = 2**30  # bytes that the cases of one test may add to the process's peak
+MAX_MEMORY = 2**30  # bytes that the cases of one test may add to the process's peak
 
 
 class Counts:
-    """What became of the cases of a test."""
+    """Counts of the accepted and the refused cases of a test."""
 
     def __init__(self):
         self.accepted = self.refused = 0
@@ -23,9 +23,10 @@ class Counts:
         return f"{self.accepted + self.refused} cases, {self.refused} refused"
 
     def check(self, call):
-        """Tries a case: it has to succeed, or to be refused in one line; returns what came of it.
+        """Tries a case, which has to succeed or to be refused in one line.
 
-        Anything else that is raised fails the test; so does memory beyond the bound.
+        Returns its result, or the `UserError`. Anything else that is raised fails the test; so does
+        memory beyond the bound.
         """
         try:
             result = call()
@@ -33,7 +34,7 @@ class Counts:
         except UserError as error:
             result = error
             self.refused += 1
-        assert _peak() - self._peak < MOST_MEMORY, "memory"
+        assert _peak() - self._peak < MAX_MEMORY, "memory"
         return result
 
     def check_command(self, main, arguments):

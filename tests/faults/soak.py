@@ -3,7 +3,7 @@
 
     python tests/faults/soak.py --minutes 60 --output soak
 
-Training runs in processes of its own, which are killed (`kill -9`) within two and a half minutes and
+Training runs in separate processes, which are killed (`kill -9`) within two and a half minutes and
 started again; every other command runs in this one process, time after time. Resident memory, open
 files and threads of both are read from /proc. Prints a table last, and exits with status 1 if a command
 failed or something grew.
@@ -31,7 +31,7 @@ COMMANDS = {
     "sample": ["--temp", "0.8", "--format", "npz"],
     "export": [],
 }
-MOST_GROWTH = {"memory_mib": 0.05, "files": 0.0, "threads": 0.0}  # from the first third to the last
+MAX_GROWTH = {"memory_mib": 0.05, "files": 0.0, "threads": 0.0}  # from the first third to the last
 
 
 def reading(pid) -> dict[str, float]:
@@ -52,21 +52,21 @@ def train(root: Path, name: str, config: str, seconds: float) -> tuple[list[dict
         process = subprocess.Popen(
             [sys.executable, TRAIN, *map(str, arguments)], stdout=log, stderr=subprocess.STDOUT
         )
-        begin, found = time.monotonic(), []
+        begin, readings = time.monotonic(), []
         while process.poll() is None and time.monotonic() - begin < seconds:
             time.sleep(EVERY)
             if time.monotonic() - begin >= WARM_UP:
                 with contextlib.suppress(OSError):  # it may have just ended
-                    found.append(reading(process.pid))
+                    readings.append(reading(process.pid))
         if process.poll() is None:
             process.kill()
-        return [entry for entry in found if entry["memory_mib"]], process.wait()
+        return [entry for entry in readings if entry["memory_mib"]], process.wait()
 
 
 def thirds(readings: list[dict]) -> dict[str, tuple[float, float, float]]:
-    """Of every quantity: medians of the first and the last third, and growth."""
+    """Medians of the first and the last third, and the growth, of every quantity."""
     table = {}
-    for key in MOST_GROWTH:
+    for key in MAX_GROWTH:
         values = [entry[key] for entry in readings]
         third = max(1, len(values) // 3)
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
@@ -86,14 +86,14 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     until, moments = time.monotonic() + 60.0 * arguments.minutes, random.Random(0)
     counts = dict.fromkeys(["killed", "finished", "failed", *COMMANDS], 0)
-    own, trained, run = [], [], 0
+    evaluating, training, run = [], [], 0
     with (root / "soak.jsonl").open("a") as log:
         while time.monotonic() < until:
             name = f"run-{run}"
             readings, status = train(root, name, arguments.config, moments.uniform(30.0, 150.0))
             counts["killed" if status < 0 else "failed" if status else "finished"] += 1
             if len(readings) >= 6:
-                trained.append(thirds(readings))
+                training.append(thirds(readings))
             if list((root / name / "checkpoints").glob("step-*")):
                 for mode, flags in COMMANDS.items():
                     output = root / "export" if mode == "export" else root / name
@@ -102,11 +102,14 @@ def main() -> int:
                     counts[mode if ended == 0 else "failed"] += 1
                 shutil.rmtree(root / "export", ignore_errors=True)
                 gc.collect()
-                own.append(reading("self"))
+                evaluating.append(reading("self"))
             if status == 0:
                 shutil.rmtree(root / name)
                 run += 1
-            log.write(json.dumps({"status": status, "own": own[-1:], "train": trained[-1:]}) + "\n")
+            log.write(
+                json.dumps({"status": status, "evaluate": evaluating[-1:], "train": training[-1:]})
+                + "\n"
+            )
             log.flush()
             minutes = (until - time.monotonic()) / 60.0
             print(f"{counts}; {minutes:.0f} minutes left", flush=True)
@@ -114,10 +117,11 @@ def main() -> int:
     print("\ncounts:", json.dumps(counts))
     print("| | first third | last third | growth |\n| --- | --- | --- | --- |")
     grew = []
-    warm = thirds(own[len(own) // 3 :])  # this process warms up too: every command, every shape
-    for key, limit in MOST_GROWTH.items():
-        worst = max(trained, key=lambda table, key=key: table[key][2])
-        rows = {"this process": warm, f"training, the worst of {len(trained)} processes": worst}
+    # This process warms up, too: every command, every shape.
+    warm = thirds(evaluating[len(evaluating) // 3 :])
+    for key, limit in MAX_GROWTH.items():
+        worst = max(training, key=lambda table, key=key: table[key][2])
+        rows = {"this process": warm, f"training, the worst of {len(training)} processes": worst}
         for name, table in rows.items():
             first, last, more = table[key]
             print(f"| {name}: {key} | {first:.0f} | {last:.0f} | {100 * more:+.1f} % |")

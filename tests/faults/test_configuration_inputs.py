@@ -64,12 +64,12 @@ def test_damaged_recipes(counts, tmp_path, content):
 @given(values=st.dictionaries(NAMES, st.one_of(SCALARS, VALUES), max_size=3))
 def test_recipes_with_impossible_values(counts, tmp_path, values):
     content = yaml.safe_dump(values).encode()
-    found = counts.check(lambda: load(tmp_path / "x.yaml", content))
-    if not isinstance(found, UserError):
-        numbers = [v for v in found.to_dict().values() if not isinstance(v, (bool, str))]
+    result = counts.check(lambda: load(tmp_path / "x.yaml", content))
+    if not isinstance(result, UserError):
+        numbers = [v for v in result.to_dict().values() if not isinstance(v, (bool, str))]
         assert np.all(np.isfinite(np.float32(numbers)))
-        again = counts.check(lambda: load(tmp_path / "again.yaml", found.to_yaml().encode()))
-        assert again == found
+        reloaded = counts.check(lambda: load(tmp_path / "again.yaml", result.to_yaml().encode()))
+        assert reloaded == result
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def read_all(folder, content):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     source = tfrecords.TFRecordSource(folder, "train", SIZE)
-    found = [source.fetch(index) for index in range(len(source))]
-    assert all(image.shape == (SIZE, SIZE, 3) for image, _ in found)
-    return found
+    examples = [source.fetch(index) for index in range(len(source))]
+    assert all(image.shape == (SIZE, SIZE, 3) for image, _ in examples)
+    return examples
 
 
 CROPS = [np.asarray(PHOTOGRAPH.crop((i, i, i + SIZE, i + SIZE))) for i in range(4)]
@@ -53,7 +53,7 @@ def test_damaged_tfrecords(counts, tmp_path, content):
 
 @st.composite
 def examples(draw):
-    """Records with right checksums around what is no image."""
+    """Records with right checksums around what is not an image."""
     shape = draw(st.lists(st.sampled_from([-1, 0, 1, 3, SIZE, 2**31, 2**62]), max_size=5))
     example = tf.train.Example()
     feature = example.features.feature
@@ -122,14 +122,14 @@ def decode(path, content):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_kind_of_image_looks_alike(counts, tmp_path, kind):
+def test_every_kind_of_image_looks_the_same(counts, tmp_path, kind):
     whole = FILES[kind]
-    found = counts.check(lambda: decode(tmp_path / f"x.{kind}", whole))
+    image = counts.check(lambda: decode(tmp_path / f"x.{kind}", whole))
     expected = np.asarray(images.resize(PHOTOGRAPH, SIZE, CENTRE)).astype(float)
     if kind.partition(".")[0] in ("sixteen", "grey", "bilevel", "float"):
-        found, expected = found.mean(-1), expected.mean(-1)
+        image, expected = image.mean(-1), expected.mean(-1)
     if kind != "exif.jpg":  # which is turned
-        assert np.abs(found - expected).mean() < (60 if kind == "bilevel.png" else 20)
+        assert np.abs(image - expected).mean() < (60 if kind == "bilevel.png" else 20)
     for end in range(0, len(whole), max(1, len(whole) // 20)):
         counts.check(lambda end=end: decode(tmp_path / f"x.{kind}", whole[:end]))
 
@@ -168,8 +168,8 @@ def test_bombs_and_impostors_as_images(counts, tmp_path):
         "text.webp": b"a text",
     }
     for name, content in cases.items():
-        found = counts.check(lambda name=name, content=content: decode(tmp_path / name, content))
-        assert isinstance(found, UserError), name
+        result = counts.check(lambda name=name, content=content: decode(tmp_path / name, content))
+        assert isinstance(result, UserError), name
     assert not (tmp_path / "ran").exists()
 
 
@@ -293,10 +293,10 @@ def test_damaged_batches_of_cifar(counts, tmp_path, content):
 def test_the_undamaged_files_are_read(counts, tmp_path):
     assert len(counts.check(lambda: read_all(tmp_path, SHARD))) == 4
     (tmp_path / "x.tar").write_bytes(GOOD)
-    found = counts.check(lambda: prepare.unpack(tmp_path / "x.tar", tmp_path / "out"))
-    assert found == {"train 8x8": 8, "validation 8x8": 8}
+    image_counts = counts.check(lambda: prepare.unpack(tmp_path / "x.tar", tmp_path / "out"))
+    assert image_counts == {"train 8x8": 8, "validation 8x8": 8}
     for name in (*arrays.CIFAR_TRAIN, *arrays.CIFAR_TEST):
         (tmp_path / name).write_bytes(BATCH)
     train, _ = counts.check(lambda: arrays.read_cifar10(str(tmp_path)))
     assert len(train) == 10
-    assert json.dumps(found)
+    assert json.dumps(image_counts)

@@ -28,15 +28,15 @@ def run_python(*words, **options):
 def test_two_trainings_in_one_folder(recipe, tmp_path, capsys):
     first = start(recipe, tmp_path, "--epochs", "500")
     wait_for_training(first)
-    again = ["--config", str(recipe), "--root", str(tmp_path)]
-    assert train.main([*again, "--cont_training"]) == 2
+    flags = ["--config", str(recipe), "--root", str(tmp_path)]
+    assert train.main([*flags, "--cont_training"]) == 2
     (line,) = own_lines(capsys.readouterr().err)
     assert "another process is training here" in line
-    assert train.main(again) == 2 and "holds a run already" in capsys.readouterr().err
+    assert train.main(flags) == 2 and "holds a run already" in capsys.readouterr().err
     assert first.poll() is None
     first.kill()
     first.wait()
-    assert train.main([*again, "--cont_training", "--epochs", "2"]) == 0  # its lock went with it
+    assert train.main([*flags, "--cont_training", "--epochs", "2"]) == 0  # its lock went with it
 
 
 def test_two_preparations_of_one_folder(tmp_path, photographs, capsys):
@@ -136,8 +136,8 @@ def test_sigterm_while_validating(recipe, tmp_path, capsys):
     output, _ = process.communicate()
     assert process.returncode == 0
     assert "stopped by SIGTERM after step 719:" in output and "validation" not in output
-    again = ["--config", str(recipe), "--root", str(tmp_path), "--cont_training", "--deterministic"]
-    assert train.main([*again, *options]) == 0
+    flags = ["--config", str(recipe), "--root", str(tmp_path), "--cont_training", "--deterministic"]
+    assert train.main([*flags, *options]) == 0
     assert "continued from step 719" in capsys.readouterr().out
 
 

@@ -215,9 +215,9 @@ def statistics(folder, content):
 
 @given(content=st.one_of(damaged(STATISTICS), st.binary(max_size=200)))
 def test_damaged_statistics(counts, tmp_path, content):
-    found = counts.check(lambda: statistics(tmp_path, content))
-    if not isinstance(found, UserError):
-        assert np.isfinite(fid.frechet_distance(found, found))
+    result = counts.check(lambda: statistics(tmp_path, content))
+    if not isinstance(result, UserError):
+        assert np.isfinite(fid.frechet_distance(result, result))
 
 
 @st.composite
@@ -297,8 +297,8 @@ def test_graphs_that_do_more_than_compute(counts, tmp_path):
 
     for build in (writes, reads, calls, loops):
         (tmp_path / "x.pb").write_bytes(graph_of(build))
-        found = counts.check(lambda: inception.load(str(tmp_path / "x.pb")))
-        assert isinstance(found, UserError) and "a graph with" in str(found), (build, found)
+        result = counts.check(lambda: inception.load(str(tmp_path / "x.pb")))
+        assert isinstance(result, UserError) and "a graph with" in str(result), (build, result)
     (tmp_path / "x.pb").write_bytes(GRAPH)
     features = counts.check(lambda: inception.load(str(tmp_path / "x.pb")))
     assert features(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 27)
