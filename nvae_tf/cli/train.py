@@ -1,7 +1,9 @@
 """The command ``train_keras.py``."""
 
+import contextlib
 import os
 import signal
+import sys
 import time
 
 from nvae_tf.cli.chatter import keep_out
@@ -79,7 +81,9 @@ def _stop_at_once(*_):
 
     The first process of a container would not even notice it without a function for it.
     """
-    os.write(2, b"stopped by SIGTERM before training began\n")
+    with contextlib.suppress(OSError):  # nobody reads any more
+        # Not through Python's buffers, which this may have interrupted.
+        os.write(sys.stderr.fileno(), b"stopped by SIGTERM before training began\n")
     os._exit(STOPPED_EARLY)
 
 
