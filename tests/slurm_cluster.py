@@ -1,4 +1,8 @@
-"""A real Slurm on one machine: each node is a ``slurmd`` in a network namespace of its own."""
+"""A real Slurm on one machine: each node is a ``slurmd`` in a network namespace of its own.
+
+Everything runs in a process namespace, whose first process ends when this one does, however it ends.
+With it the kernel ends all others, and takes away the networks.
+"""
 
 import contextlib
 import os
@@ -8,13 +12,52 @@ import time
 from pathlib import Path
 
 NODES = {"nv9": 9, "nv10": 10}  # the last number of each one's address
-CONTROLLER = 254
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter", "unshare")
 GPUS = 2  # of a node; they are names of the null device, which no program here opens
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter", "unshare")
+UNSHARE = (
+    "unshare",
+    "--net",
+    "--uts",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
+
+# Run by the first process of the namespace, in the folder.
+START = """
+set -e
+export SLURM_CONF=$PWD/slurm.conf
+hostname controller
+mount --bind hosts /etc/hosts
+ip link add bridge type bridge
+ip addr add 10.0.0.254/24 dev bridge
+ip link set bridge up
+ip link set lo up
+munged --foreground --force --socket=$PWD/munge.socket --key-file=$PWD/munge.key \\
+    --pid-file=$PWD/munge.pid --log-file=$PWD/munge.log --seed-file=$PWD/munge.seed &
+until [ -S munge.socket ]; do sleep 0.1; done
+slurmctld -D -i -c &
+node() {
+    unshare --net --uts bash -c "
+        hostname $1
+        until ip addr add 10.0.0.$2/24 dev eth0; do sleep 0.1; done 2> /dev/null
+        ip link set eth0 up
+        ip link set lo up
+        exec slurmd -D -N $1" &
+    until [ $(readlink /proc/$!/ns/net) != $(readlink /proc/$$/ns/net) ]; do sleep 0.1; done
+    ip link add link$2 type veth peer name eth0 netns $!
+    ip link set link$2 master bridge up
+}
+node nv9 9
+node nv10 10
+read  # until the test closes the other end
+"""
 
 CONFIGURATION = """
 ClusterName=test
-SlurmctldHost=controller({network}.{controller})
+SlurmctldHost=controller(10.0.0.254)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -40,8 +83,8 @@ SchedulerParameters=sched_interval=2,batch_sched_delay=1,bf_interval=2
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=nv9 NodeAddr={network}.9 CPUs=8 CoresPerSocket=8 Gres=gpu:{gpus} State=UNKNOWN
-NodeName=nv10 NodeAddr={network}.10 CPUs=8 CoresPerSocket=8 Gres=gpu:{gpus} State=UNKNOWN
+NodeName=nv9 NodeAddr=10.0.0.9 CPUs=8 CoresPerSocket=8 Gres=gpu:{gpus} State=UNKNOWN
+NodeName=nv10 NodeAddr=10.0.0.10 CPUs=8 CoresPerSocket=8 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes=nv9,nv10 Default=YES State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=nv9,nv10 State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -54,9 +97,7 @@ def missing() -> str | None:
         return f"{', '.join(absent)} not installed (Debian: slurm-wlm, munge, iproute2)"
     if os.geteuid():
         return "network namespaces need root"
-    tried = subprocess.run(
-        ["unshare", "--net", "--uts", "--mount", "true"], capture_output=True, check=False
-    )
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, check=False)
     return None if tried.returncode == 0 else "no namespaces may be made here"
 
 
@@ -65,10 +106,12 @@ class Slurm:
 
     Args:
         folder: where it keeps everything.
+        pid: of a process in its network.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, pid: int):
         self.folder = folder
+        self._enter = ["nsenter", f"--net=/proc/{pid}/ns/net"]
         names = [
             name for name in os.environ if not name.startswith(("SLURM_", "SBATCH_", "TF_CONFIG"))
         ]
@@ -78,7 +121,7 @@ class Slurm:
     def run(self, *words, check=True) -> str:
         """The output of a command of Slurm's."""
         done = subprocess.run(
-            [str(word) for word in words],
+            [*self._enter, *map(str, words)],
             capture_output=True, text=True, check=False, env=self.environment, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0 or not check, done.stderr
@@ -115,99 +158,33 @@ def running_slurm(folder: Path):
     Args:
         folder: an empty folder for all its files.
     """
-    tag = os.getpid()
-    network = f"198.18.{tag % 256}"  # of a range that is for tests of networks
-    with contextlib.ExitStack() as stack:
-        _make_network(stack, tag, network)
-        slurm = Slurm(folder)
-        _configure(folder, network)
-
-        def start(name, *words):
-            with (folder / f"{name}.log").open("w") as log:
-                daemon = subprocess.Popen(
-                    [str(word) for word in words], stdout=log, stderr=log,
-                    env=slurm.environment, start_new_session=True,
-                )  # fmt: skip
-            stack.callback(_stop, daemon)
-
-        def start_as(host, command, *before):
-            # With names of its own for itself and for the others.
-            script = f"hostname {host} && mount --bind {folder}/hosts /etc/hosts && exec {command}"
-            start(host, *before, "unshare", "--uts", "--mount", "bash", "-c", script)
-
-        socket = folder / "munge.socket"
-        own = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "pid", "log", "seed")]
-        start("munged", "munged", "--foreground", "--force", f"--socket={socket}", *own)
-        _until(socket.exists, slurm)
-        start_as("controller", "slurmctld -D -i -c")
-        for node in NODES:
-            start_as(node, f"slurmd -D -N {node}", "nsenter", f"--net=/run/netns/{node}-{tag}")
+    _configure(folder)
+    with (folder / "daemons.log").open("w") as log:
+        first = subprocess.Popen(
+            [*UNSHARE, "bash", "-c", START],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=folder,
+        )  # fmt: skip
+    slurm = Slurm(folder, first.pid)
+    try:
         idle = ["sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D"]
-        _until(lambda: slurm.run(*idle, check=False).strip() == str(len(NODES)), slurm)
-        stack.callback(_end_jobs, slurm)
+        until = time.monotonic() + 30
+        while slurm.run(*idle, check=False).strip() != str(len(NODES)):
+            assert first.poll() is None and time.monotonic() < until, slurm.logs()
+            time.sleep(0.2)
         yield slurm
+    finally:
+        first.stdin.close()
+        first.wait(30)
 
 
-def _make_network(stack, tag, network):
-    """A bridge, and on it a namespace for each node."""
-
-    def ip(*words):
-        subprocess.run(["ip", *map(str, words)], check=True, capture_output=True)
-
-    bridge = f"nvb{tag}"  # 15 characters at most
-    ip("link", "add", bridge, "type", "bridge")
-    stack.callback(ip, "link", "del", bridge)
-    ip("addr", "add", f"{network}.{CONTROLLER}/24", "dev", bridge)
-    ip("link", "set", bridge, "up")
-    for node, number in NODES.items():
-        namespace, end = f"{node}-{tag}", f"nvv{number}-{tag}"
-        ip("netns", "add", namespace)
-        stack.callback(ip, "netns", "del", namespace)  # and its link
-        ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        stack.callback(ip, "link", "del", end)
-        ip("link", "set", end, "master", bridge, "up")
-        ip("-n", namespace, "addr", "add", f"{network}.{number}/24", "dev", "eth0")
-        ip("-n", namespace, "link", "set", "eth0", "up")
-        ip("-n", namespace, "link", "set", "lo", "up")
-
-
-def _configure(folder, network):
-    text = CONFIGURATION.format(folder=folder, network=network, controller=CONTROLLER, gpus=GPUS)
-    (folder / "slurm.conf").write_text(text)
+def _configure(folder):
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, gpus=GPUS))
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
     for number in range(GPUS):
         os.mknod(folder / f"gpu{number}", 0o20666, os.makedev(1, 3))
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(64))
     (folder / "munge.key").chmod(0o600)
-    addresses = {"controller": CONTROLLER, **NODES}
-    lines = [f"{network}.{number} {name}" for name, number in addresses.items()]
+    addresses = {"controller": 254, **NODES}
+    lines = [f"10.0.0.{number} {name}" for name, number in addresses.items()]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
-
-
-def _until(condition, slurm):
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until, slurm.logs()
-        time.sleep(0.2)
-
-
-def _end_jobs(slurm):
-    """Ends the jobs, whose processes would outlive the daemons."""
-    for options in (("--full",), ("--full", "--signal=KILL")):
-        jobs = slurm.run("squeue", "--noheader", "--format=%A", check=False).split()
-        if not jobs:
-            return
-        slurm.run("scancel", *options, *jobs, check=False)
-        until = time.monotonic() + 15
-        while time.monotonic() < until and slurm.run("squeue", "--noheader", check=False).strip():
-            time.sleep(0.5)
-
-
-def _stop(daemon):
-    daemon.terminate()
-    try:
-        daemon.wait(10)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()

@@ -116,11 +116,7 @@ SMALL = ("--batch_size", "50")
 
 def test_two_jobs_on_the_same_nodes_and_one_is_preempted(slurm, recipe, tmp_path):
     """The preempted one saves a checkpoint, is put back into the queue, and finishes from there."""
-    long = slurm.submit(
-        *script(
-            recipe, tmp_path / "long", tmp_path, *SMALL, "--epochs", "200", "--save_every", "50"
-        )
-    )
+    long = slurm.submit(*script(recipe, tmp_path / "long", tmp_path, *SMALL, "--epochs", "14"))
     short = slurm.submit(*script(recipe, tmp_path / "short", tmp_path, *SMALL, "--epochs", "2"))
     slurm.wait(short, 30, JobState="RUNNING")
     assert slurm.job(long)["JobState"] == "RUNNING"
