@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from processes import COMMAND, newest_step
@@ -91,33 +90,61 @@ def test_what_is_refused(slurm, words, reason):
     )
 
 
-def script(recipe, root, folder, *flags):
-    """The script of the documentation, with this recipe on two nodes without GPUs."""
+def script(name, folder, *command):
+    """The script of the documentation, with another command, on two nodes without GPUs."""
     text = (ROOT / "docs" / "scaling.md").read_text()
     (text,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", text, re.DOTALL)
-    arguments = ["--config", recipe, "--root", root, "--cont_training", *flags]
     for old, new in (
         ("--nodes=3", "--nodes=2"),
         (" --gpus-per-node=8", ""),
         (
             "python train_keras.py --config celeba256 --data DIR --root /shared/runs --cont_training",
-            shlex.join(map(str, [sys.executable, "-u", COMMAND, *arguments])),
+            shlex.join(map(str, command)),
         ),
     ):
         assert text.count(old) == 1, text
         text = text.replace(old, new)
-    path = folder / f"{Path(root).name}.sh"
+    path = folder / f"{name}.sh"
     path.write_text(text)
-    return ["--open-mode=append", f"--output={folder}/{Path(root).name}.out", str(path)]
+    return [f"--output={folder}/{name}.out", path]
 
 
-SMALL = ("--batch_size", "50")
+def training(name, recipe, folder, *flags):
+    """The same for the recipe, in the folder of that name."""
+    options = ["--config", recipe, "--root", folder / name, "--cont_training", "--batch_size", "50"]
+    return script(name, folder, sys.executable, "-u", COMMAND, *options, *flags)
+
+
+# Instead of a training: ends with 75 at SIGTERM, and with 0 if it was started again.
+STANDS_IN = """
+echo "starts $SLURM_RESTART_COUNT"
+[ -z "$SLURM_RESTART_COUNT" ] || exit 0
+trap 'exit 75' TERM
+sleep 100 & wait
+"""
+
+
+def test_a_job_whose_time_is_over_comes_back(slurm, tmp_path):
+    job = slurm.submit("--time=2", *script("ends", tmp_path, "bash", "-c", STANDS_IN))
+    slurm.wait(job, 60, JobState="COMPLETED", ExitCode="0:0", Restarts="1")
+    lines = (tmp_path / "ends.out").read_text().splitlines()
+    assert lines.count("starts ") == lines.count("starts 1") == 2
+
+
+def test_a_cancelled_job_does_not_come_back(slurm, tmp_path):
+    job = slurm.submit("--time=60", *script("cancelled", tmp_path, "bash", "-c", STANDS_IN))
+    slurm.wait(job, 30, JobState="RUNNING")
+    time.sleep(2)
+    slurm.run("scancel", job)
+    slurm.wait(job, 30, JobState="CANCELLED")
+    time.sleep(10)  # twice what a job waits that is put back
+    assert slurm.job(job)["JobState"] == "CANCELLED" and slurm.job(job)["Restarts"] == "0"
 
 
 def test_two_jobs_on_the_same_nodes_and_one_is_preempted(slurm, recipe, tmp_path):
     """The preempted one saves a checkpoint, is put back into the queue, and finishes from there."""
-    long = slurm.submit(*script(recipe, tmp_path / "long", tmp_path, *SMALL, "--epochs", "14"))
-    short = slurm.submit(*script(recipe, tmp_path / "short", tmp_path, *SMALL, "--epochs", "2"))
+    long = slurm.submit(*training("long", recipe, tmp_path, "--epochs", "14"))
+    short = slurm.submit(*training("short", recipe, tmp_path, "--epochs", "2"))
     slurm.wait(short, 30, JobState="RUNNING")
     assert slurm.job(long)["JobState"] == "RUNNING"
     slurm.wait(short, 180, JobState="COMPLETED", ExitCode="0:0")
