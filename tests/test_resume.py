@@ -51,13 +51,38 @@ def assert_same_to_the_bit(one, other):
         np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
-def test_sigterm_saves_and_exits_with_0(recipe, tmp_path):
+def test_sigterm_saves_and_exits_with_75(recipe, tmp_path):
     process = start(recipe, tmp_path, "--save_every", "100")
     wait_for_training(process)
     process.send_signal(signal.SIGTERM)  # while the first step is traced
     output, _ = process.communicate()
-    assert process.returncode == 0 and "stopped by SIGTERM after step 1:" in output
+    assert process.returncode == 75 and "stopped by SIGTERM after step 1:" in output
     assert newest_step(tmp_path / "tiny") == 1
+
+
+def test_sigterm_before_training_exits_with_75_too(recipe, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", COMMAND, "--config", recipe, "--root", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()  # which names the device
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 75
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_sigterm_for_one_worker_ends_both_with_75(recipe, tmp_path):
+    workers = start_workers(recipe, tmp_path / "runs", "--epochs", "500", "--batch_size", "50")
+    while newest_step(tmp_path / "runs" / "tiny") == 0:
+        assert not any(worker.poll() for worker in workers)
+        time.sleep(0.05)
+    workers[1].send_signal(signal.SIGTERM)
+    assert [worker.wait(timeout=120) for worker in workers] == [75, 75]
+    assert "stopped by SIGTERM after step" in (tmp_path / "runs-worker-0.log").read_text()
 
 
 def command(recipe, root, *flags):
@@ -164,7 +189,7 @@ def test_killed_at_random_moments(recipe, tmp_path, capsys):
     process = start(recipe, tmp_path / "killed", *options)
     wait_for_training(process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 0 and newest_step(folder) == 1
+    assert process.wait() == 75 and newest_step(folder) == 1
     log = []
     for kill in range(KILLS):
         process = start(recipe, tmp_path / "killed", *options)

@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 
@@ -132,4 +133,5 @@ def _pass_on(text: bytes) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to every process of a step
     _filter_lines()

@@ -12,16 +12,17 @@ from nvae_tf.io.errors import TrainingDivergedError, UserError, one_line, short_
 SOFTWARE_ERROR = 1
 USER_ERROR = 2
 DIVERGED = 3
+STOPPED_EARLY = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-def run_command(command: Callable[[], None], if_interrupted: str) -> int:
+def run_command(command: Callable[[], int | None], if_interrupted: str) -> int:
     """Runs a command; a user's mistake or an outside failure becomes one line instead of a traceback.
 
     An error in this software itself is printed with its traceback, and gives status 1.
 
     Args:
-        command: The function to run.
+        command: The function to run, which may return an exit status; None is 0.
         if_interrupted: What a user who interrupts it should know, as a part of a line.
 
     Returns:
@@ -31,7 +32,7 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
     # Images that are too large raise an error anyway, and odd metadata do not matter.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        command()
+        status = command() or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
@@ -45,7 +46,7 @@ def run_command(command: Callable[[], None], if_interrupted: str) -> int:
             return SOFTWARE_ERROR
         print(f"error: {one_line(text)}", file=sys.stderr)
         return DIVERGED if isinstance(error, TrainingDivergedError) else USER_ERROR
-    return 0
+    return status
 
 
 def _print_any_name() -> None:

@@ -1,9 +1,13 @@
 """The command ``train_keras.py``."""
 
+import contextlib
+import os
+import signal
+import sys
 import time
 
 from nvae_tf.cli.chatter import keep_out
-from nvae_tf.cli.errors import run_command
+from nvae_tf.cli.errors import STOPPED_EARLY, run_command
 from nvae_tf.cli.flags import (
     Parser,
     add_config_flags,
@@ -24,11 +28,13 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments of the command; default: those of the process.
 
     Returns:
-        The exit status: 0 (also after SIGTERM, which leaves a checkpoint); 3 if training diverged; 2
+        The exit status: 0 once training and its last validation are complete; 75 if SIGTERM ended it
+        before, with a checkpoint from which ``--cont_training`` continues; 3 if training diverged; 2
         for any other mistake or failure, which one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
+        signal.signal(signal.SIGTERM, _stop_at_once)
         keep_out()
     return run_command(
         lambda: _train(arguments),
@@ -70,7 +76,18 @@ def _parser() -> Parser:
     return parser
 
 
-def _train(arguments) -> None:
+def _stop_at_once(*_):
+    """What SIGTERM does before training: nothing was changed that a checkpoint could keep.
+
+    The first process of a container would not even notice it without a function for it.
+    """
+    with contextlib.suppress(OSError):  # nobody reads any more
+        # Not through Python's buffers, which this may have interrupted.
+        os.write(sys.stderr.fileno(), b"stopped by SIGTERM before training began\n")
+    os._exit(STOPPED_EARLY)
+
+
+def _train(arguments) -> int | None:
     start = time.monotonic()
     config, note = configured(arguments)
     check_data(config.data)
@@ -84,8 +101,12 @@ def _train(arguments) -> None:
     if note and cluster.is_chief:
         print(note, flush=True)
     results = train(config, folder, resume=arguments.cont_training, cluster=cluster)
-    if not cluster.is_chief or results is None:
-        return
+    if results is None:
+        return STOPPED_EARLY
+    if signal.getsignal(signal.SIGTERM) is _stop_at_once:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything is done
+    if not cluster.is_chief:
+        return None
     print(f"test: nelbo {results['nelbo']:.2f} nats, {results['bpd']:.4f} bits per dim")
     print(f"time: {duration(time.monotonic() - start)}")
     print(f"written: {folder.path} (samples.png, reconstructions.png, checkpoints/)")
@@ -93,3 +114,4 @@ def _train(arguments) -> None:
     print(
         f"next: python evaluate_keras.py --checkpoint {folder.path} --eval_mode sample --temp 0.7"
     )
+    return None

@@ -12,6 +12,7 @@ import tensorflow as tf
 from nvae_tf.engine.devices import local_strategy
 from nvae_tf.io.errors import UserError
 from nvae_tf.training.rendezvous import JOIN_SECONDS, wait_for_all
+from nvae_tf.training.slurm import workers_of_step
 
 TASKS = ("chief", "worker")
 
@@ -84,14 +85,15 @@ def _gathering(strategy):
 def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) -> Cluster:
     """Finds out what this process is part of, and meets the other workers if there are any.
 
-    Several machines: ``TF_CONFIG`` in the environment, as TensorFlow defines it, or Slurm's variables.
+    Several machines: ``TF_CONFIG`` in the environment, as TensorFlow defines it, or without it Slurm's
+    variables (`nvae_tf.training.slurm`).
 
     Args:
         num_devices: Devices of this machine, without other workers; default: all GPUs, or the CPU.
         join_seconds: Seconds to wait for the other workers.
 
     Raises:
-        UserError: ``TF_CONFIG`` is malformed, or the other workers do not answer.
+        UserError: ``TF_CONFIG`` or Slurm's variables are malformed, or the other workers do not answer.
     """
     resolver, worker, hosts = _resolver()
     if resolver is None:
@@ -138,12 +140,18 @@ def _resolver():
     """TensorFlow's resolver of the cluster, or None; this worker's number; and all addresses."""
     if "TF_CONFIG" in os.environ:
         return _from_tf_config(os.environ["TF_CONFIG"])
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks.isdigit() and int(tasks) > 1:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-        hosts = resolver.cluster_spec().job_tasks("worker")  # which sets the task's number
-        return resolver, int(resolver.task_id), hosts
-    return None, 0, []
+    hosts, worker = workers_of_step(os.environ)
+    if not hosts:
+        return None, 0, []
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": hosts}),
+        task_type="worker",
+        task_id=worker,
+        # Those that Slurm bound to this task. Asking for them does not take them yet.
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+    return resolver, worker, hosts
 
 
 def _from_tf_config(text: str):

@@ -1,0 +1,242 @@
+"""The tasks of a Slurm job step as workers: the address of each, and which of them this process is.
+
+Slurm tells every task the nodes of its step, the tasks of each node and how it numbered them. From that
+all tasks compute the same list, in the order of Slurm's ranks. GPUs stay as Slurm bound them.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+
+from nvae_tf.io.errors import UserError, short_repr
+
+MOST_TASKS = 10_000
+
+# Ports lie below those that Linux hands out by itself (from 32768). Each step has a block of them, and
+# neighbouring jobs have neighbouring blocks: so jobs that share a node differ.
+FIRST_PORT, PORTS_IN_BLOCK, BLOCKS = 10_000, 8, 2_843
+BLOCKS_BETWEEN_STEPS = 499
+
+_NUMBERS = r"\[[0-9,-]+\]"
+_NODE = rf"(?:[A-Za-z0-9._-]|{_NUMBERS})+"
+_NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_COUNT = re.compile(r"([0-9]{1,5})(?:\(x([0-9]{1,5})\))?")
+
+
+def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
+    """Where the tasks of this job step are, as Slurm ranks them.
+
+    One task per node and several per node (one per GPU) are supported, with the distributions
+    ``block``, ``cyclic`` and ``plane``; of a heterogeneous job, steps within one component.
+
+    Args:
+        environment: The environment variables of a task, as ``srun`` sets them.
+
+    Returns:
+        ``host:port`` of every task in the order of their ranks, and this task's rank. Where there are
+        no other tasks (outside of ``srun``, also in a batch script, or in a step of one task): no
+        addresses, and 0.
+
+    Raises:
+        UserError: The variables are malformed or contradict each other, the step is of a kind that is
+            not supported, or the tasks of this node share its GPUs.
+    """
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return [], 0
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", MOST_TASKS)
+    nodes = expand_nodes(_text(environment, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST")
+    job_nodes = environment.get("SLURM_JOB_NODELIST")
+    if job_nodes and not set(nodes) <= set(expand_nodes(job_nodes, "SLURM_JOB_NODELIST")):
+        # A batch script that was submitted from within a step, whose variables it inherited.
+        return [], 0
+    _check_component(environment, nodes)
+    per_node = _text(environment, "SLURM_STEP_TASKS_PER_NODE")
+    counts = _expand_counts(per_node)
+    if len(counts) != len(nodes) or sum(counts) != tasks:
+        raise UserError(
+            f"Slurm: SLURM_STEP_TASKS_PER_NODE is {short_repr(per_node)}, which does not fit {tasks} "
+            f"tasks on {len(nodes)} nodes; start the command with srun"
+        )
+    node_of_rank = _distribute(environment, counts)
+    rank = _number(environment, "SLURM_PROCID", tasks - 1)
+    _check_numbering(environment, node_of_rank, rank)
+    _check_gpus(environment, counts[node_of_rank[rank]])
+
+    first = _first_port(environment)
+    local = [itertools.count() for _ in nodes]
+    addresses = []
+    for node in node_of_rank:
+        port = FIRST_PORT + (first + next(local[node])) % (PORTS_IN_BLOCK * BLOCKS)
+        addresses.append(f"{nodes[node]}:{port}")
+    return addresses, rank
+
+
+def expand_nodes(text: str, variable: str) -> list[str]:
+    """The names in one of Slurm's lists of nodes, in its order.
+
+    Args:
+        text: Such as ``nv[8-10,12],login,rack[0-1]n[01-16]``.
+        variable: Where the text comes from, for errors.
+
+    Raises:
+        UserError: The text is malformed, names a node twice, or names more than `MOST_TASKS`.
+    """
+    names: list[str] = []
+    try:
+        if not _NODES.fullmatch(text):
+            raise ValueError
+        for node in re.findall(_NODE, text):
+            choices = [_choices(part) for part in re.split(f"({_NUMBERS})", node)]
+            if len(names) + math.prod(map(len, choices)) > MOST_TASKS:
+                raise ValueError
+            names += map("".join, itertools.product(*choices))
+        if len(set(names)) < len(names):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"Slurm: {variable} is {short_repr(text)}; expected at most {MOST_TASKS} different nodes, "
+            "such as nv[8-10,12],login"
+        ) from None
+    return names
+
+
+def _choices(part: str) -> list[str]:
+    """What a part of a node's name stands for: ``[08-10]`` for 08, 09 and 10; others for themselves."""
+    if not part.startswith("["):
+        return [part]
+    numbers: list[str] = []
+    for text in part[1:-1].split(","):
+        match = _RANGE.fullmatch(text)
+        if not match:
+            raise ValueError
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + MOST_TASKS - len(numbers):
+            raise ValueError
+        numbers += [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+    return numbers
+
+
+def _expand_counts(text: str) -> list[int]:
+    """Tasks of each node, from Slurm's ``3(x2),1``."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = _COUNT.fullmatch(part)
+        if not match or len(counts) + int(match[2] or 1) > MOST_TASKS or int(match[1]) == 0:
+            raise UserError(
+                f"Slurm: SLURM_STEP_TASKS_PER_NODE is {short_repr(text)}; expected numbers of tasks, "
+                "such as 3(x2),1"
+            )
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _check_component(environment: Mapping[str, str], nodes: list[str]) -> None:
+    """Makes sure that a step of a heterogeneous job stays within one component.
+
+    Raises:
+        UserError: It does not. Its list of nodes is sorted, and its ranks are in another order.
+    """
+    if environment.get("SLURM_HET_SIZE", "1") == "1":
+        return
+    components = [
+        set(expand_nodes(value, name))
+        for name, value in environment.items()
+        if re.fullmatch("SLURM_JOB_NODELIST_(HET|PACK)_GROUP_[0-9]+", name)
+    ]
+    if not any(set(nodes) <= component for component in components):
+        raise UserError(
+            "Slurm: this step spans components of a heterogeneous job, which is not supported; start "
+            "it on one of them, with srun --het-group=0"
+        )
+
+
+def _distribute(environment: Mapping[str, str], counts: list[int]) -> list[int]:
+    """The node of every rank, as Slurm distributes tasks over nodes.
+
+    Args:
+        environment: With ``SLURM_DISTRIBUTION``, which ``srun`` sets if it was given one; block is its
+            default. What follows a colon or a comma in it is about the cores of a node.
+        counts: Tasks of each node.
+
+    Raises:
+        UserError: Slurm does not say where the tasks are.
+    """
+    named = environment.get("SLURM_DISTRIBUTION", "block")
+    kind = re.split("[:,]", named)[0]
+    if len(counts) == 1 or kind in ("block", ""):
+        at_a_time = max(counts)
+    elif kind == "cyclic":
+        at_a_time = 1
+    elif kind == "plane":
+        at_a_time = max(1, _number(environment, "SLURM_DIST_PLANESIZE", MOST_TASKS))
+    else:
+        raise UserError(
+            f"Slurm: with the distribution {short_repr(named)} a task cannot know where the others "
+            "are; start the step with srun -m block"
+        )
+    nodes: list[int] = []
+    left = dict(enumerate(counts))
+    while left:
+        for node, count in left.items():
+            nodes += [node] * min(count, at_a_time)
+        left = {node: count - at_a_time for node, count in left.items() if count > at_a_time}
+    return nodes
+
+
+def _check_numbering(environment: Mapping[str, str], node_of_rank: list[int], rank: int) -> None:
+    """Makes sure that this node has the ranks that were expected there.
+
+    Raises:
+        UserError: It has others. With wrong addresses workers would wait for each other in vain.
+    """
+    node = _number(environment, "SLURM_NODEID", MOST_TASKS)
+    expected = [number for number, place in enumerate(node_of_rank) if place == node]
+    found = _text(environment, "SLURM_GTIDS")
+    if rank not in expected or found != ",".join(map(str, expected)):
+        raise UserError(
+            f"Slurm: rank {rank} is on node {node}, which has the ranks {short_repr(found)}; expected "
+            f"{expected[:8]} with the distribution {environment.get('SLURM_DISTRIBUTION', 'block')!r}; "
+            "start the step with srun -m block"
+        )
+
+
+def _check_gpus(environment: Mapping[str, str], tasks_here: int) -> None:
+    """Makes sure that the tasks of a node do not use the same GPUs.
+
+    Raises:
+        UserError: Together they see more GPUs than the node has in this step.
+    """
+    visible, on_node = (
+        environment.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
+    )
+    if not visible or not re.fullmatch("[0-9]{1,5}", on_node):
+        return
+    each = len(visible.split(","))
+    if tasks_here > 1 and each * tasks_here > int(on_node):
+        raise UserError(
+            f"Slurm: {tasks_here} tasks share the {on_node} GPUs of this node; give each its own with "
+            "srun --gpus-per-task=1, or start one task per node"
+        )
+
+
+def _first_port(environment: Mapping[str, str]) -> int:
+    """Where the ports of this job step begin, counted from `FIRST_PORT`."""
+    job = _number(environment, "SLURM_JOB_ID", 2**32)
+    step = _number(environment, "SLURM_STEP_ID", 2**32)
+    return (job + BLOCKS_BETWEEN_STEPS * step) % BLOCKS * PORTS_IN_BLOCK
+
+
+def _text(environment: Mapping[str, str], name: str) -> str:
+    text = environment.get(name)
+    if not text:
+        raise UserError(f"Slurm: {name} is not set; start the command with srun")
+    return text
+
+
+def _number(environment: Mapping[str, str], name: str, most: int) -> int:
+    text = _text(environment, name)
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > most:
+        raise UserError(f"Slurm: {name} is {short_repr(text)}; expected a number up to {most}")
+    return int(text)
