@@ -108,7 +108,7 @@ def test_a_chief_that_refuses_says_why_on_all_workers(recipe, tmp_path, photogra
     more, own = [*SMALL], [["--root", root] for root in roots]
     chief = RunFolder(roots[0] / "tiny")
     if why in ("folder exists", "another model"):
-        chief.create(load(str(recipe), {}))
+        chief.create(load(str(recipe)))
     if why == "another model":
         more += ["--num_channels_enc", "8", "--num_channels_dec", "8"]
     if why == "no data":
