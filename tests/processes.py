@@ -11,12 +11,14 @@ from pathlib import Path
 COMMAND = Path(__file__).parent.parent / "train_keras.py"
 
 
-def start(recipe, root, *more, cluster=None, log=subprocess.DEVNULL, program=COMMAND):
-    """The command in a process of its own, continuing what is there."""
+def start(recipe, root, *more, cluster=None, log=subprocess.DEVNULL, program=COMMAND, resume=True):
+    """The command in a process of its own, continuing what is there unless `resume` is not set."""
     environment = dict(os.environ)
     if cluster:
         environment["TF_CONFIG"] = json.dumps(cluster)
-    arguments = ["--config", recipe, "--root", root, "--cont_training", "--deterministic", *more]
+    arguments = ["--config", recipe, "--root", root, "--deterministic", *more]
+    if resume:
+        arguments.append("--cont_training")
     return subprocess.Popen(
         [sys.executable, "-u", program, *map(str, arguments)],
         stdout=log if cluster else subprocess.PIPE,
@@ -48,7 +50,7 @@ def free_ports(count):
     return ports
 
 
-def start_workers(recipe, root, *more, count=2, own=((), ()), delay=0.0, **options):
+def start_workers(recipe, root, *more, count=2, own=((), ()), delay=0.0, resume=True, **options):
     """So many workers on this machine, each with a log beside the root.
 
     Args:
@@ -58,6 +60,7 @@ def start_workers(recipe, root, *more, count=2, own=((), ()), delay=0.0, **optio
         count: workers.
         own: flags of the first one alone, and of the second one alone.
         delay: seconds before the second one.
+        resume: continue what is there.
         options: of the second one, for `start`.
     """
     hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
@@ -68,7 +71,9 @@ def start_workers(recipe, root, *more, count=2, own=((), ()), delay=0.0, **optio
         flags = [*more, *(own[index] if index < 2 else ())]
         with open(f"{root}-worker-{index}.log", "a") as log:
             extra = options if index == 1 else {}
-            processes.append(start(recipe, root, *flags, cluster=cluster, log=log, **extra))
+            processes.append(
+                start(recipe, root, *flags, cluster=cluster, log=log, resume=resume, **extra)
+            )
     return processes
 
 

@@ -1,6 +1,8 @@
 """Files and folders: whole at every moment, and with the permissions that the user asked for."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -159,6 +161,18 @@ def test_a_file_that_is_replaced_takes_new_permissions_and_leaves_nothing_behind
     with umask(0o022), atomic_write(path) as temporary:
         np.save(temporary.open("wb"), np.zeros(3))
     assert permissions(path) == 0o644 and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive_lock(tmp_path / "folder", "training"):
+        (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'folder'}: the file system has no locks (")
+    assert "another process from training here" in line
 
 
 def test_a_locked_folder_is_refused_and_its_lock_file_stays_the_same(tmp_path):

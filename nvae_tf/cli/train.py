@@ -17,6 +17,7 @@ from nvae_tf.cli.flags import (
     program,
 )
 from nvae_tf.data.where import check_data
+from nvae_tf.io.errors import UserError
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.rendezvous import JOIN_SECONDS
 
@@ -89,9 +90,16 @@ def _stop_at_once(*_):
 
 def _train(arguments) -> int | None:
     start = time.monotonic()
-    config, note = configured(arguments)
-    check_data(config.data)
-    folder = RunFolder(named_folder(arguments))
+    try:
+        config, note = configured(arguments)
+        check_data(config.data)
+        folder = RunFolder(named_folder(arguments))
+    except UserError as error:
+        if "TF_CONFIG" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+            from nvae_tf.training.cluster import refuse_to_join
+
+            refuse_to_join(error)
+        raise
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.reports import duration

@@ -5,11 +5,12 @@ import errno
 import fcntl
 from pathlib import Path
 
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.io.files import make_folder, write_error
 
 NAME = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # The file system has none.
+# The file system has none.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -18,6 +19,8 @@ def exclusive_lock(folder: Path, doing: str):
 
     The hidden file that is locked stays in the folder. If it were removed, one process could hold the
     removed file and another a new one of the same name.
+
+    Where the file system has no locks, a warning says so, and nothing is locked.
 
     Args:
         folder: Path of the folder, which is created if need be.
@@ -42,4 +45,9 @@ def exclusive_lock(folder: Path, doing: str):
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise write_error(path, error) from None
+            print(
+                f"warning: {folder}: the file system has no locks ({short_message(error)}), so nothing "
+                f"keeps another process from {doing} here at the same time",
+                flush=True,
+            )
         yield

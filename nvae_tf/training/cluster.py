@@ -10,11 +10,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nvae_tf.engine.devices import local_strategy
-from nvae_tf.io.errors import UserError
-from nvae_tf.training.rendezvous import JOIN_SECONDS, wait_for_all
+from nvae_tf.io.errors import UserError, one_line, short_message
+from nvae_tf.training.rendezvous import JOIN_SECONDS, tell_others, wait_for_all
 from nvae_tf.training.slurm import workers_of_step
 
 TASKS = ("chief", "worker")
+LONGEST_REASON = 1024  # bytes of what other workers are told
+LAST_WORDS_SECONDS = 15.0  # for others that start at the same time, to hear why this one does not
 
 
 class Cluster(NamedTuple):
@@ -68,6 +70,43 @@ class Cluster(NamedTuple):
         columns = zip(*self.gather_from_workers(digests), strict=True)
         return [name for name, column in zip(texts, columns, strict=True) if len(set(column)) > 1]
 
+    @contextlib.contextmanager
+    def agreement(self):
+        """Runs a block of checks on every worker; if they fail on one, all of them raise.
+
+        All workers enter the block at the same time. In it they do not wait for each other.
+
+        Raises:
+            UserError: The block has failed on other workers alone; the error says why.
+        """
+        failure = None
+        try:
+            yield
+        except _LOST:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others should not wait
+            failure = error
+        reasons = self._gather_reasons(failure) if self.num_workers > 1 else []
+        if any(reasons):
+            with contextlib.suppress(*_LOST):
+                # A worker that ended at once could take along what others have not received yet.
+                self.gather_from_workers([1])
+        if failure is not None:
+            raise failure
+        for number, reason in enumerate(reasons):
+            if reason:
+                raise UserError(f"worker {number} refused: {reason}")
+
+    def _gather_reasons(self, failure: Exception | None) -> list[str]:
+        """What failed on each worker, or no text."""
+        text = ""
+        if failure is not None:
+            text = str(failure) if isinstance(failure, UserError) else short_message(failure)
+            text = one_line(text) or type(failure).__name__
+        content = text.encode(errors="backslashreplace")[:LONGEST_REASON]
+        rows = self.gather_from_workers(list(content.ljust(LONGEST_REASON, b"\0")))
+        return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
 
 @functools.lru_cache(maxsize=1)
 def _gathering(strategy):
@@ -99,7 +138,9 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
     if resolver is None:
         return Cluster(local_strategy(num_devices))
     if num_devices is not None:
-        raise UserError("--world_size is for one machine; several use all of their GPUs")
+        refused = UserError("--world_size is for one machine; several use all of their GPUs")
+        refuse_to_join(refused)
+        raise refused
     wait_for_all(hosts, worker, join_seconds)
     try:
         # Without a timeout for collectives: with one TensorFlow starts a thread for each collective of
@@ -108,6 +149,18 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         raise lost_worker(error) from None
     return Cluster(strategy, worker, len(hosts))
+
+
+def refuse_to_join(error: UserError) -> None:
+    """Tells the other workers, if there are any, why this one does not meet them.
+
+    Args:
+        error: What this worker ends with.
+    """
+    with contextlib.suppress(UserError):  # the first error is the one to report
+        resolver, worker, hosts = _resolver()
+        if resolver is not None:
+            tell_others(hosts, worker, str(error), LAST_WORDS_SECONDS)
 
 
 # What collectives fail with when another worker ends or cannot be reached.

@@ -1,23 +1,49 @@
-"""Waits until all workers of a cluster have started.
+"""Waits until all workers of a cluster have started and reach each other.
 
-TensorFlow waits for workers for an hour without a word, and neither Ctrl-C nor SIGTERM ends that. Here
-every worker listens on its own address until it has reached all the others'; TensorFlow, which listens
-on the same addresses, is started then.
+TensorFlow waits for workers for an hour without a word, and neither Ctrl-C nor SIGTERM ends that. So
+workers meet here first: each listens on its own address and asks the others at theirs, and TensorFlow,
+which listens on the same addresses, is started once all are known to have reached all.
+
+A question and its answer are one line each. It says who speaks (its number, a random token of the
+process, a hash of all addresses) and how far that worker is:
+
+- ``waiting``: it has not reached all others yet; a text says whom, and why;
+- ``met``: it has reached all others, and each was who it should be;
+- ``go``, from the chief alone: all have met. A worker that hears this leaves. The chief leaves when all
+  have confirmed that they heard it; so nobody stops listening while somebody still needs an answer;
+- ``refused``: it ends, and a text says why, which the others then say, too.
+
+What is not such a line, or too long, or too slow, changes nothing.
 """
 
 import contextlib
+import hashlib
+import secrets
 import socket
+import threading
 import time
+from typing import NamedTuple
 
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, one_line, short_message
 
 JOIN_SECONDS = 600  # that workers wait for each other
 RETRY_SECONDS = 0.5
-CONNECT_SECONDS = 5.0
+TALK_SECONDS = 5.0  # for a connection, and for each line
+FRESH_SECONDS = 15.0  # after which a worker that has met counts as gone unless it is heard again
+PATIENCE_SECONDS = 2.0  # before a line says for whom this worker waits
+TELL_SECONDS = 5.0  # that a worker that ends stays to say why
+CHIEF = 0
+MOST_TALKS = 256  # connections that are answered at the same time
+MOST_NAMED = 5  # workers that a line names
+LONGEST = 4096  # bytes of a line
+
+MAGIC, VERSION = "nvae-tf-meeting", "1"
+RECEIVED = b"+"  # what a worker sends when it has read an answer
+WAITING, MET, GO, REFUSED, OTHER_VERSION = "waiting", "met", "go", "refused", "other-version"
 
 
 def wait_for_all(hosts: list[str], worker: int, seconds: float) -> None:
-    """Returns once every worker's address answers.
+    """Returns once all workers have reached each other.
 
     Args:
         hosts: ``host:port`` of all workers.
@@ -25,23 +51,392 @@ def wait_for_all(hosts: list[str], worker: int, seconds: float) -> None:
         seconds: Seconds to wait at most.
 
     Raises:
-        UserError: A worker is still missing then, or this worker's own port is taken.
+        UserError: A worker is still missing then or cannot reach another one, another process answers
+            in its place, a worker refuses, or this worker's own port is taken.
     """
-    begin = time.monotonic()
-    with _listening(hosts[worker]):
-        missing = {number: host for number, host in enumerate(hosts) if number != worker}
-        told = False
-        while missing := {n: host for n, host in missing.items() if not _answers(host)}:
-            names = ", ".join(f"{number} ({host})" for number, host in missing.items())
-            if time.monotonic() - begin >= seconds:
-                raise UserError(
-                    f"worker {names} did not join within {seconds:g} seconds; start all workers, with "
-                    "the same addresses, or wait longer with --join_timeout"
-                )
-            if not told:
-                print(f"waiting for worker {names}", flush=True)
-                told = True
-            time.sleep(RETRY_SECONDS)
+    with _talking(hosts, worker) as meeting:
+        meeting.wait(seconds)
+        if meeting.problem:
+            meeting.tell(TELL_SECONDS)
+            raise UserError(meeting.problem)
+
+
+def tell_others(hosts: list[str], worker: int, reason: str, seconds: float) -> None:
+    """Meets the other workers only to say why this one ends.
+
+    Args:
+        hosts: ``host:port`` of all workers.
+        worker: This worker's index.
+        reason: What the others are told.
+        seconds: Seconds to wait at most until all have heard it.
+
+    Raises:
+        UserError: This worker's own port is taken, or an address is malformed.
+    """
+    with _talking(hosts, worker) as meeting:
+        meeting.refuse(reason)
+        meeting.tell(seconds)
+
+
+class _Message(NamedTuple):
+    """What a worker says of itself.
+
+    Attributes:
+        cluster: Hash of all addresses that it was started with.
+        number: Its index.
+        token: What tells its process from others.
+        state: How far it is.
+        text: For whom it waits, or why it refuses.
+    """
+
+    cluster: str
+    number: int
+    token: str
+    state: str
+    text: str = ""
+
+    def encode(self) -> bytes:
+        words = (MAGIC, VERSION, self.cluster, str(self.number), self.token, self.state)
+        line = f"{' '.join(words)} {one_line(self.text)}"
+        return line.encode(errors="backslashreplace")[: LONGEST - 1] + b"\n"
+
+
+def _decode(line: bytes) -> _Message | None:
+    """What a line says; None if it is not a line of this protocol."""
+    if len(line) > LONGEST or not line.endswith(b"\n"):
+        return None
+    magic, _, rest = line.decode(errors="ignore").removesuffix("\n").partition(" ")
+    version, _, rest = rest.partition(" ")
+    if magic != MAGIC:
+        return None
+    if version != VERSION:
+        return _Message("", -1, "", OTHER_VERSION)
+    cluster, number, token, state, text, *_ = (*rest.split(" ", 4), "", "", "", "", "")
+    if not (number.isascii() and number.isdigit() and len(number) < 7 and token):
+        return None
+    if state not in (WAITING, MET, GO, REFUSED):
+        return None
+    return _Message(cluster, int(number), token, state, one_line(text))
+
+
+def _read(connection: socket.socket) -> bytes:
+    """Reads a line, or what there is of it when it becomes too long or the connection ends.
+
+    Raises:
+        TimeoutError: It takes too long.
+    """
+    end, line = time.monotonic() + TALK_SECONDS, b""
+    while b"\n" not in line and len(line) < LONGEST:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
+        block = connection.recv(LONGEST - len(line))
+        if not block:
+            break
+        line += block
+    return line
+
+
+class _Heard(NamedTuple):
+    """What another worker said last, and when."""
+
+    state: str
+    text: str
+    time: float
+
+
+class _Meeting:
+    """What this worker knows of the others. Threads that talk with them change it under one lock.
+
+    Args:
+        hosts: ``host:port`` of all workers.
+        worker: This worker's index.
+    """
+
+    def __init__(self, hosts: list[str], worker: int):
+        self._hosts, self._worker = hosts, worker
+        self._cluster = hashlib.sha256("\n".join(hosts).encode(errors="replace")).hexdigest()[:16]
+        self._token = secrets.token_hex(8)
+        self._others = {number for number in range(len(hosts)) if number != worker}
+        self._changed = threading.Condition()
+        self._state = WAITING
+        self._missing = dict.fromkeys(self._others, "not reached yet")  # and why, of each
+        self._heard: dict[int, _Heard] = {}
+        self._told: set[int] = set()  # those that know that this worker says "go" or refuses
+        self._whom = self._others  # to tell that this worker refuses
+        self._stranger = ""  # who asked, but was started with other addresses
+        self._for_others = ""  # why this worker ends, as the others say it
+        self._over = False
+        self._talks = threading.BoundedSemaphore(MOST_TALKS)
+        self.problem = ""  # why this worker ends, as it says it
+
+    def wait(self, seconds: float) -> None:
+        """Waits until all have met, or there is a problem.
+
+        Args:
+            seconds: Seconds to wait at most; that more are needed is a problem.
+        """
+        begin, said = time.monotonic(), False
+        with self._changed:
+            while not self.problem and not self._complete():
+                waited = time.monotonic() - begin
+                if waited >= seconds:
+                    self._whom = set(self._heard)  # the others are not there
+                    self._refuse(
+                        f"{self._awaited()} did not join within {seconds:g} seconds{self._stranger}; "
+                        "start all workers, with the same addresses, or wait longer with --join_timeout"
+                    )
+                elif waited >= PATIENCE_SECONDS and not said:
+                    print(f"waiting for {self._awaited()}", flush=True)
+                    said = True
+                else:
+                    self._changed.wait(min(RETRY_SECONDS, seconds - waited))
+
+    def refuse(self, reason: str) -> None:
+        """Ends the meeting.
+
+        Args:
+            reason: Why.
+        """
+        with self._changed:
+            self._refuse(reason)
+
+    def tell(self, seconds: float) -> None:
+        """Waits until the others know why this worker ends.
+
+        Args:
+            seconds: Seconds to wait at most.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._told >= self._whom, seconds)
+
+    def end(self) -> None:
+        """Ends the threads that talk, as soon as they notice."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def answer_all(self, listener: socket.socket) -> None:
+        """Answers everybody who connects, until the end; a thread runs this.
+
+        Args:
+            listener: The socket of this worker's address.
+        """
+        listener.settimeout(RETRY_SECONDS / 5)  # so that the end is noticed
+        while not self._over:
+            try:
+                connection, (address, *_) = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:  # too many open files, or a connection that has already ended
+                time.sleep(RETRY_SECONDS / 5)
+                continue
+            if self._talks.acquire(blocking=False):
+                _start_thread(self._answer, connection, address)
+            else:
+                connection.close()
+
+    def keep_asking(self, number: int) -> None:
+        """Asks another worker again and again, until the end; a thread runs this.
+
+        Names may take long to resolve, which a timeout of a socket does not bound: so this is done
+        apart from the thread that signals interrupt.
+
+        Args:
+            number: The other worker's index.
+        """
+        while True:
+            with self._changed:
+                if self._over:
+                    return
+                wanted, question = self._wants(number), self._message()
+            if wanted:
+                self._ask(number, question)
+            with self._changed:
+                self._changed.wait_for(lambda: self._over, RETRY_SECONDS)
+
+    def _complete(self) -> bool:
+        """Whether this worker may leave, all having met. Also notes how far it is."""
+        if self._worker == CHIEF:
+            if self._state == WAITING and not self._missing and not self._behind():
+                self._state = GO
+            return self._state == GO and self._told == self._others
+        if self._state != GO:
+            self._state = WAITING if self._missing else MET
+        return self._state == GO
+
+    def _behind(self) -> list[int]:
+        """The workers of which the chief does not know that they have reached all others."""
+        oldest = time.monotonic() - FRESH_SECONDS
+        heard = self._heard
+        return [
+            number
+            for number in sorted(self._others)
+            if number not in heard or heard[number].state != MET or heard[number].time < oldest
+        ]
+
+    def _awaited(self) -> str:
+        """For whom this worker waits, as a part of a line."""
+        if self._missing:
+            return "worker " + _listed(
+                [f"{n} ({self._hosts[n]}: {why})" for n, why in sorted(self._missing.items())]
+            )
+        if self._worker != CHIEF:
+            behind = [CHIEF]
+        else:
+            behind = self._behind() or sorted(self._others - self._told)
+        names = []
+        for number in behind:
+            waits_for = self._heard[number].text if number in self._heard else ""
+            what = f"it waits for {waits_for}" if waits_for else "it answers, but does not go on"
+            names.append(f"{number} ({self._hosts[number]}: {what})")
+        return "worker " + _listed(names)
+
+    def _message(self) -> _Message:
+        text = self._for_others if self._state == REFUSED else ""
+        if self._state == WAITING:
+            text = self._awaited()
+        return _Message(self._cluster, self._worker, self._token, self._state, text)
+
+    def _refuse(self, reason: str, for_others: str | None = None) -> None:
+        if self.problem:
+            return
+        here = f"worker {self._worker} ({self._hosts[self._worker]})"
+        self.problem, self._for_others = reason, for_others or f"{here} refused: {reason}"
+        self._state = REFUSED
+        self._told.clear()
+        self._changed.notify_all()
+
+    def _hear(self, message: _Message) -> None:
+        """Notes what another worker of this cluster said."""
+        self._heard[message.number] = _Heard(message.state, message.text, time.monotonic())
+        if message.state == REFUSED and not self.problem:
+            self._whom = set(self._heard)
+            self._refuse(message.text, for_others=message.text)
+        self._changed.notify_all()
+
+    def _wants(self, number: int) -> bool:
+        """Whether another worker has to be asked now."""
+        if self._state == REFUSED:
+            return number not in self._told
+        if self._state == GO:
+            return False
+        return (
+            number in self._missing
+            or number == CHIEF
+            or (self._worker == CHIEF and number in self._behind())
+        )
+
+    def _ask(self, number: int, question: _Message) -> None:
+        try:
+            with socket.create_connection(_parts(self._hosts[number]), TALK_SECONDS) as connection:
+                connection.sendall(question.encode())
+                line = _read(connection)
+                answer = _decode(line)
+                with self._changed:
+                    self._judge(number, question, line, answer)
+                if answer:
+                    with contextlib.suppress(OSError):
+                        connection.sendall(RECEIVED)
+        except (OSError, ValueError) as error:  # ValueError: the name cannot be one of a host
+            with self._changed:
+                self._missing[number] = short_message(error)
+                if isinstance(error, ConnectionRefusedError) and number in self._heard:
+                    self._told.add(number)  # if there is something to tell: it has ended
+                self._changed.notify_all()
+
+    def _judge(self, number: int, question: _Message, line: bytes, answer: _Message | None) -> None:
+        """Notes what was answered at the address of a worker."""
+        host = self._hosts[number]
+        if answer is None:
+            self._missing[number] = (
+                "the program that answers there is not a worker" if line else "no answer"
+            )
+        elif answer.token == self._token:
+            self._refuse(
+                f"the address of worker {number} ({host}) leads to this process, which is worker "
+                f"{self._worker}; correct the index of this task, or the machine's entry for that name"
+            )
+        elif answer.state == OTHER_VERSION:
+            self._refuse(
+                f"worker {number} ({host}) has another version of nvae-tf; install the same on all"
+            )
+        elif answer.cluster != self._cluster:
+            self._refuse(
+                f"worker {number} ({host}) was started with other addresses than this one, or in "
+                f"another order (here: {_listed(self._hosts)}); give all workers the same"
+            )
+        elif answer.number != number:
+            self._refuse(
+                f"worker {answer.number} answers at the address of worker {number} ({host}); correct "
+                "the index of the task there, or the machine's entry for that name"
+            )
+        else:
+            self._missing.pop(number, None)
+            if question.state == REFUSED:
+                self._told.add(number)
+            self._hear(answer)
+            if answer.state == GO and question.state == MET:
+                self._state = GO
+        self._changed.notify_all()
+
+    def _answer(self, connection: socket.socket, address: str) -> None:
+        try:
+            with connection:
+                question = _decode(_read(connection))
+                if question is None:
+                    return
+                with self._changed:
+                    ours = question.cluster == self._cluster and question.number in self._others
+                    if ours:
+                        self._hear(question)
+                    elif question.token != self._token:
+                        self._stranger = (
+                            f" ({address} asked, but has other addresses or a wrong index)"
+                        )
+                    answer = self._message()
+                connection.sendall(answer.encode())
+                connection.settimeout(TALK_SECONDS)
+                received = connection.recv(1) == RECEIVED
+        except OSError:
+            return
+        finally:
+            self._talks.release()
+        with self._changed:
+            going = answer.state == GO and question.state == MET
+            if ours and received and (going or answer.state == REFUSED):
+                self._told.add(question.number)
+                self._changed.notify_all()
+
+
+@contextlib.contextmanager
+def _talking(hosts: list[str], worker: int):
+    """A meeting whose threads run; at the end nothing listens any more."""
+    for host in hosts:
+        _parts(host)
+    meeting = _Meeting(hosts, worker)
+    with _listening(hosts[worker]) as listener:
+        answering = _start_thread(meeting.answer_all, listener)
+        try:
+            for number in range(len(hosts)):
+                if number != worker:
+                    _start_thread(meeting.keep_asking, number)
+            yield meeting
+        finally:
+            meeting.end()
+            answering.join()  # else the port would stay taken
+
+
+def _start_thread(function, *arguments) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 @contextlib.contextmanager
@@ -58,15 +453,7 @@ def _listening(address: str):
             "TF_CONFIG, or end the process that has it"
         ) from None
     with listener:
-        yield
-
-
-def _answers(address: str) -> bool:
-    try:
-        socket.create_connection(_parts(address), CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        yield listener
 
 
 def _parts(address: str) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from nvae_tf.training.cluster import Cluster, lost_workers
 from nvae_tf.training.optimizer_choice import make_optimizer
 from nvae_tf.training.reports import PICTURED
 from nvae_tf.training.schedules import WarmupCosineByEpoch
+from nvae_tf.training.shared_folder import compare_folders
 from nvae_tf.training.trainer import (
     Trainer,
     compiled,
@@ -65,26 +66,39 @@ def train(
         TrainingDivergedError: Too many steps in a row were not finite.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
-    _check_same_flags(config, resume, cluster)
-    folder.check(config, resume)
-    dataset = catalog.get_dataset_info(config.data)
-    check_image(config.model, dataset.image)
-    sources = dataset.open(config.data.data)
+    with lost_workers(cluster):
+        _check_same_flags(config, resume, cluster)
+        with cluster.agreement():
+            folder.check(config, resume)
+            dataset = catalog.get_dataset_info(config.data)
+            check_image(config.model, dataset.image)
+            sources = dataset.open(config.data.data)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(config.data.seed)
     with (
         lost_workers(cluster),
         reading(*sources),
-        exclusive_lock(folder.path, "training") if cluster.is_chief else contextlib.nullcontext(),
+        _claimed(config, folder, resume, cluster),
         cluster.strategy.scope(),
         grappler_disabled(),
         Termination() as termination,
     ):
-        folder.check(config, resume)  # again: another process may have trained here until now
         results = _train(config, folder, cluster, dataset, sources, termination, epochs)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
+
+
+@contextlib.contextmanager
+def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster):
+    """Holds the run's folder for this training, which the chief locks and all workers have to see."""
+    with contextlib.ExitStack() as held:
+        with cluster.agreement():
+            if cluster.is_chief:
+                held.enter_context(exclusive_lock(folder.path, "training"))
+            folder.check(config, resume)  # again: another process may have trained here until now
+        compare_folders(folder, cluster)
+        yield
 
 
 class StepCounts(NamedTuple):
@@ -215,13 +229,14 @@ def _set_up(
     say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
 
     # Data. One image of each split is read before anything is written.
-    counts = _step_counts(config, cluster, len(sources[0]))
-    data = _Data(config, cluster, counts, dataset, sources)
+    with cluster.agreement():
+        counts = _step_counts(config, cluster, len(sources[0]))
+        data = _Data(config, cluster, counts, dataset, sources)
+        test_images, _ = data.test_images(), data.first_images(1)
     say(
         f"data: {dataset.name}, {len(sources[0])} training and {len(sources[1])} test images, "
         f"{counts.images_per_step} per step"
     )
-    test_images, _ = data.test_images(), data.first_images(1)
 
     # Model and optimiser.
     trainer = _build_trainer(config, dataset, counts)
@@ -309,14 +324,17 @@ def _train(
 
 def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: StepCounts) -> int:
     """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
-    start_step = checkpoints.restore()
+    with cluster.agreement():
+        start_step = checkpoints.restore()
     _check_same_start(cluster, start_step)
-    if cluster.is_chief:
-        folder.create(config)
-    if start_step == 0:
+    with cluster.agreement():
         # Only some architectures look at images here, and those at all images of a step.
         needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
-        trainer.prepare(data.first_images(needed))
+        images = data.first_images(needed) if start_step == 0 else None
+        if cluster.is_chief:
+            folder.create(config)
+    if start_step == 0:
+        trainer.prepare(images)
     return start_step
 
 

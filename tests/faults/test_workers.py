@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from PIL import Image
 from processes import (
     COMMAND,
     assert_all_finish,
@@ -24,11 +25,14 @@ from processes import (
 
 import nvae_tf
 from nvae_tf.cli import train
-from nvae_tf.config import RECIPES
+from nvae_tf.config import RECIPES, load
 from nvae_tf.io.errors import UserError
+from nvae_tf.io.lock import exclusive_lock
+from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.cluster import Cluster, lost_workers
 
 BUSY = Path(__file__).parent.parent / "busy_chief.py"
+IMPATIENT = BUSY.with_name("impatient_worker.py")
 
 SMALL = ("--epochs", "2", "--batch_size", "50")
 
@@ -86,6 +90,89 @@ def test_workers_of_different_versions(recipe, tmp_path):
     lines = said(workers, tmp_path / "runs")
     for line, version in zip(lines, (nvae_tf.__version__, "0.0.1"), strict=True):
         assert "another worker has another version of nvae-tf" in line and version in line
+
+
+REFUSALS = {
+    "folder exists": "holds a run already",
+    "another model": "num_channels_enc: 8 does not continue the run in",
+    "locked": "another process is training here",
+    "no data": "nothing-here",
+    "wrong value, which it finds before it meets the others": "batch_size",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("why", REFUSALS)
+def test_a_chief_that_refuses_says_why_on_all_workers(recipe, tmp_path, photographs, why):
+    roots = [tmp_path / "runs", tmp_path / "other"]
+    more, own = [*SMALL], [["--root", root] for root in roots]
+    chief = RunFolder(roots[0] / "tiny")
+    if why in ("folder exists", "another model"):
+        chief.create(load(str(recipe)))
+    if why == "another model":
+        more += ["--num_channels_enc", "8", "--num_channels_dec", "8"]
+    if why == "no data":
+        images = tmp_path / "images"
+        images.mkdir()
+        for number, image in enumerate(photographs):
+            Image.fromarray(image).save(images / f"{number}.png")
+        more += ["--dataset", "images", "--image_size", "32", "--num_mixture_dec", "2"]
+        own[0] += ["--data", tmp_path / "nothing-here"]
+        own[1] += ["--data", images]
+    if why.startswith("wrong value"):
+        own[0] += ["--batch_size", "0"]
+    locked = exclusive_lock(chief.path, "training") if why == "locked" else contextlib.nullcontext()
+    with locked:
+        workers = start_workers(recipe, roots[0], *more, own=own, resume=why != "folder exists")
+        first, second = said(workers, roots[0])
+    assert REFUSALS[why] in first and "refused" not in first
+    assert re.match(r"error: worker 0( \(127\.0\.0\.1:\d+\))? refused: ", second)
+    assert second.endswith(first.removeprefix("error: "))
+    assert not roots[1].exists()
+
+
+@pytest.mark.slow
+def test_a_root_that_is_not_shared(recipe, tmp_path):
+    """A first start warns, since the chief alone writes; a restart is refused."""
+    roots = [tmp_path / "runs", tmp_path / "other"]
+    own = [["--root", root] for root in roots]
+    options = ("--batch_size", "50", "--eval_every", "9", "--images_every", "9")
+    workers = start_workers(
+        recipe, roots[0], *options, "--epochs", "1", own=own, program=IMPATIENT, resume=False
+    )
+    assert_all_finish(workers, roots[0])
+    for index in range(2):
+        lines = (tmp_path / f"runs-worker-{index}.log").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("warning")]
+        assert f"worker 1 does not see the chief's {roots[index] / 'tiny'}: this training" in line
+        (tmp_path / f"runs-worker-{index}.log").unlink()
+    assert newest_step(roots[0] / "tiny") == 14 and not roots[1].exists()
+    assert not list((roots[0] / "tiny").glob(".seen*"))
+    workers = start_workers(recipe, roots[0], *options, "--epochs", "2", own=own, program=IMPATIENT)
+    first, second = said(workers, roots[0])
+    reason = f"{roots[1] / 'tiny' / 'checkpoints' / 'step-14'} is not to be seen on worker 1"
+    assert first.startswith(f"error: worker 1 refused: {reason}")
+    assert second.startswith(f"error: {reason}")
+    assert newest_step(roots[0] / "tiny") == 14 and not roots[1].exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_another_worker_sees_later(run, recipe, tmp_path):
+    """As where NFS keeps what it knows of a folder."""
+    roots = [tmp_path / "runs", tmp_path / "other"]
+    shutil.copytree(run, roots[0] / "tiny")
+    workers = start_workers(
+        recipe, roots[0], "--batch_size", "50", "--epochs", "4", own=[["--root", r] for r in roots]
+    )
+    log = tmp_path / "runs-worker-1.log"
+    while "looking for" not in log.read_text():
+        assert workers[1].poll() is None
+        time.sleep(0.1)
+    shutil.copytree(roots[0] / "tiny", roots[1] / "tiny")  # with the chief's mark
+    assert_all_finish(workers, roots[0])
+    assert "continued from step 42" in (tmp_path / "runs-worker-0.log").read_text()
+    assert "warning" not in log.read_text()
+    assert newest_step(roots[0] / "tiny") == 56
 
 
 def threads_and_memory(process):
