@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a recipe costs, counted from its training graph, and what to expect of more GPUs.
 
-python benchmarks/cost_model.py cifar10 celeba256 --teraflops 10 --gigabytes 100
+python benchmarks/cost_model.py cifar10 celeba256 --teraflops 10 --gigabytes 100 10
 """
 
 import argparse
@@ -14,10 +14,8 @@ import tensorflow as tf  # isort: skip
 
 from nvae_tf import config as configuration
 from nvae_tf.data import catalog
-from nvae_tf.layers.batch_norm import BatchNormAct
 from nvae_tf.model import NVAE
 
-LATENCY = 20e-6  # seconds of one small all-reduce
 REPLICAS = (1, 2, 4, 8, 16, 24)
 
 
@@ -50,37 +48,48 @@ def count(name: str) -> dict[str, float]:
     return {
         "parameters": model.num_parameters,
         "flops": profile.total_float_ops,
-        "batch_norms": sum(isinstance(layer, BatchNormAct) for layer in model.submodules),
+        "batch_norms": len(model.batch_norms),
+        "channels": sum(norm.moving_mean.shape[0] for norm in model.batch_norms),
         "batch": config.data.batch_size,
     }
 
 
-def efficiency(costs: dict[str, float], replicas: int, flops: float, bandwidth: float) -> float:
+def efficiency(
+    costs: dict[str, float], replicas: int, flops: float, bandwidth: float, latency: float
+) -> float:
     """Portion of linear scaling: compute over compute and communication, none of it overlapped.
 
     Args:
-        costs: from `count`.
-        replicas: that share a step.
-        flops: of one replica that the model reaches, a second.
-        bandwidth: of the slowest link of the ring, bytes a second.
+        costs: What `count` returned.
+        replicas: Number of replicas that share a step.
+        flops: Operations per second that one replica reaches with this model.
+        bandwidth: Bytes per second of the slowest link of the ring.
+        latency: Seconds that one small all-reduce takes.
     """
     if replicas == 1:
         return 1.0
     compute = costs["batch"] * costs["flops"] / flops
-    gradients = 2.0 * (replicas - 1) / replicas * 4.0 * costs["parameters"] / bandwidth
-    # Mean and variance of every batch norm, forward and backward, one after the other.
-    statistics = 4.0 * costs["batch_norms"] * LATENCY
-    return compute / (compute + gradients + statistics)
+    # One exchange per batch norm and direction, one after the other. Forward, the parts of all replicas
+    # (count, mean and centred squares) are exchanged, backward the sum of one such vector.
+    vectors = 4.0 * (2 * costs["channels"] + costs["batch_norms"])
+    exchanged = 4.0 * costs["parameters"] + vectors * (replicas + 1)
+    transfer = 2.0 * (replicas - 1) / replicas * exchanged / bandwidth
+    return compute / (compute + transfer + 2.0 * costs["batch_norms"] * latency)
 
 
 def main() -> None:
-    """Prints a table of costs and one of efficiencies."""
+    """Prints a table of costs, and one of efficiencies for each bandwidth."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configs", nargs="+", help="recipes")
     parser.add_argument("--teraflops", type=float, default=10.0, help="that a GPU reaches here")
-    parser.add_argument("--gigabytes", type=float, default=100.0, help="a second between GPUs")
+    parser.add_argument(
+        "--gigabytes", type=float, nargs="+", default=[100.0], help="per second between GPUs"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=20.0, help="microseconds of one small all-reduce"
+    )
     arguments = parser.parse_args()
-    print("| recipe | parameters | gradient bytes | GFLOPs an image | batch norms |")
+    print("| recipe | parameters | gradients | GFLOPs per image | batch norms |")
     print("| --- | --- | --- | --- | --- |")
     rows = {}
     for name in arguments.configs:
@@ -90,12 +99,13 @@ def main() -> None:
             f"{costs['flops'] / 1e9:.1f} | {costs['batch_norms']} |",
             flush=True,
         )
-    print("\n| recipe | " + " | ".join(f"{n} GPUs" for n in REPLICAS) + " |")
-    print("| --- |" + " --- |" * len(REPLICAS))
-    rates = arguments.teraflops * 1e12, arguments.gigabytes * 1e9
-    for name, costs in rows.items():
-        found = [f"{efficiency(costs, n, *rates):.0%}" for n in REPLICAS]
-        print(f"| {name} | " + " | ".join(found) + " |")
+    for gigabytes in arguments.gigabytes:
+        rates = arguments.teraflops * 1e12, gigabytes * 1e9, arguments.latency * 1e-6
+        print(f"\n| {gigabytes:g} GB/s | " + " | ".join(f"{n} GPUs" for n in REPLICAS) + " |")
+        print("| --- |" + " --- |" * len(REPLICAS))
+        for name, costs in rows.items():
+            shares = [f"{efficiency(costs, n, *rates):.0%}" for n in REPLICAS]
+            print(f"| {name} | " + " | ".join(shares) + " |")
 
 
 if __name__ == "__main__":
