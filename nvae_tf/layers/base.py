@@ -114,7 +114,22 @@ class Uniform(NamedTuple):
             shape: Shape of all of them together, (n, *shape of a weight).
             initializers: The initializers, one per weight.
         """
-        return tf.random.stateless_uniform(shape, fresh_seed(), self.low, self.high)
+        return _draw_uniform(tf.constant(shape), tf.constant(fresh_seed()), self.low, self.high)
+
+
+# A graph, since there TensorFlow scales and shifts in place what it drew. The weights of a model are
+# gigabytes, which would be allocated three times otherwise.
+@tf.function(
+    autograph=False,
+    input_signature=[
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([2], tf.int64),
+        tf.TensorSpec([]),
+        tf.TensorSpec([]),
+    ],
+)
+def _draw_uniform(shape, seed, low, high):
+    return tf.random.stateless_uniform(shape, seed, low, high)
 
 
 class Constant(NamedTuple):

@@ -279,6 +279,11 @@ class MovingAverage(tf.Module):
         self._variables, self.decay = list(variables), decay
         self.stacks = zeros_like(variables)
 
+    def values(self) -> list[tf.Tensor]:
+        """The averages as tensors of the variables' shapes."""
+        pairs = zip(self.stacks, self._variables, strict=True)
+        return [tf.ensure_shape(average, variable.shape) for average, variable in pairs]
+
     def start(self) -> None:
         """Begins from the variables as they are, in a run that had no averages until now."""
         for average, variable in zip(self.stacks, self._variables, strict=True):

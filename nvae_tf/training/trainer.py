@@ -177,7 +177,7 @@ class Trainer(tf.Module):
             yield
             return
         before = [tf.identity(stack) for stack in self.weights]
-        _assign(self.weights, self.averages.stacks)
+        _assign(self.weights, self.averages.values())
         try:
             yield
         finally:
@@ -477,7 +477,7 @@ class Trainer(tf.Module):
         noise = self.model.draw_noise(indices, (self.seed, VALIDATION_STREAM))
         tensors = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.model.stacks}
         if self.averages:
-            tensors.update(self._by_reference(self.averages.stacks))
+            tensors.update(self._by_reference(self.averages.values()))
         scope = Scope(values=rows_of(weights_below(self.model), tensors))
         output = self.model.autoencode(images, noise, scope)
         recon = -self.model.log_likelihood(output.parameters, images)

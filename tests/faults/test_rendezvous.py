@@ -300,8 +300,16 @@ def test_one_that_refuses_alone_ends():
     assert time.monotonic() - begin < 3.0
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Undoes what a shell does for jobs in the background: they and their children ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_signals_while_waiting(kind, recipe):
+def test_signals_while_waiting(kind, recipe, heeded_interrupts):
     """Also while a name is being resolved, which no timeout of a socket ends."""
     script = (
         "import socket, sys, time\n"
@@ -321,7 +329,7 @@ def test_signals_while_waiting(kind, recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_signals_while_the_command_waits(kind, recipe, tmp_path):
+def test_signals_while_the_command_waits(kind, recipe, tmp_path, heeded_interrupts):
     cluster = {"cluster": {"worker": addresses(2)}, "task": {"type": "worker", "index": 0}}
     process = subprocess.Popen(
         [sys.executable, "-u", ROOT / "train_keras.py", "--config", recipe, "--root", tmp_path],
