@@ -27,8 +27,6 @@ def global_statistics(inputs, scope: Scope, exchanged=None):
         A vector (see `BatchStatistics`), whose gradient reaches the inputs of all replicas.
     """
 
-    xla = scope.xla_regions
-
     @tf.custom_gradient
     def run(inputs):
         statistics = exchanged
@@ -38,7 +36,7 @@ def global_statistics(inputs, scope: Scope, exchanged=None):
 
         def gradient(upstream):
             tensors = [inputs, statistics, sum_over_replicas(upstream)]
-            return call_shared(_input_gradient, tensors, scope, compile=xla)
+            return call_shared(_input_gradient, tensors, scope, compile=scope.xla_regions)
 
         return statistics, gradient
 

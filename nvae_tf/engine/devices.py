@@ -18,12 +18,12 @@ def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
     """A strategy over devices of this machine.
 
     Args:
-        num_devices: how many; default: all GPUs, or the CPU where there is none. Where there is none,
-            and ``NVAE_SPLIT_CPU=1`` is in the environment, the CPU counts as so many devices: nothing
-            gets faster, but all can be tried out.
+        num_devices: Number of devices; default: all GPUs, or the CPU if there is none. If there is no
+            GPU and ``NVAE_SPLIT_CPU=1`` is in the environment, the CPU is divided into that many
+            devices: nothing gets faster, but several devices can be tried out.
 
     Raises:
-        UserError: there are not so many GPUs.
+        UserError: There are fewer GPUs.
     """
     gpus = tf.config.list_physical_devices("GPU")
     count = num_devices or max(len(gpus), 1)
@@ -78,7 +78,7 @@ def shard(batch):
     """Divides a batch among the devices; parts are of one size, the last rows repeated if need be.
 
     Args:
-        batch: a tensor, rows first.
+        batch: A tensor, (rows, ...).
 
     Returns:
         A value that `on_devices` takes.
@@ -110,8 +110,8 @@ def unshard(values, rows: int):
     """Puts the devices' parts of a result together again.
 
     Args:
-        values: from `on_devices`; each tensor's rows first.
-        rows: of the batch that was shared.
+        values: What a function from `on_devices` returned; tensors (rows, ...).
+        rows: Number of rows of the batch that was divided.
     """
     strategy = tf.distribute.get_strategy()
     return tf.nest.map_structure(

@@ -1,8 +1,8 @@
 """Replicas that train on one batch together: which one this is, and what they exchange.
 
 `sum_over_replicas` and `mean_over_replicas` are exchanges (collective operations), which all replicas
-have to reach. An exchange stands in the graph of the step itself, never within a
-function that blocks share: so one trace of such a function serves all replicas, and XLA sees none.
+have to reach. An exchange stands in the graph of the step itself, never within a function that blocks
+share: so one trace of such a function serves all replicas, and no compiled region holds an exchange.
 """
 
 import tensorflow as tf
@@ -31,20 +31,11 @@ def sum_over_replicas(values):
     """The sum over all replicas of a structure of tensors, in one exchange; inside a replica."""
     if num_replicas() == 1:
         return values
-    # Not `ReplicaContext.all_reduce`: what it adds is a gradient, which no exchange here needs.
-    return tf.distribute.get_replica_context().merge_call(_sum, [values])
-
-
-def _sum(strategy, values):
-    tensors = tf.nest.flatten(values)
-    sums = strategy.extended.batch_reduce_to(
-        tf.distribute.ReduceOp.SUM, [(tensor, tensor) for tensor in tensors]
-    )
-    return tf.nest.pack_sequence_as(values, sums)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def mean_over_replicas(values):
-    """The mean over all replicas of a structure of tensors; inside a replica.
+    """The mean over all replicas of a structure of float32 tensors; inside a replica.
 
     Large structures are exchanged in packs, one after the other, so that of what is packed no more than
     one pack is in memory twice.
@@ -59,10 +50,10 @@ def mean_over_replicas(values):
             size = 0
         packs[-1].append(tensor)
         size += tensor_bytes
-    means, before = [], []
+    means, before, count = [], [], tf.constant(num_replicas(), tf.float32)
     for pack in packs:
         with tf.control_dependencies(before):
-            before = [tensor / num_replicas() for tensor in sum_over_replicas(pack)]
+            before = [tensor / count for tensor in sum_over_replicas(pack)]
         means += before
     return tf.nest.pack_sequence_as(values, means)
 

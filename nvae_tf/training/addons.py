@@ -5,7 +5,7 @@ import inspect
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
-from nvae_tf.engine.state import TensorState, VariableState
+from nvae_tf.engine.state import TensorState
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.training.optimizers import Optimizer
 
@@ -41,14 +41,8 @@ class AddonsOptimizer(Optimizer):
         ]
         self._optimizer._create_all_weights(sum(self._rows, []))
 
-    def apply_gradients(
-        self,
-        gradients,
-        condition=True,
-        compile: bool = False,  # noqa: A002
-        state=None,
-    ) -> None:
-        """Takes one step, weight by weight, from the stacks' values to the stacks.
+    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+        """Changes weight by weight, from the stacks' values to the stacks.
 
         Raises:
             ConfigError: The state is not in variables: those of these optimisers are their own.
@@ -58,7 +52,7 @@ class AddonsOptimizer(Optimizer):
                 f"optimizer: one of TensorFlow Addons keeps its state itself, so that the step is not "
                 f"a function; choose {', '.join(BUILT_IN_OPTIMIZERS)}"
             )
-        state, pairs = state or VariableState(), []
+        pairs = []
         for stack, rows, gradient in zip(self._stacks, self._rows, gradients, strict=True):
             values = zip(rows, tf.unstack(stack), tf.unstack(gradient), strict=True)
             for row, value, row_gradient in values:
@@ -72,7 +66,6 @@ class AddonsOptimizer(Optimizer):
             state.assign(slot, tf.where(condition, slot, value))
         for stack, rows in zip(self._stacks, self._rows, strict=True):
             state.assign(stack, tf.where(condition, tf.stack(rows), stack))
-        state.assign(self.iterations, state.value(self.iterations) + 1)
 
 
 def _make(name, learning_rate, weight_decay):

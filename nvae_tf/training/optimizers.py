@@ -56,6 +56,13 @@ class Optimizer(tf.Module):
             state: Where variables, slots and the number of steps are read and changed
                 (`nvae_tf.engine.state`); default: in their variables.
         """
+        state = state or VariableState()
+        steps = state.value(self.iterations)
+        self._apply(gradients, steps, condition, compile, state)
+        state.assign(self.iterations, steps + 1)
+
+    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+        """Changes variables and slots; arguments as for `apply_gradients`, and the steps taken."""
         raise NotImplementedError
 
 
@@ -84,16 +91,8 @@ class StackedOptimizer(Optimizer):
         for name in self.SLOTS:
             setattr(self, name, zeros_like(variables))
 
-    def apply_gradients(
-        self,
-        gradients,
-        condition=True,
-        compile: bool = False,  # noqa: A002
-        state=None,
-    ) -> None:
-        """Takes one step, all weights of a shape at once."""
-        state = state or VariableState()
-        steps = state.value(self.iterations)
+    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+        """Changes all weights of a shape at once."""
         count, rate = tf.cast(steps + 1, tf.float32), self.learning_rate_after(steps)
         coefficients = tf.stack(
             [
@@ -110,7 +109,6 @@ class StackedOptimizer(Optimizer):
             update_in_state(
                 self.update, state, variables, gradient, coefficients, condition, compile=compile
             )
-        state.assign(self.iterations, steps + 1)
 
     @staticmethod
     def update(variables, gradient, coefficients, condition, compile):  # noqa: A002

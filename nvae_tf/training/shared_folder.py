@@ -21,9 +21,8 @@ MARK_SECONDS = 60.0
 CHECKPOINT_SECONDS = 120.0
 LOOK_AGAIN_SECONDS = 1.0
 
-_MARK = (
-    ".seen-by-all-"  # beginning of the name of a file that the chief writes for the others to find
-)
+# The beginning of the name of a file that the chief writes for the others to find.
+_MARK = ".seen-by-all-"
 
 
 def compare_folders(folder: RunFolder, cluster: Cluster) -> None:
@@ -62,7 +61,7 @@ def compare_folders(folder: RunFolder, cluster: Cluster) -> None:
         if cluster.is_chief:
             _remove_marks(folder)
     if not all(seen):
-        without = ", ".join(str(number) for number, found in enumerate(seen) if not found)
+        without = ", ".join(str(number) for number, sees in enumerate(seen) if not sees)
         print(
             f"warning: worker {without} does not see the chief's {folder.path}: this training can only "
             "be continued if all workers have the same --root, on a file system that they share",

@@ -270,17 +270,20 @@ class Trainer(tf.Module):
         self.spectral.update_vectors(result.vectors, condition, state)
 
     def train_step(self, images, state=None):
-        """One step of a single pass, on this replica.
+        """One step, on this replica, in whose graph every pass stands; `whole_step` has a loop.
 
         Args:
-            images: This replica's images, (batch_size, height, width, channels).
+            images: As for `compute_pass`.
             state: As for `update`.
 
         Returns:
             What `update` returns.
         """
         state = state or VariableState()
-        return self.update(self.compute_pass(images, state=state), state)
+        total = self.compute_pass(images, 0, state)
+        for number in range(1, self.config.accumulate_steps):
+            total = self.add_pass(total, images, number, state)
+        return self.update_from_sum(total, state)
 
     def compute_pass(self, images, number=0, state=None) -> PassResult:
         """One of the passes that make a step, on this replica.
@@ -314,14 +317,16 @@ class Trainer(tf.Module):
         )
         return result._replace(losses=losses)
 
-    def add_pass(self, total: PassResult, images, number) -> PassResult:
-        """Adds `compute_pass` of the same images and number to a sum of passes, on this replica."""
-        return tf.nest.map_structure(tf.add, total, self.compute_pass(images, number))
+    def add_pass(self, total: PassResult, images, number, state=None) -> PassResult:
+        """Adds a pass to a sum of passes; further arguments as for `compute_pass`."""
+        return tf.nest.map_structure(tf.add, total, self.compute_pass(images, number, state))
 
-    def update_from_sum(self, total: PassResult):
-        """`update` with the mean of all passes of a step, from their sum, on this replica."""
+    def update_from_sum(self, total: PassResult, state=None):
+        """`update` with the mean of all passes of a step, from their sum."""
         passes = self.config.accumulate_steps
-        return self.update(tf.nest.map_structure(lambda value: value / passes, total))
+        if passes > 1:
+            total = tf.nest.map_structure(lambda value: value / passes, total)
+        return self.update(total, state)
 
     def update(self, result: PassResult, state=None):
         """Changes everything that a step changes, on this replica.
@@ -389,7 +394,7 @@ class Trainer(tf.Module):
         return list({variable.ref(): variable for variable in variables}.values())
 
     def step_function(self, values, images):
-        """One step of a single pass as a pure function: of all that it changes, and of images.
+        """One step as a pure function: of all that it changes, and of images.
 
         Args:
             values: A tensor for each of `changed_variables`.
