@@ -39,6 +39,9 @@ ELSEWHERE = {
     "export": "for several machines, which tests/test_resume.py and tests/test_tuning.py start",
     "srun": "a cluster",
     "#SBATCH": "a cluster",
+    "status=": "of a job of that cluster, as are the next two",
+    "if [": "the same",
+    "exit $status": "the same",
     "python -m tf2onnx": "another project's converter: tests/test_export_formats.py runs it",
     "python benchmarks/": "minutes: tests below and tests/test_benchmarks.py run them",
 }
