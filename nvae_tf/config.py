@@ -40,34 +40,90 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What the model has to know about a data set.
+    """What the model has to know about images.
 
     Attributes:
-        size: Height and width in pixels of the square images that enter the model.
-        channels: Number of colour channels, 1 or 3.
+        height: Height in pixels of the images that enter the model.
+        width: Their width in pixels.
+        channels: Number of colour channels.
+        bits: Bits per value of the images: a value of 1 is level 2**bits - 1.
         binary: Whether pixels are 0 or 1 and scored under a Bernoulli distribution.
         scored_size: Height and width of the centre that the reconstruction term counts; None: the whole
             image. (Images of 28x28 are zero-padded to 32x32, and the padding is not scored.)
+
+    Raises:
+        ConfigError: A value is not allowed, or the model cannot be trained on such images.
     """
 
-    size: int
+    height: int
+    width: int
     channels: int
+    bits: int = 8
     binary: bool = False
-    scored_size: int | None = None
+    scored_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.scored_size, list):  # as JSON has it
+            object.__setattr__(self, "scored_size", tuple(self.scored_size))
+        sizes = {"height": self.height, "width": self.width, "channels": self.channels}
+        for name, value in {**sizes, "bits": self.bits}.items():
+            if not _is_count(value):
+                raise ConfigError(
+                    f"{name}: {short_repr(value)} is not allowed in an ImageSpec; expected a whole "
+                    "number above 0"
+                )
+        if not isinstance(self.binary, bool):
+            raise ConfigError(
+                f"binary: {short_repr(self.binary)} is not allowed in an ImageSpec; expected True or "
+                "False"
+            )
+        scored = (1, 1) if self.scored_size is None else self.scored_size
+        is_pair = isinstance(scored, tuple) and len(scored) == 2 and all(map(_is_count, scored))
+        if not is_pair or scored[0] > self.height or scored[1] > self.width:
+            raise ConfigError(
+                f"scored_size: {short_repr(scored)} is not allowed; expected the height and width of "
+                f"a part of images of {self.height}x{self.width}"
+            )
+        self._refuse_unsupported()
+
+    def _refuse_unsupported(self) -> None:
+        """Refuses what the likelihood and the hierarchy cannot do yet."""
+        if self.height != self.width:
+            raise ConfigError(
+                f"width: {self.width} is not supported with height {self.height}; expected square "
+                "images"
+            )
+        if self.bits != 8:
+            raise ConfigError(f"bits: {self.bits} is not supported; expected 8")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels: {self.channels} is not supported; expected 1 or 3")
+        if self.channels == 1 and not self.binary:
+            raise ConfigError("channels: 1 is supported for binary images only; expected 3")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return (self.size, self.size, self.channels)
+        return (self.height, self.width, self.channels)
+
+    @property
+    def scored_part(self) -> tuple[slice, slice]:
+        """The rows and the columns that are scored."""
+        inner_height, inner_width = self.scored_size or (self.height, self.width)
+        top, left = (self.height - inner_height) // 2, (self.width - inner_width) // 2
+        return slice(top, top + inner_height), slice(left, left + inner_width)
 
     @property
     def num_dims(self) -> int:
         """Number of scored values per image: the divisor of bits per dimension."""
-        return (self.scored_size or self.size) ** 2 * self.channels
+        return math.prod(self.scored_size or (self.height, self.width)) * self.channels
 
     def bits_per_dim(self, nats):
         """Converts nats per image to bits per dimension (elementwise)."""
         return nats / (math.log(2.0) * self.num_dims)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _field(
@@ -423,10 +479,11 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
         ConfigError: The image cannot be halved as often as the model halves it.
     """
     halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
-    if image.size % 2**halvings:
-        most = int(math.log2(image.size & -image.size))
+    if image.height % 2**halvings or image.width % 2**halvings:
+        common = math.gcd(image.height, image.width)
+        most = int(math.log2(common & -common))
         raise ConfigError(
-            f"num_latent_scales: images of {image.size}x{image.size} can be halved at most {most} "
+            f"num_latent_scales: images of {image.height}x{image.width} can be halved at most {most} "
             f"times, but num_preprocess_blocks {config.num_preprocess_blocks} + num_latent_scales "
             f"{config.num_latent_scales} - 1 halve them {halvings} times"
         )

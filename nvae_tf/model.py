@@ -127,18 +127,18 @@ class NVAE(tf_keras.Model):
         self.encoder_top = Conv2D(enc * width, 1)
 
         # Top-down: the groups, coarsest scale first, with an up cell between scales.
-        size = image.size // width
-        self.top_shape = (size, size, dec * width)
+        size = (image.height // width, image.width // width)
+        self.top_shape = (*size, dec * width)
         self.decoder_tower = []
         self.groups = []
         for scale, num_groups in enumerate(reversed(config.groups_per_scale)):
             if scale > 0:
-                width, size = width // 2, size * 2
+                width, size = width // 2, (2 * size[0], 2 * size[1])
                 self.decoder_tower.append(cell("decoder", dec * width, UP))
             for _ in range(num_groups):
                 group = LatentGroup(
                     first=not self.groups,
-                    latent_shape=(size, size, config.num_latent_per_group),
+                    latent_shape=(*size, config.num_latent_per_group),
                     filters_enc=enc * width,
                     filters_dec=dec * width,
                     operations=operations["decoder"],
@@ -318,7 +318,7 @@ class NVAE(tf_keras.Model):
             images = mean_image(distribution)
         else:
             seed = tf.random.experimental.stateless_fold_in(checks.as_seed(seed), PIXEL_STREAM)
-            shape = (self.image.size, self.image.size, distribution.num_uniform)
+            shape = (*self.image.shape[:2], distribution.num_uniform)
             indices = tf.shape(parameters)[0] if indices is None else indices
             images = distribution.from_uniform(stateless_random.uniform([shape], indices, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
@@ -344,9 +344,8 @@ class NVAE(tf_keras.Model):
         checks.check_parameters(parameters, self.image, self._num_image_parameters())
         checks.check_images(images, self.image)
         if self.image.scored_size:
-            edge = (self.image.size - self.image.scored_size) // 2
-            inner = slice(edge, edge + self.image.scored_size)
-            parameters, images = parameters[:, inner, inner], images[:, inner, inner]
+            rows, columns = self.image.scored_part
+            parameters, images = parameters[:, rows, columns], images[:, rows, columns]
         return self.image_distribution(parameters).log_prob(images)
 
     def bits_per_dim(self, nats):

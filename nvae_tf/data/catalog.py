@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -70,10 +71,10 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
             [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
         )
         raise ConfigError(f"dataset: {config.dataset!r} is not allowed; expected one of {known}")
-    if config.image_size not in (0, dataset.image.size):
+    if config.image_size not in (0, dataset.image.height):
         raise ConfigError(
             f"image_size: {config.image_size} is not allowed; the images of {config.dataset} are "
-            f"{dataset.image.size}x{dataset.image.size}"
+            f"{dataset.image.height}x{dataset.image.width}"
         )
     return dataset
 
@@ -88,7 +89,7 @@ def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> 
         ]
         return tuple(sources)
 
-    return DatasetInfo(name, ImageSpec(size, 3), open_splits)
+    return DatasetInfo(name, ImageSpec(size, size, 3), open_splits)
 
 
 def _only_size(folder: str) -> int:
@@ -107,11 +108,11 @@ def _images(config: DataConfig) -> DatasetInfo:
         raise ConfigError(
             "image_size: 0 is not allowed with dataset images; give their side in pixels"
         )
-    spec = ImageSpec(config.image_size, 3)
+    spec = ImageSpec(config.image_size, config.image_size, 3)
 
     def cached_if_small(source):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        bytes_needed = len(source) * spec.size * spec.size * spec.channels
+        bytes_needed = len(source) * math.prod(spec.shape)
         one_shape = config.crop != images.RANDOM
         return (
             CachedSource(source, spec.shape)
@@ -131,8 +132,8 @@ def _lsun(name: str) -> DatasetInfo | None:
     return match and _tfrecords(name, int(match[2]), cropped=True)
 
 
-_PADDED_BINARY = ImageSpec(32, 1, binary=True, scored_size=28)
-_PADDED_COLOUR = ImageSpec(32, 3, scored_size=28)
+_PADDED_BINARY = ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+_PADDED_COLOUR = ImageSpec(32, 32, 3, scored_size=(28, 28))
 
 _BUILT_IN = {
     dataset.name: dataset
@@ -141,7 +142,7 @@ _BUILT_IN = {
         DatasetInfo("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
         DatasetInfo("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),
         DatasetInfo("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),
-        DatasetInfo("cifar10", ImageSpec(32, 3), arrays.read_cifar10),
+        DatasetInfo("cifar10", ImageSpec(32, 32, 3), arrays.read_cifar10),
         _tfrecords("celeba_64", 64, evaluation="test"),
         dataclasses.replace(_tfrecords("celeba_256", 256), fid_on_all=True),
         _tfrecords("imagenet_32", 32),
