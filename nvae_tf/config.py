@@ -407,6 +407,11 @@ def check_value(name: str, value: Any) -> Any:
     return _checked(KEYS[name][1], value)
 
 
+def list_recipes() -> list[str]:
+    """The names of the recipes in ``configs/``, in alphabetical order."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def load(name_or_path: str) -> Config:
     """Reads a recipe by its name (``cifar10``) or by the path of a YAML file.
 
@@ -416,8 +421,8 @@ def load(name_or_path: str) -> Config:
     Raises:
         ConfigError: There is no such recipe, it is not a YAML mapping, or it has an impossible value.
     """
-    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    path = recipes.get(name_or_path) or user_path(name_or_path)
+    recipes = list_recipes()
+    path = RECIPES / f"{name_or_path}.yaml" if name_or_path in recipes else user_path(name_or_path)
     if not is_regular(path):
         raise ConfigError(
             f"no configuration {short_repr(name_or_path)}: give the path of a YAML file or one of "
@@ -489,6 +494,51 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
         )
 
 
+def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfig:
+    """A model's configuration, with some of its keys changed.
+
+    Args:
+        config: The configuration; default: that of `ModelConfig`.
+        keys: Values of keys of `ModelConfig`, as for `from_dict`.
+
+    Raises:
+        ConfigError: It is another object, or a key or a value is not allowed.
+    """
+    if config is not None and not isinstance(config, ModelConfig):
+        raise ConfigError(f"config: {short_repr(config)} is not allowed; expected a ModelConfig")
+    for name in keys:
+        if name in KEYS and KEYS[name][0] != "model":
+            raise ConfigError(f"{name}: is no key of a model, but one of {KEYS[name][0]}ing")
+    return from_dict(keys, Config(model=config or ModelConfig())).model
+
+
+def image_spec(image: ImageSpec | tuple[int, int, int] | None, binary: bool = False) -> ImageSpec:
+    """Images as a model takes them.
+
+    Args:
+        image: An `ImageSpec`, or height, width and channels.
+        binary: Whether pixels are 0 or 1, if it is no `ImageSpec`.
+
+    Raises:
+        ConfigError: It is neither, or a value is not allowed.
+    """
+    if isinstance(image, ImageSpec):
+        return image
+    if isinstance(image, (tuple, list)) and len(image) == 3:
+        return ImageSpec(*image, binary=binary)
+    raise ConfigError(
+        f"image: {short_repr(image)} is not allowed; expected (height, width, channels) or an ImageSpec"
+    )
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ConfigError` if a value is none of those that are allowed."""
+    if value not in choices:
+        raise ConfigError(
+            f"{name}: {short_repr(value)} is not allowed; expected one of {', '.join(choices)}"
+        )
+
+
 class _PlainLoader(yaml.SafeLoader):
     """PyYAML's safe loader, without the features that would surprise in a recipe.
 
@@ -545,8 +595,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             refuse(f"{kind} of at most {largest}")
     elif not isinstance(value, str):
         refuse("text")
-    if field.metadata["choices"] and converted not in field.metadata["choices"]:
-        refuse("one of " + ", ".join(field.metadata["choices"]))
+    if field.metadata["choices"]:
+        check_choice(field.name, converted, field.metadata["choices"])
     return converted
 
 

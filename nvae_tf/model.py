@@ -14,7 +14,16 @@ import tf_keras
 
 from nvae_tf import checks, stateless_random
 from nvae_tf.architectures import ARCHITECTURES
-from nvae_tf.config import ImageSpec, ModelConfig, check_image
+from nvae_tf.config import (
+    ImageSpec,
+    ModelConfig,
+    check_choice,
+    check_image,
+    image_spec,
+    load,
+    model_config,
+)
+from nvae_tf.data.catalog import get_dataset_info
 from nvae_tf.distributions import (
     DiscretizedLogisticMixture,
     NormalImage,
@@ -35,6 +44,9 @@ from nvae_tf.layers.latent_group import (
     GroupOutput,
     LatentGroup,
 )
+from nvae_tf.summary import summary_lines
+
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 # Folded into a seed for the noise of pixels, so that it differs from that of latents.
 PIXEL_STREAM = -1
@@ -72,15 +84,25 @@ class NVAE(tf_keras.Model):
 
     Its methods check what they are given (`nvae_tf.checks`): a wrong argument is a `UserError`.
 
+    ```python
+    NVAE.from_recipe("cifar10")
+    NVAE(ModelConfig(num_latent_scales=2), ImageSpec(32, 32, 3))
+    NVAE(num_latent_scales=2, image=(32, 32, 3))
+    ```
+
     Args:
-        config: The hierarchy.
-        image: Size, channels and kind of the images.
+        config: The hierarchy; default: that of `ModelConfig`.
+        image: The images; an `ImageSpec`, or their height, width and channels.
         precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights,
             latents, distributions and statistics are float32 always.
+        binary: Whether pixels are 0 or 1, if `image` is no `ImageSpec`.
+        name: The model's name in Keras.
+        **keys: Keys of `ModelConfig` that change `config`.
 
     Call arguments:
         images: (batch, height, width, channels), values in [0, 1].
-        noise: Standard-normal tensors, one per group (`draw_noise`).
+        noise: Standard-normal tensors, one per group (`draw_noise`); default: zeros, with which each z
+            follows from its posterior's mean.
         training: Whether batch norm uses the batch's statistics, and moves its running averages towards
             them.
 
@@ -88,14 +110,26 @@ class NVAE(tf_keras.Model):
         An `NVAEOutput` with z from the posterior.
 
     Raises:
-        ConfigError: The image cannot be halved as often as the configuration asks.
+        ConfigError: A key or its value is not allowed, or the image cannot be halved as often as the
+            configuration asks.
         UserError: Images or noise of another kind are passed in a call.
 
     Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
 
-    def __init__(self, config: ModelConfig, image: ImageSpec, precision="float32", **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        image: ImageSpec | tuple[int, int, int] | None = None,
+        precision: str = "float32",
+        *,
+        binary: bool = False,
+        name: str | None = None,
+        **keys,
+    ):
+        super().__init__(name=name)
+        config, image = model_config(config, keys), image_spec(image, binary)
+        check_choice("precision", precision, PRECISIONS)
         check_image(config, image)
         self.config, self.image, self.precision = config, image, precision
         enc, dec = config.num_channels_enc, config.num_channels_dec
@@ -160,9 +194,46 @@ class NVAE(tf_keras.Model):
         self.image_head = Conv2D(self._num_image_parameters(), 3)
         self._create_weights()
 
-    def __call__(self, images, noise, *args, **kwargs):
+    @classmethod
+    def from_recipe(cls, name: str, precision: str = "float32", **keys) -> "NVAE":
+        """A new model of a recipe.
+
+        Args:
+            name: Name of a recipe (`nvae_tf.list_recipes`), or the path of a YAML file.
+            precision: As for the constructor.
+            **keys: Keys of `ModelConfig` that change the recipe.
+
+        Raises:
+            ConfigError: There is no such recipe, or a key or its value is not allowed.
+            UserError: The image size depends on the data set's files, and those are missing.
+        """
+        recipe = load(name)
+        return cls(recipe.model, get_dataset_info(recipe.data).image, precision, **keys)
+
+    def __repr__(self):
+        height, width, channels = self.image.shape
+        groups = " + ".join(map(str, reversed(self.config.groups_per_scale)))
+        kind = "binary" if self.image.binary else f"{self.config.num_x_bits}-bit"
+        return (
+            f"<NVAE {self.name!r}: {kind} images {height}x{width}x{channels}, {groups} latent groups "
+            f"(coarsest scale first), {self.num_parameters:,} parameters>"
+        )
+
+    def summary(self, line_length=None, positions=None, print_fn=print, **_):
+        """Prints a table of the model's parts: encoder and decoder by scale and group.
+
+        Args:
+            line_length: Ignored, as all of Keras's other arguments.
+            positions: Ignored.
+            print_fn: Called with each line.
+        """
+        for line in summary_lines(self):
+            (print_fn or print)(line)
+
+    def __call__(self, images, noise=None, *args, **kwargs):
         """Checks the arguments (here, since Keras adds lines to what `call` raises) and runs `call`."""
         checks.check_images(images, self.image)
+        noise = self._noise_or_zeros(images, noise)
         checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
         return super().__call__(images, noise, *args, **kwargs)
 
@@ -223,10 +294,10 @@ class NVAE(tf_keras.Model):
         """
         return self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
 
-    def call(self, images, noise, training=False):
+    def call(self, images, noise=None, training=False):
         """One pass with z from the posterior."""
         scope = self.scope(training)
-        output = self.autoencode(images, noise, scope)
+        output = self.autoencode(images, self._noise_or_zeros(images, noise), scope)
         update_running_averages(scope.statistics)
         return output
 
@@ -255,7 +326,7 @@ class NVAE(tf_keras.Model):
             standard deviation (before flows), and KL. With noise the KL is that of the objective;
             without, it is the KL along the means, which is usually smaller.
         """
-        return self(images, self._noise_or_zeros(images, noise)).latents
+        return self(images, noise).latents
 
     def decode(self, latents, seed=None):
         """Decodes latents.
@@ -272,8 +343,7 @@ class NVAE(tf_keras.Model):
 
     def reconstruct(self, images, noise=None, seed=None):
         """Encodes and decodes images; arguments as for `encode` and `render`."""
-        output = self(images, self._noise_or_zeros(images, noise))
-        return self.render(output.parameters, seed)
+        return self.render(self(images, noise).parameters, seed)
 
     def sample(self, indices, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
         """Generates images.
@@ -427,7 +497,6 @@ class NVAE(tf_keras.Model):
 
     def _noise_or_zeros(self, images, noise):
         if noise is None:
-            checks.check_images(images, self.image)
             return [tf.zeros((tf.shape(images)[0], *shape)) for shape in self.latent_shapes]
         return noise
 

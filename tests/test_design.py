@@ -14,10 +14,11 @@ FLOORS = [
     {"run_folder", "engine", "stateless_random", "data"},
     {"distributions", "checkpoint_files"},
     {"layers"},
-    {"checks", "objective"},
+    {"checks", "objective", "summary"},
     {"model"},
     {"torch_import"},
     {"training", "evaluation"},
+    {"api"},
     {"tuning"},
     {"cli"},
 ]
