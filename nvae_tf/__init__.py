@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nvae_tf.api import load
     from nvae_tf.config import ImageSpec, ModelConfig, TrainConfig, list_recipes
     from nvae_tf.model import NVAE
+    from nvae_tf.training import callbacks
     from nvae_tf.training.optimizers import Adamax
 
 # What `import nvae_tf` offers, and the modules that are imported when a name is first used: TensorFlow
@@ -37,6 +38,7 @@ __all__ = [
     "NVAE",
     "TrainConfig",
     "__version__",
+    "callbacks",
     "list_recipes",
     "load",
 ]
@@ -48,10 +50,12 @@ if "tensorflow" not in sys.modules:  # which reads this when it is imported
 
 
 def __getattr__(name: str):
+    if name == "callbacks":
+        return importlib.import_module("nvae_tf.training.callbacks")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__():
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_MODULES, "callbacks"})

@@ -10,7 +10,6 @@ import math
 from typing import NamedTuple
 
 import tensorflow as tf
-import tf_keras
 
 from nvae_tf import checks, stateless_random
 from nvae_tf.architectures import ARCHITECTURES
@@ -33,6 +32,7 @@ from nvae_tf.distributions import (
 from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
+from nvae_tf.keras_training import KerasTraining
 from nvae_tf.layers.base import Uniform, create_chain
 from nvae_tf.layers.batch_norm import BatchNormAct, update_running_averages
 from nvae_tf.layers.cells import DOWN, NORMAL, UP, ResidualCell
@@ -79,7 +79,7 @@ class NVAEOutput(NamedTuple):
         return tf.add_n([latent.log_p for latent in self.latents])
 
 
-class NVAE(tf_keras.Model):
+class NVAE(KerasTraining):
     """A deep hierarchical variational autoencoder for images.
 
     Its methods check what they are given (`nvae_tf.checks`): a wrong argument is a `UserError`.

@@ -151,6 +151,21 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
     return Cluster(strategy, worker, len(hosts))
 
 
+def cluster_of(strategy: tf.distribute.Strategy) -> Cluster:
+    """This process's part in a training under a strategy that was made elsewhere.
+
+    Args:
+        strategy: The strategy.
+    """
+    resolver = strategy.cluster_resolver
+    if resolver is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return Cluster(strategy)
+    tasks = resolver.cluster_spec().as_dict()
+    counts = [len(tasks.get(kind, ())) for kind in TASKS]
+    before = counts[0] if resolver.task_type == "worker" else 0
+    return Cluster(strategy, before + (resolver.task_id or 0), max(sum(counts), 1))
+
+
 def refuse_to_join(error: UserError) -> None:
     """Tells the other workers, if there are any, why this one does not meet them.
 

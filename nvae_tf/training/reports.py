@@ -133,13 +133,13 @@ class Curves:
     def step(self, step: int, logs) -> None:
         """Writes a training step's scalars."""
         with self.train.as_default(step=step):
-            _write_scalars(logs)
+            write_scalars(logs)
 
     def epoch(self, step: int, validation) -> None:
         """Writes a validation's scalars, if there was one."""
         if validation:
             with self.validation.as_default(step=step):
-                _write_scalars(validation)
+                write_scalars(validation)
         self.train.flush()
         self.validation.flush()
 
@@ -270,7 +270,8 @@ def _losses_text(logs):
     )
 
 
-def _write_scalars(logs):
+def write_scalars(logs) -> None:
+    """Writes values to TensorBoard's default writer, those of vectors one by one."""
     for name, value in logs.items():
         values = np.asarray(value)
         if values.ndim == 0:

@@ -509,6 +509,17 @@ class Trainer(tf.Module):
             of_batches.append(run_step(*batch))
             if stop():
                 return None
+        return self.means(of_batches)
+
+    def means(self, of_batches: list) -> dict[str, tf.Tensor]:
+        """Means over images.
+
+        Args:
+            of_batches: What `validation_step` returned for each batch.
+
+        Returns:
+            As for `validate`.
+        """
         count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*of_batches, strict=True))
         channel_kl = channel_kl / count
         return {
