@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nvae_tf.version import __version__
 
 if TYPE_CHECKING:
-    from nvae_tf.api import load
+    from nvae_tf.api import load, train
     from nvae_tf.config import ImageSpec, ModelConfig, TrainConfig, list_recipes
     from nvae_tf.model import NVAE
     from nvae_tf.training import callbacks
@@ -29,6 +29,7 @@ _MODULES = {
     "TrainConfig": "nvae_tf.config",
     "list_recipes": "nvae_tf.config",
     "load": "nvae_tf.api",
+    "train": "nvae_tf.api",
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "callbacks",
     "list_recipes",
     "load",
+    "train",
 ]
 
 if "tensorflow" not in sys.modules:  # which reads this when it is imported

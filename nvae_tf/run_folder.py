@@ -10,7 +10,6 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import make_folder, read_json, write_text
 
 LARGEST_IMAGES_FILE = 100_000  # bytes; ours have 300
-OWN = "own"  # the data set of a run whose images were given in Python
 
 
 class RunFolder:
@@ -34,12 +33,13 @@ class RunFolder:
         folders = [path for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()]
         return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
-    def check(self, config: Config, resume: bool) -> None:
+    def check(self, config: Config, resume: bool, facts: dict[str, int] | None = None) -> None:
         """Checks that training with this configuration may use the folder.
 
         Args:
             config: Configuration of the training.
             resume: Whether to continue the run that is in the folder.
+            facts: As for `create`.
 
         Raises:
             UserError: The folder holds a run and `resume` is not set, or that run has another model or
@@ -52,8 +52,17 @@ class RunFolder:
                     "another name with --save"
                 )
             self._check_continues(config)
+            before = self.own_images() if facts else {}
+            for name, value in (facts or {}).items():
+                if before.get(name) != value:
+                    raise UserError(
+                        f"dataset: other images than those of the run in {self.path} ({name}: {value}, "
+                        f"and {before.get(name)} there); start another with --save"
+                    )
 
-    def create(self, config: Config, image: ImageSpec | None = None, facts=None) -> None:
+    def create(
+        self, config: Config, image: ImageSpec | None = None, facts: dict[str, int] | None = None
+    ) -> None:
         """Makes the folder and writes the configuration.
 
         Args:

@@ -60,6 +60,12 @@ def _parser() -> Parser:
         help="continue the run in ROOT/SAVE from its newest checkpoint",
     )
     run.add_argument(
+        "--init_from",
+        metavar="RUN|FILE",
+        help="begin a new run with the weights of a trained model: a run, a checkpoint in it, or an "
+        "official .pt file, of the same model and images of the same size",
+    )
+    run.add_argument(
         "--world_size",
         type=at_least(1),
         metavar="N",
@@ -101,6 +107,7 @@ def _train(arguments) -> int | None:
             refuse_to_join(error)
         raise
     # TensorFlow takes seconds to import: only after the flags are known to be right.
+    from nvae_tf.evaluation.loading import load
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.reports import duration
     from nvae_tf.training.run import train
@@ -108,7 +115,13 @@ def _train(arguments) -> int | None:
     cluster = connect(arguments.world_size, arguments.join_timeout)
     if note and cluster.is_chief:
         print(note, flush=True)
-    results = train(config, folder, resume=arguments.cont_training, cluster=cluster)
+    start_from = None
+    if arguments.init_from is not None:
+        with cluster.agreement():
+            start_from = load(arguments.init_from).model
+    results = train(
+        config, folder, resume=arguments.cont_training, cluster=cluster, start_from=start_from
+    )
     if results is None:
         return STOPPED_EARLY
     if signal.getsignal(signal.SIGTERM) is _stop_at_once:

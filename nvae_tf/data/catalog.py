@@ -12,8 +12,9 @@ from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, tfrecords
 from nvae_tf.data.source import CachedSource, Source
 from nvae_tf.data.where import check_data
-from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.errors import ConfigError, UserError
 
+OWN = "own"  # the data set of a run whose images were given in Python
 CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 
 
@@ -52,12 +53,30 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
     return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
 
 
+def given_images(image: ImageSpec) -> DatasetInfo:
+    """A data set of images that a user gives, which are not kept.
+
+    Args:
+        image: What they are like.
+    """
+    return DatasetInfo(OWN, image, _not_kept, flip=False)
+
+
+def _not_kept(_: str):
+    raise UserError(
+        "own: the images of this run were given in Python and are not kept; score images with "
+        "nvae_tf.load(folder) there, or name files with --images"
+    )
+
+
 def _open(dataset: DatasetInfo, folder: str) -> tuple[Source, Source]:
     check_data(DataConfig(dataset=dataset.name, data=folder))
     return dataset.open(folder)
 
 
 def _find_dataset(config: DataConfig) -> DatasetInfo:
+    if config.dataset == OWN:
+        _not_kept(config.data)
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":

@@ -13,7 +13,7 @@ from nvae_tf.data import catalog
 from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.model import NVAE
-from nvae_tf.run_folder import OWN, RunFolder
+from nvae_tf.run_folder import RunFolder
 
 
 class LoadedModel(NamedTuple):
@@ -65,7 +65,7 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
 
 
 def _image(config: Config, folder: RunFolder) -> ImageSpec:
-    if config.data.dataset == OWN:
+    if config.data.dataset == catalog.OWN:
         return folder.own_images()["image"]
     return catalog.get_dataset_info(config.data).image
 

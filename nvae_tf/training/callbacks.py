@@ -11,9 +11,10 @@ import tf_keras
 
 from nvae_tf.checks import check_images
 from nvae_tf.config import Config, DataConfig
+from nvae_tf.data.catalog import OWN
 from nvae_tf.io.errors import TrainingDivergedError
 from nvae_tf.io.paths import user_path
-from nvae_tf.run_folder import OWN, RunFolder
+from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints as CheckpointFiles
 from nvae_tf.training.cluster import cluster_of
@@ -67,18 +68,19 @@ class Checkpoints(Callback):
 
     def on_train_begin(self, logs=None):
         """Makes the folder, and writes the configuration and what the images are like."""
-        if not self.is_chief:
-            return
         model, trainer = self.model, self.trainer
         config = Config(model.config, DataConfig(dataset=OWN, seed=trainer.seed), trainer.config)
-        if self._files is None:
-            self.folder.check(config, resume=False)
-        self.folder.create(config, model.image)
+        with cluster_of(model.distribute_strategy).agreement():
+            if self.is_chief and self._files is None:
+                self.folder.check(config, resume=False)
+            if self.is_chief:
+                self.folder.create(config, model.image)
+        # On every worker, since it makes a variable.
         self._files = CheckpointFiles(self.folder, trainer, self.keep, self.save_every)
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves if it is time to."""
-        if self._files and self._files.due(self.step):
+        if self._files.due(self.step):
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -90,7 +92,7 @@ class Checkpoints(Callback):
         self._save()
 
     def _save(self):
-        if self._files and not self.trainer.skipped_in_row:
+        if self.is_chief and not self.trainer.skipped_in_row:
             self._files.save()
 
 

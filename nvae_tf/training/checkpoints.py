@@ -54,10 +54,13 @@ class Checkpoints:
             return step % self._every_steps == 0
         return time.monotonic() - self._saved_at >= self._every_seconds
 
-    def save(self) -> Path:
+    def save(self, again: bool = False) -> Path:
         """Writes a checkpoint, named by the step.
 
         Callers make sure that training has not diverged, because it continues from what is saved.
+
+        Args:
+            again: Whether to replace one of this step, because weights were changed since.
 
         Raises:
             UserError: It cannot be written; the older ones are intact.
@@ -68,7 +71,7 @@ class Checkpoints:
         try:
             for leftover in parent.glob(PARTIAL):  # by a process that was killed
                 shutil.rmtree(leftover)
-            if path == self._newest:  # a run that was complete
+            if path == self._newest and not again:  # a run that was complete
                 return path
             # An existing folder of this name was found damaged by `restore`.
             with atomic_write_dir(path) as temporary:

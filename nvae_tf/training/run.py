@@ -1,16 +1,19 @@
 """A training run, from its configuration to its last checkpoint."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
 from nvae_tf import __version__
-from nvae_tf.config import KEYS, Config, check_image
+from nvae_tf.config import KEYS, Config, ImageSpec, ModelConfig, check_image
 from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.own import OwnImages
 from nvae_tf.data.source import Source, reading
 from nvae_tf.engine.devices import describe_devices
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
@@ -20,6 +23,7 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_workers
+from nvae_tf.training.keras_loop import KerasLoop
 from nvae_tf.training.optimizer_choice import make_optimizer
 from nvae_tf.training.reports import PICTURED
 from nvae_tf.training.schedules import WarmupCosineByEpoch
@@ -44,6 +48,10 @@ def train(
     resume: bool = False,
     cluster: Cluster | None = None,
     epochs: int | None = None,
+    *,
+    own: OwnImages | None = None,
+    callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+    start_from: NVAE | None = None,
 ) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
@@ -53,6 +61,9 @@ def train(
         resume: Continue the run that is there, from its newest checkpoint.
         cluster: Who takes part; default: this process's default device.
         epochs: End after this many of the configuration's epochs, whose schedules stay; default: all.
+        own: The images, if the configuration does not name them.
+        callbacks: Callbacks of Keras, or ours.
+        start_from: A trained model whose weights and running averages a new run begins with.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
@@ -60,16 +71,20 @@ def train(
 
     Raises:
         UserError: The data, the configuration or the folder do not allow it, another process trains
-            in the folder, or a worker was lost or was started differently.
+            in the folder, a worker was lost or was started differently, or the model to start from is
+            another one.
         TrainingDivergedError: Too many steps in a row were not finite.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
     with lost_workers(cluster):
-        _check_same_flags(config, resume, cluster)
+        _check_same_flags(config, resume, cluster, own)
+        facts = own.facts if own else None
         with cluster.agreement():
-            folder.check(config, resume)
-            dataset = catalog.get_dataset_info(config.data)
+            folder.check(config, resume, facts)
+            dataset = own.info if own else catalog.get_dataset_info(config.data)
             check_image(config.model, dataset.image)
+            if start_from is not None:
+                check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -77,24 +92,27 @@ def train(
     with (
         lost_workers(cluster),
         reading(*sources),
-        _claimed(config, folder, resume, cluster),
+        _claimed(config, folder, resume, cluster, facts),
         cluster.strategy.scope(),
         grappler_disabled(),
         Termination() as termination,
     ):
-        results = _train(config, folder, cluster, dataset, sources, termination, epochs)
+        run = _set_up(config, folder, cluster, dataset, sources, epochs, facts, start_from)
+        results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
 
 
 @contextlib.contextmanager
-def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster):
+def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster, facts):
     """Holds the run's folder for this training, which the chief locks and all workers have to see."""
     with contextlib.ExitStack() as held:
         with cluster.agreement():
             if cluster.is_chief:
                 held.enter_context(exclusive_lock(folder.path, "training"))
-            folder.check(config, resume)  # again: another process may have trained here until now
+            folder.check(
+                config, resume, facts
+            )  # again: another process may have trained here until now
         compare_folders(folder, cluster)
         yield
 
@@ -219,10 +237,11 @@ def _set_up(
     dataset: catalog.DatasetInfo,
     sources: tuple[Source, Source],
     epochs: int | None,
-    say,
+    facts: dict[str, int] | None,
+    start_from: NVAE | None,
 ) -> _Run:
     """Builds everything, and restores the newest checkpoint or prepares a new training."""
-    settings = config.train
+    settings, say = config.train, _say(cluster)
     shared = f"; {cluster.replicas} replicas in {cluster.num_workers} processes"
     say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
 
@@ -245,7 +264,9 @@ def _set_up(
     checkpoints = Checkpoints(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
-    start_step = _start(config, folder, cluster, trainer, checkpoints, data, counts)
+    image = dataset.image if facts else None
+    create = functools.partial(folder.create, config, image, facts)
+    start_step = _start(create, cluster, trainer, checkpoints, data, counts, start_from)
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
@@ -263,15 +284,13 @@ def _train(
     config: Config,
     folder: RunFolder,
     cluster: Cluster,
-    dataset: catalog.DatasetInfo,
-    sources: tuple[Source, Source],
+    run: _Run,
     termination: Termination,
-    epochs: int | None,
+    callbacks: Sequence[tf_keras.callbacks.Callback],
 ) -> dict[str, float] | None:
-    settings = config.train
-    say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
-    run = _set_up(config, folder, cluster, dataset, sources, epochs, say)
+    settings, say = config.train, _say(cluster)
     trainer, report, step = run.trainer, run.report, run.start_step
+    watched = KerasLoop(callbacks, trainer, settings.epochs, run.steps_per_epoch)
     validate = _validation(trainer, run.data, cluster, termination)
     if step < run.end:
         say("compiling: the first step takes longer than the others, minutes for deep models")
@@ -279,7 +298,9 @@ def _train(
     take_steps = _steps_in_a_call(trainer, cluster)
     batches, results = run.data.training(step), None
     pace = Pace(run.steps_per_epoch, settings.log_every, settings.save_every)
+    watched.begin()
     while step < run.end:
+        watched.before(step)
         count = pace.steps(step) if cluster.replicas > 1 else 1
         logs = take_steps(batches, count)
         step += count
@@ -290,26 +311,26 @@ def _train(
         if left == 0 or step % settings.log_every == 0:
             _check_divergence(trainer, step, folder)
         if report:
-            report.step(step, logs)
-            # Not in a row of skipped steps, which may be the start of a divergence; and before
-            # validation, which may take long.
-            if left == 0 or (run.checkpoints.due(step) and not trainer.skipped_in_row):
-                run.checkpoints.save()
-            if left == 0:
-                report.trained(step)
+            _report_step(run, report, step, logs, left == 0)
+        watched.after(step, count, logs)
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
+            watched.epoch(epoch, logs, results)
         if not (last and results) and termination.agreed(cluster, pace):
             _check_divergence(trainer, step, folder)
-            if report:
-                report.close()
-                say(f"stopped by SIGTERM after step {step}: {run.checkpoints.save()}")
+            watched.end()
+            _save_early(run, say, f"stopped by SIGTERM after step {step}")
             return None
         if report and left == 0:
             report.epoch(epoch, step, logs, results)
             if last or epoch % settings.images_every == 0:
                 _draw(report, trainer, step)
+        if watched.stopped and not last:
+            _save_early(run, say, f"stopped by a callback after step {step}", again=True)
+            results = results or validate()
+            break
 
+    watched.end()
     if run.start_step >= run.end:  # the run was complete already, but perhaps for its validation
         results = validate()
         if report and results:
@@ -320,7 +341,26 @@ def _train(
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
-def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: StepCounts) -> int:
+def _report_step(run: _Run, report: reports.Reports, step: int, logs, ends_epoch: bool) -> None:
+    report.step(step, logs)
+    # Not in a row of skipped steps, which may be the start of a divergence; and before validation,
+    # which may take long.
+    if ends_epoch or (run.checkpoints.due(step) and not run.trainer.skipped_in_row):
+        run.checkpoints.save()
+    if ends_epoch:
+        report.trained(step)
+
+
+def _save_early(run: _Run, say, what: str, again: bool = False) -> None:
+    """Saves, and says so, in the process that writes."""
+    if run.report:
+        run.report.close()
+        say(f"{what}: {run.checkpoints.save(again)}")
+
+
+def _start(
+    create, cluster, trainer, checkpoints, data: _Data, counts: StepCounts, start_from: NVAE | None
+) -> int:
     """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
     with cluster.agreement():
         start_step = checkpoints.restore()
@@ -330,10 +370,39 @@ def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: S
         needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
         images = data.first_images(needed) if start_step == 0 else None
         if cluster.is_chief:
-            folder.create(config)
-    if start_step == 0:
+            create()
+    if start_step == 0 and start_from is not None:
+        trainer.model.set_weights(start_from.get_weights())
+        trainer.warm_up_spectral_norms()
+    elif start_step == 0:
         trainer.prepare(images)
     return start_step
+
+
+def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
+    """Checks that a training can begin with the weights of a model.
+
+    Args:
+        model: The trained model.
+        config: The model that is to be trained.
+        image: Its images.
+
+    Raises:
+        ConfigError: They are not the same model.
+    """
+    for ours, theirs in ((config, model.config), (image, model.image)):
+        for name, value in dataclasses.asdict(ours).items():
+            before = getattr(theirs, name)
+            if value != before:
+                raise ConfigError(
+                    f"{name}: {value} does not start from the model of --init_from, which has "
+                    f"{before}; expected the same model and images of the same size and kind"
+                )
+
+
+def _say(cluster: Cluster):
+    """A function that prints a line, in the process that writes."""
+    return functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
 
 
 def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
@@ -384,7 +453,7 @@ def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
         raise TrainingDivergedError(reports.divergence(trainer, step, latest))
 
 
-def _check_same_flags(config: Config, resume: bool, cluster: Cluster) -> None:
+def _check_same_flags(config: Config, resume: bool, cluster: Cluster, own) -> None:
     """Makes sure that all workers run the same version with the same configuration.
 
     Raises:
@@ -402,6 +471,7 @@ def _check_same_flags(config: Config, resume: bool, cluster: Cluster) -> None:
         )
     # Where the data is may differ from machine to machine.
     flags = {name: str(value) for name, value in config.to_dict().items() if name != "data"}
+    flags["images"] = str(own and own.facts)
     different = cluster.disagreements({**flags, "cont_training": str(resume)})
     if different:
         here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
