@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--epochs", type=int, default=20, help="of the trainings from new weights")
-    parser.add_argument("--few", type=int, default=8, help="epochs of the one that starts from another")
+    parser.add_argument(
+        "--few", type=int, default=8, help="epochs of the one that starts from another"
+    )
     arguments = parser.parse_args()
     first, second = digits_by_label(range(5)), digits_by_label(range(5, 10))
     out, epochs = arguments.out, arguments.epochs

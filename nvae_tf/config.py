@@ -294,7 +294,11 @@ class TrainConfig:
     save_every: str = _field(
         "10m", "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs"
     )
-    log_every: int = _field(100, "steps between training scalars in TensorBoard", minimum=1)
+    log_every: int = _field(
+        100,
+        "steps between training scalars in TensorBoard; each epoch has ten at least",
+        minimum=1,
+    )
     eval_every: int = _field(1, "epochs between validations (the last epoch always is)", minimum=1)
     images_every: int = _field(
         5, "epochs between image grids (the last epoch always is)", minimum=1

@@ -18,6 +18,7 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints as CheckpointFiles
 from nvae_tf.training.cluster import cluster_of
+from nvae_tf.training.curves import write_scalars
 from nvae_tf.training.termination import Termination as Signal
 
 
@@ -168,7 +169,7 @@ class KLPerGroup(Callback):
         self.history.append(values)
         if self._writer:
             with self._writer.as_default(step=self.step):
-                reports.write_scalars({"kl_per_group": values})
+                write_scalars({"kl_per_group": values})
 
     def on_train_end(self, logs=None):
         """Closes TensorBoard's file."""

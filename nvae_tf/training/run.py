@@ -23,6 +23,7 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_workers
+from nvae_tf.training.curves import interval
 from nvae_tf.training.keras_loop import KerasLoop
 from nvae_tf.training.optimizer_choice import make_optimizer
 from nvae_tf.training.reports import PICTURED
@@ -52,6 +53,7 @@ def train(
     own: OwnImages | None = None,
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
     start_from: NVAE | None = None,
+    hparams: dict | None = None,
 ) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
@@ -64,6 +66,7 @@ def train(
         own: The images, if the configuration does not name them.
         callbacks: Callbacks of Keras, or ours.
         start_from: A trained model whose weights and running averages a new run begins with.
+        hparams: Values for TensorBoard's tab HParams; default: the whole configuration.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
@@ -97,7 +100,7 @@ def train(
         grappler_disabled(),
         Termination() as termination,
     ):
-        run = _set_up(config, folder, cluster, dataset, sources, epochs, facts, start_from)
+        run = _set_up(config, folder, cluster, dataset, sources, epochs, facts, start_from, hparams)
         results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
@@ -239,6 +242,7 @@ def _set_up(
     epochs: int | None,
     facts: dict[str, int] | None,
     start_from: NVAE | None,
+    hparams: dict | None,
 ) -> _Run:
     """Builds everything, and restores the newest checkpoint or prepares a new training."""
     settings, say = config.train, _say(cluster)
@@ -275,7 +279,7 @@ def _set_up(
         progress = reports.Progress(
             settings.epochs, counts.steps_per_epoch, counts.images_per_step, end
         )
-        report = reports.Reports(folder, config, progress, model, test_images)
+        report = reports.Reports(folder, config, progress, model, test_images, hparams)
     steps_per_epoch = counts.steps_per_epoch
     return _Run(trainer, data, checkpoints, report, start_step, end, steps_per_epoch)
 
@@ -295,9 +299,10 @@ def _train(
     if step < run.end:
         say("compiling: the first step takes longer than the others, minutes for deep models")
 
-    take_steps = _steps_in_a_call(trainer, cluster)
+    take_steps, graph = _steps_in_a_call(trainer, cluster)
     batches, results = run.data.training(step), None
-    pace = Pace(run.steps_per_epoch, settings.log_every, settings.save_every)
+    log_every = interval(settings.log_every, run.steps_per_epoch)
+    pace = Pace(run.steps_per_epoch, log_every, settings.save_every)
     watched.begin()
     while step < run.end:
         watched.before(step)
@@ -308,7 +313,7 @@ def _train(
         last = step == run.end
         if cluster.replicas > 1:
             pace.done(logs)
-        if left == 0 or step % settings.log_every == 0:
+        if left == 0 or step % log_every == 0:
             _check_divergence(trainer, step, folder)
         if report:
             _report_step(run, report, step, logs, left == 0)
@@ -322,7 +327,7 @@ def _train(
             _save_early(run, say, f"stopped by SIGTERM after step {step}")
             return None
         if report and left == 0:
-            report.epoch(epoch, step, logs, results)
+            report.epoch(epoch, step, logs, results, functools.partial(graph, batches))
             if last or epoch % settings.images_every == 0:
                 _draw(report, trainer, step)
         if watched.stopped and not last:
@@ -438,13 +443,24 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: Te
 
 
 def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
-    """A function of an iterator over batches and a number of steps, to the last step's results."""
+    """How steps are taken.
+
+    Returns:
+        A function of an iterator over batches and a number of steps, to the last step's results; and a
+        function of the iterator to the graph that it runs.
+    """
     step = whole_step(trainer, cluster.strategy, uses_xla(trainer.config))
     if cluster.replicas > 1:
         take = several_steps(step, cluster.strategy)
-        return lambda batches, count: take(batches, tf.constant(count))
+        return (
+            lambda batches, count: take(batches, tf.constant(count)),
+            lambda batches: take.get_concrete_function(batches, tf.constant(1)).graph,
+        )
     run_step = compiled(step, cluster.strategy)
-    return lambda batches, _: run_step(next(batches))
+    return (
+        lambda batches, _: run_step(next(batches)),
+        lambda batches: run_step.get_concrete_function(batches.element_spec).graph,
+    )
 
 
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
