@@ -26,6 +26,7 @@ RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "con
 
 # What is recomputed in the backward pass (gradient checkpointing).
 NO_REMAT, BN_ACT, CELLS = REMAT_MODES = ("none", "bn_swish", "cells")
+AUTO = "auto"
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # for images that are not split yet
 LARGEST_INT = 2**31 - 1  # whole numbers are TensorFlow's int32
@@ -135,12 +136,16 @@ def _field(
     maximum=None,
     below=None,
     choices=None,
-    even=False,  # noqa: A002
+    even=False,
+    word=None,
 ):
-    """A configuration key: its default, its help text and the values it may take."""
+    """A configuration key: its default, its help text and the values it may take.
+
+    A key with a `word` is a number, or that word.
+    """
     metadata = dict(
         help=help, minimum=minimum, above=above, maximum=maximum, below=below, choices=choices,
-        even=even,
+        even=even, word=word,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -184,6 +189,19 @@ class ModelConfig:
     num_nf: int = _field(0, "normalizing-flow cells per latent group", minimum=0)
     num_mixture_dec: int = _field(
         10, "logistics in the mixture of a colour pixel; 1: a normal distribution", minimum=1
+    )
+    latent_stddev: str = _field(
+        "exp",
+        "deviations of latents: exp of what the network says, or softplus with beta ln 2, which grows "
+        "linearly (Efficient-VDVAE, Hazami et al., 2022)",
+        choices=("exp", "softplus"),
+    )
+    min_log_scale: float | str = _field(
+        -7.0,
+        "smallest log-scale of the logistics of a colour pixel, officially -7; auto: as many levels "
+        "wide as -7 is with 8 bits",
+        maximum=0,
+        word=AUTO,
     )
     num_x_bits: int = _field(8, "bits per colour value that the model sees", minimum=1, maximum=8)
 
@@ -255,6 +273,12 @@ class TrainConfig:
     kl_const_coeff: float = _field(
         1e-4, "KL coefficient before it starts to rise", minimum=0, maximum=1
     )
+    kl_max_coeff: float = _field(
+        1.0,
+        "KL coefficient at which it stops to rise; 0.7 for the VAE of LSGM (Vahdat et al., 2021)",
+        above=0,
+        maximum=1,
+    )
     accumulate_steps: int = _field(
         1, "passes whose gradients make one step: batches larger than memory", minimum=1
     )
@@ -283,10 +307,12 @@ class TrainConfig:
         below=1,
     )
     clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
-    skip_gradient_norm: float = _field(
+    skip_gradient_norm: float | str = _field(
         0.0,
-        "a step is skipped if the norm of its gradient is above this; 0: no step is",
+        "a step is skipped if the norm of its gradient is above this; 0: no step is; auto: above a "
+        "running bound, at least ten times the typical norm",
         minimum=0,
+        word=AUTO,
     )
     max_bad_steps: int = _field(
         20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
@@ -577,24 +603,28 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         ) from None
 
     converted = value
+    number = number_type(field)
+    if field.metadata["word"] and value == field.metadata["word"]:
+        return value
     if field.type is bool:
         converted = BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
         if not isinstance(converted, bool):
             refuse("true or false")
-    elif field.type in (int, float):
-        kind = "a whole number" if field.type is int else "a number"
+    elif number:
+        kind = "a whole number" if number is int else "a number"
+        kind = f"{field.metadata['word']} or {kind}" if field.metadata["word"] else kind
         try:
-            if isinstance(value, bool) or (field.type is int and isinstance(value, float)):
+            if isinstance(value, bool) or (number is int and isinstance(value, float)):
                 raise ValueError
             # Python would read 8_0 as 80, and accept the digits of every script.
             if isinstance(value, str) and not _NUMBER.fullmatch(value):
                 raise ValueError
-            converted = field.type(value)
+            converted = number(value)
         except (ValueError, TypeError, OverflowError):
             refuse(kind + allowed_range(field))
         if not _in_range(field, converted):
             refuse(kind + allowed_range(field))
-        largest = LARGEST_INT if field.type is int else LARGEST_FLOAT
+        largest = LARGEST_INT if number is int else LARGEST_FLOAT
         if not -largest <= converted <= largest:  # NaN is refused, too
             refuse(f"{kind} of at most {largest}")
     elif not isinstance(value, str):
@@ -602,6 +632,13 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if field.metadata["choices"]:
         check_choice(field.name, converted, field.metadata["choices"])
     return converted
+
+
+def number_type(field: dataclasses.Field) -> type[int] | type[float] | None:
+    """The type of a key's numbers; None if its values are none."""
+    if field.type is int:
+        return int
+    return float if field.type is float or field.metadata["word"] else None
 
 
 def _in_range(field: dataclasses.Field, value: float) -> bool:

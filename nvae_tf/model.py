@@ -180,6 +180,7 @@ class NVAE(KerasTraining):
                     use_se=config.use_se,
                     res_dist=config.res_dist,
                     num_flows=config.num_nf,
+                    stddev=config.latent_stddev,
                 )
                 self.groups.append(group)
                 self.decoder_tower.append(group)
@@ -404,7 +405,10 @@ class NVAE(KerasTraining):
             return bernoulli_image(parameters)
         if self.config.num_mixture_dec == 1:
             return NormalImage(parameters)
-        return DiscretizedLogisticMixture(parameters, self.config.num_x_bits, temperature)
+        config = self.config
+        return DiscretizedLogisticMixture(
+            parameters, config.num_x_bits, temperature, config.min_log_scale
+        )
 
     def log_likelihood(self, parameters, images):
         """log p(x | z) of each image in nats, (batch,), over the scored centre of the image.

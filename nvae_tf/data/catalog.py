@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, tfrecords
+from nvae_tf.data.photographs import read_photos
 from nvae_tf.data.source import CachedSource, Source
 from nvae_tf.data.where import check_data
 from nvae_tf.io.errors import ConfigError, UserError
@@ -158,6 +159,7 @@ _BUILT_IN = {
     dataset.name: dataset
     for dataset in (
         DatasetInfo("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
+        DatasetInfo("photos", ImageSpec(32, 32, 3), read_photos),
         DatasetInfo("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
         DatasetInfo("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),
         DatasetInfo("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),

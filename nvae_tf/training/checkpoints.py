@@ -6,12 +6,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, write_error
 from nvae_tf.run_folder import RunFolder
 
 PARTIAL = ".step-*.part"
+OPTIONAL = ("averages", "norm_bound")  # of a trainer's attributes
 
 
 class Checkpoints:
@@ -125,8 +126,8 @@ class Checkpoints:
         )
 
     def _read(self, path: Path) -> None:
-        """Reads a checkpoint; moving averages only if both the checkpoint and this run have them."""
+        """Reads a checkpoint; what a run may have only if both the checkpoint and this run have it."""
         self._layout.check(path)
-        without = () if has_averages(path) else ("averages",)
+        without = tuple(part for part in OPTIONAL if not has_part(path, part))
         status = self._parts(without).read(str(path / PREFIX))
         status.assert_existing_objects_matched().expect_partial()
