@@ -45,7 +45,10 @@ def _divide_cpu(count: int) -> None:
     (cpu,) = tf.config.list_physical_devices("CPU")
     if len(tf.config.get_logical_device_configuration(cpu) or ()) == count:
         return
+    cores = len(os.sched_getaffinity(0))
     try:
+        # Every operation would take all cores otherwise, and those of the other devices wait for them.
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // count))
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)
     except RuntimeError:

@@ -65,6 +65,8 @@ class Scope:
             whole residual cells, and per group the draw of its latents and its combiner.
         functions: The functions that identical blocks share (`nvae_tf.engine.shared_functions`); None:
             nothing is shared.
+        differentiated: Gradients are taken through this computation; false for the first one of a
+            block that is rematerialized for its gradient.
         xla_regions: What stands between convolutions is compiled.
         custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
             never frees a graph that contains a custom gradient.
@@ -80,6 +82,7 @@ class Scope:
     replica_row: tf.Tensor | None = None
     rematerialize: str = NO_REMAT
     functions: Any = None
+    differentiated: bool = True
     xla_regions: bool = False
     custom_gradients: bool = False
     data_initialization: bool = False

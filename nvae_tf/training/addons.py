@@ -41,7 +41,7 @@ class AddonsOptimizer(Optimizer):
         ]
         self._optimizer._create_all_weights(sum(self._rows, []))
 
-    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+    def _apply(self, gradients, steps, condition, scope, state) -> None:
         """Changes weight by weight, from the stacks' values to the stacks.
 
         Raises:

@@ -367,9 +367,10 @@ class Trainer(tf.Module):
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        self.optimizer.apply_gradients(gradients, apply, self._compiles_regions, state)
+        scope = Scope(functions=self.functions, xla_regions=self._compiles_regions)
+        self.optimizer.apply_gradients(gradients, apply, scope, state)
         if self.averages:
-            self.averages.update(step + 1, apply, self._compiles_regions, state)
+            self.averages.update(step + 1, apply, scope, state)
         self.update_state(result, apply, state)
 
         return {
