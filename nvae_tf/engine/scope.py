@@ -68,6 +68,7 @@ class Scope:
         xla_regions: What stands between convolutions is compiled.
         custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
             never frees a graph that contains a custom gradient.
+        on_gpu: The pass is for a GPU, where some operations that are fast on CPUs do not exist.
         data_initialization: Convolutions with ``data_init`` set their norm and bias from their input.
     """
 
@@ -82,6 +83,7 @@ class Scope:
     functions: Any = None
     xla_regions: bool = False
     custom_gradients: bool = False
+    on_gpu: bool = False
     data_initialization: bool = False
 
     def value(self, weight: Weight) -> tf.Tensor:
@@ -102,5 +104,6 @@ class Scope:
             self.rematerialize,
             self.xla_regions,
             self.custom_gradients,
+            self.on_gpu,
             self.data_initialization,
         )
