@@ -12,6 +12,7 @@ holds losses that TensorFlow computed, and `run` exits with 1 if its own differ.
 
 import argparse
 import collections
+import dataclasses
 import json
 import lzma
 import math
@@ -97,10 +98,14 @@ def export(words: list[str]) -> int:
                 return xla_noise(super().draw_noise)(indices, seed)
 
         model = fresh_model(config, XlaNoiseNVAE)
-        trainer = Trainer(
-            model, config.train, total_steps=1000, on_gpu=arguments.platform == "GPU",
-            optimizer=make_optimizer(config.train, LEARNING_RATE),
-        )  # fmt: skip
+
+        def make_trainer(jit_compile):
+            settings = dataclasses.replace(config.train, jit_compile=jit_compile)
+            optimizer = make_optimizer(settings, LEARNING_RATE)
+            on_gpu = arguments.platform == "GPU"
+            return Trainer(model, settings, 1000, optimizer=optimizer, on_gpu=on_gpu)
+
+        trainer = make_trainer("on")
         batch = config.data.batch_size * config.train.accumulate_steps
         begin = time.perf_counter()
         step = flat_step(trainer, batch)
@@ -114,7 +119,7 @@ def export(words: list[str]) -> int:
             replaced=len(step.specs) - 1, reported=step.reported, losses=None,
         )  # fmt: skip
         if pixels <= SMALL_BATCH:
-            about["losses"] = _tensorflow_losses(step, about)
+            about["losses"] = _tensorflow_losses(flat_step(make_trainer("off"), batch), about)
         size = write(arguments.out, about, program)
         return {
             "parameters": model.num_parameters,

@@ -47,6 +47,9 @@ def check_step(recipe, **changes):
     step = flat_step(trainer, BATCH)
     text = lower(step.function, step.specs, text=True)
     check_convolutions(text, trainer.config.precision, trainer.model.config.num_nf)
+    # Without barriers XLA would keep what it was asked to compute again.
+    barriers = count("opt-barrier", text)
+    assert bool(barriers) == (trainer.config.gradient_checkpointing != "none")
 
 
 def count(operation, text):

@@ -66,6 +66,7 @@ class Scope:
         functions: The functions that identical blocks share (`nvae_tf.engine.shared_functions`); None:
             nothing is shared.
         xla_regions: What stands between convolutions is compiled.
+        compiled: The whole pass is compiled with XLA.
         custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
             never frees a graph that contains a custom gradient.
         on_gpu: The pass is for a GPU, where some operations that are fast on CPUs do not exist.
@@ -82,6 +83,7 @@ class Scope:
     rematerialize: str = NO_REMAT
     functions: Any = None
     xla_regions: bool = False
+    compiled: bool = False
     custom_gradients: bool = False
     on_gpu: bool = False
     data_initialization: bool = False
@@ -103,6 +105,7 @@ class Scope:
             self.training,
             self.rematerialize,
             self.xla_regions,
+            self.compiled,
             self.custom_gradients,
             self.on_gpu,
             self.data_initialization,

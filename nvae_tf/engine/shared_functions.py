@@ -17,6 +17,7 @@ from nvae_tf.config import CELLS, NO_REMAT
 from nvae_tf.engine.kernels import NormalizedKernel
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, walk
+from nvae_tf.engine.xla import optimization_barrier
 
 
 class SharedFunctions:
@@ -233,6 +234,10 @@ class _Block:
         return run(*tensors)
 
     def _gradients(self, tensors, statistics, upstream):
+        count = len(tensors)
+        if self._scope.compiled:  # or XLA would keep what the forward pass computed of the same
+            (*tensors,) = optimization_barrier([*tensors, *upstream])
+            tensors, upstream = tensors[:count], tensors[count:]
         inputs, weights = list(tensors[: self._num_inputs]), list(tensors[self._num_inputs :])
         if not self._share:  # or TensorFlow would compute it all again before the backward pass
             with tf.control_dependencies(upstream):

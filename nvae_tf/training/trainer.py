@@ -222,6 +222,7 @@ class Trainer(tf.Module):
                 rematerialize=self.config.gradient_checkpointing,
                 functions=self.functions,
                 xla_regions=self._compiles_regions,
+                compiled=uses_xla(self.config, self.on_gpu),
                 custom_gradients=True,
                 on_gpu=self.on_gpu,
             )
