@@ -18,7 +18,7 @@ FLOORS = [
     {"model"},
     {"torch_import"},
     {"training", "evaluation"},
-    {"tuning"},
+    {"tuning", "diagnosis"},
     {"cli"},
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

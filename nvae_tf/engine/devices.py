@@ -14,6 +14,11 @@ import tensorflow as tf
 from nvae_tf.io.errors import UserError
 
 
+def gpu_found() -> bool:
+    """Whether TensorFlow finds a GPU: what `Scope.on_gpu` and ``jit_compile: auto`` are by default."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
     """A strategy over devices of this machine.
 

@@ -17,6 +17,7 @@ from nvae_tf.config import CELLS, NO_REMAT
 from nvae_tf.engine.kernels import NormalizedKernel
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, walk
+from nvae_tf.engine.xla import optimization_barrier
 
 
 class SharedFunctions:
@@ -234,10 +235,11 @@ class _Block:
             def gradients(*upstream):
                 # Statistics, which come last, have no gradients.
                 upstream = upstream[: len(upstream) - len(statistics)]
+                given, upstream = self._not_before(tensors, upstream)
                 with tf.GradientTape() as tape:
-                    tape.watch(tensors)
-                    outputs, _ = self.function(*tensors)
-                return tape.gradient(tf.nest.flatten(outputs), tensors, output_gradients=upstream)
+                    tape.watch(given)
+                    outputs, _ = self.function(*given)
+                return tape.gradient(tf.nest.flatten(outputs), given, output_gradients=upstream)
 
             return (outputs, statistics), gradients
 
@@ -263,7 +265,8 @@ class _Block:
             found.update(statistics)
 
             def gradients(*upstream):
-                inputs, weights = tensors[: self._num_inputs], tensors[self._num_inputs :]
+                given, upstream = self._not_before(tensors, upstream)
+                inputs, weights = given[: self._num_inputs], given[self._num_inputs :]
                 # Otherwise TensorFlow would compute it all again before the backward pass.
                 with tf.control_dependencies(upstream):
                     inputs = [tf.identity(tensor) for tensor in inputs]
@@ -279,6 +282,16 @@ class _Block:
 
         outputs = run(*inputs, *self._weights.differentiable)
         return outputs, {norm: tf.stop_gradient(batch) for norm, batch in found.items()}
+
+    def _not_before(self, tensors, upstream):
+        """Tensors and upstream gradients; in compiled steps the former only once the latter are there.
+
+        XLA would otherwise keep what the forward pass computed of the same tensors.
+        """
+        if not self._scope.compiled:
+            return tensors, upstream
+        both = optimization_barrier([*tensors, *upstream])
+        return both[: len(tensors)], both[len(tensors) :]
 
     def _compute(self, scope: Scope, tensors):
         """Outputs, and the statistics of batch norms by layer."""

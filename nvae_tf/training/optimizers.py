@@ -277,9 +277,14 @@ class MovingAverage(tf.Module):
         self._variables, self.decay = list(variables), decay
         self.stacks = zeros_like(variables)
 
-    def values(self) -> list[tf.Tensor]:
-        """The averages as tensors of the variables' shapes."""
-        pairs = zip(self.stacks, self._variables, strict=True)
+    def values(self, state=None) -> list[tf.Tensor]:
+        """The averages as tensors of the variables' shapes.
+
+        Args:
+            state: Where they are read (`nvae_tf.engine.state`); default: in their variables.
+        """
+        state = state or VariableState()
+        pairs = zip(map(state.value, self.stacks), self._variables, strict=True)
         return [tf.ensure_shape(average, variable.shape) for average, variable in pairs]
 
     def start(self) -> None:

@@ -1,6 +1,7 @@
 """A training run, from its configuration to its last checkpoint."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import signal
@@ -15,7 +16,7 @@ from nvae_tf import __version__
 from nvae_tf.config import KEYS, Config, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
-from nvae_tf.engine.devices import describe_devices
+from nvae_tf.engine.devices import describe_devices, gpu_found
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
@@ -46,6 +47,7 @@ def train(
     resume: bool = False,
     cluster: Cluster | None = None,
     epochs: int | None = None,
+    xla_problem: str | None = None,
 ) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
@@ -55,6 +57,8 @@ def train(
         resume: Continue the run that is there, from its newest checkpoint.
         cluster: Who takes part; default: this process's default device.
         epochs: End after this many of the configuration's epochs, whose schedules stay; default: all.
+        xla_problem: Why XLA does not work in this process; then nothing is compiled, whatever the
+            configuration says.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
@@ -73,6 +77,8 @@ def train(
             dataset = catalog.get_dataset_info(config.data)
             check_image(config.model, dataset.image)
             sources = dataset.open(config.data.data)
+            _check_exchanges_compile(config, cluster)
+        jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(config.data.seed)
@@ -84,9 +90,35 @@ def train(
         grappler_disabled(),
         Termination() as termination,
     ):
-        results = _train(config, folder, cluster, dataset, sources, termination, epochs)
+        results = _train(
+            config, folder, cluster, dataset, sources, termination, epochs, jit_compile
+        )
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
+
+
+def _check_exchanges_compile(config: Config, cluster: Cluster) -> None:
+    """Refuses to compile whole steps of several replicas where XLA cannot exchange values.
+
+    Raises:
+        ConfigError: That is asked for.
+    """
+    if config.train.jit_compile == "on" and cluster.replicas > 1 and not gpu_found():
+        raise ConfigError(
+            f"jit_compile: on is not allowed with {cluster.replicas} replicas on CPUs, whose exchanges "
+            "XLA cannot compile; expected auto or off"
+        )
+
+
+def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> str:
+    """The configuration's ``jit_compile``, or ``off`` if XLA does not work in one of the workers."""
+    # All of them, since replicas have to compute identical updates.
+    if not any(broken for (broken,) in cluster.gather_from_workers([int(xla_problem is not None)])):
+        return config.train.jit_compile
+    if cluster.is_chief:
+        where = f"here ({xla_problem})" if xla_problem else "in another worker"
+        print(f"XLA does not work {where}: training goes on as with --jit_compile off", flush=True)
+    return "off"
 
 
 @contextlib.contextmanager
@@ -221,6 +253,7 @@ def _set_up(
     dataset: catalog.DatasetInfo,
     sources: tuple[Source, Source],
     epochs: int | None,
+    jit_compile: str,
     say,
 ) -> _Run:
     """Builds everything, and restores the newest checkpoint or prepares a new training."""
@@ -239,7 +272,7 @@ def _set_up(
     )
 
     # Model and optimiser.
-    trainer = _build_trainer(config, dataset, counts)
+    trainer = _build_trainer(config, dataset, counts, jit_compile)
     model = trainer.model
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
 
@@ -269,10 +302,11 @@ def _train(
     sources: tuple[Source, Source],
     termination: "Termination",
     epochs: int | None,
+    jit_compile: str,
 ) -> dict[str, float] | None:
     settings = config.train
     say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
-    run = _set_up(config, folder, cluster, dataset, sources, epochs, say)
+    run = _set_up(config, folder, cluster, dataset, sources, epochs, jit_compile, say)
     trainer, report, step = run.trainer, run.report, run.start_step
     validate = _validation(trainer, run.data, cluster, termination)
     if step < run.end:
@@ -343,8 +377,10 @@ def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
         report.pictures(step)
 
 
-def _build_trainer(config: Config, dataset: catalog.DatasetInfo, counts: StepCounts) -> Trainer:
-    settings = config.train
+def _build_trainer(
+    config: Config, dataset: catalog.DatasetInfo, counts: StepCounts, jit_compile: str
+) -> Trainer:
+    settings = dataclasses.replace(config.train, jit_compile=jit_compile)
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
     schedule = WarmupCosineByEpoch.from_train_config(settings, counts.steps_per_epoch)
     optimizer = make_optimizer(settings, schedule)
