@@ -140,14 +140,14 @@ def main() -> None:
     arguments = parser.parse_args()
     config = configured(arguments).config
     dataset = catalog.get_dataset_info(config.data)
-    images = photographs(arguments.count, dataset.image.size)
+    images = photographs(arguments.count, dataset.image.height)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if config.data.dataset == "cifar10":
             source = ArraySource(images)
         else:
             write_tfrecords(folder, images)
-            source = tfrecords.TFRecordSource(folder, "train", dataset.image.size)
+            source = tfrecords.TFRecordSource(folder, "train", dataset.image.height)
         ours = pipeline_rate(source, dataset, config)
         theirs = torch_rate(images, folder, config.data.batch_size)
     step = step_rate(config, dataset.image, arguments.step_batch) if arguments.step_batch else None

@@ -66,8 +66,18 @@ def has_averages(path: Path) -> bool:
     Args:
         path: Folder of the checkpoint.
     """
+    return has_part(path, "averages")
+
+
+def has_part(path: Path, part: str) -> bool:
+    """Whether a checkpoint holds values of one of the trainer's attributes.
+
+    Args:
+        path: Folder of the checkpoint.
+        part: Name of the attribute.
+    """
     names = tf.train.load_checkpoint(str(path / PREFIX)).get_variable_to_shape_map()
-    return any(name.startswith("trainer/averages/") for name in names)
+    return any(name.startswith(f"trainer/{part}/") for name in names)
 
 
 def restore_newest(paths: list[Path], restore: Callable[[Path], None]) -> Path:

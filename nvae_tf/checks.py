@@ -52,18 +52,19 @@ def check_images(images, spec: ImageSpec) -> None:
 
 def _remedy(shape: tuple, spec: ImageSpec) -> str:
     """What a user can do about images of another shape."""
-    size, channels = spec.size, spec.channels
-    inner = spec.scored_size or size
+    height, width, channels = spec.shape
+    rows, columns = spec.scored_part
+    inner = (rows.stop - rows.start, columns.stop - columns.start)
     by_shape: dict[tuple, str] = {spec.shape: "add the batch axis, images[None]"}
     by_image_shape: dict[tuple, str] = {
-        (channels, size, size): "put channels last, tf.transpose(images, [0, 2, 3, 1])",
-        (size, size, 1): "repeat the grey channel, tf.repeat(images, 3, -1)",
-        (size, size, 3): "make them grey, tf.image.rgb_to_grayscale(images)",
-        (inner, inner, channels): f"add {(size - inner) // 2} pixels of 0 on every side",
+        (channels, height, width): "put channels last, tf.transpose(images, [0, 2, 3, 1])",
+        (height, width, 1): "repeat the grey channel, tf.repeat(images, 3, -1)",
+        (height, width, 3): "make them grey, tf.image.rgb_to_grayscale(images)",
+        (*inner, channels): f"add {rows.start} pixels of 0 on every side",
     }
     if channels == 1:
-        by_shape[size, size] = "add the batch and the channel axis, images[None, ..., None]"
-        by_image_shape[size, size] = "add the channel axis, images[..., None]"
+        by_shape[height, width] = "add the batch and the channel axis, images[None, ..., None]"
+        by_image_shape[height, width] = "add the channel axis, images[..., None]"
     default = "bring them to the size and the channels of the images of training"
     return by_shape.get(shape) or by_image_shape.get(shape[1:]) or default
 
@@ -113,7 +114,7 @@ def check_parameters(parameters, spec: ImageSpec, count: int) -> None:
     Raises:
         UserError: It is not a tensor, or has another shape.
     """
-    expected, shape = (None, spec.size, spec.size, count), _shape(parameters)
+    expected, shape = (None, spec.height, spec.width, count), _shape(parameters)
     if _dtype(parameters) is None or not _fits(shape, expected):
         actual = _type_text(parameters) if shape is None else f"shape {_shape_text(shape)}"
         raise UserError(f"parameters: {actual}; expected a tensor {_shape_text(expected)}")

@@ -26,6 +26,7 @@ RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "con
 
 # What is recomputed in the backward pass (gradient checkpointing).
 NO_REMAT, BN_ACT, CELLS = REMAT_MODES = ("none", "bn_swish", "cells")
+AUTO = "auto"
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # for images that are not split yet
 LARGEST_INT = 2**31 - 1  # whole numbers are TensorFlow's int32
@@ -40,34 +41,90 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What the model has to know about a data set.
+    """What the model has to know about images.
 
     Attributes:
-        size: Height and width in pixels of the square images that enter the model.
-        channels: Number of colour channels, 1 or 3.
+        height: Height in pixels of the images that enter the model.
+        width: Their width in pixels.
+        channels: Number of colour channels.
+        bits: Bits per value of the images: a value of 1 is level 2**bits - 1.
         binary: Whether pixels are 0 or 1 and scored under a Bernoulli distribution.
         scored_size: Height and width of the centre that the reconstruction term counts; None: the whole
             image. (Images of 28x28 are zero-padded to 32x32, and the padding is not scored.)
+
+    Raises:
+        ConfigError: A value is not allowed, or the model cannot be trained on such images.
     """
 
-    size: int
+    height: int
+    width: int
     channels: int
+    bits: int = 8
     binary: bool = False
-    scored_size: int | None = None
+    scored_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.scored_size, list):  # as JSON has it
+            object.__setattr__(self, "scored_size", tuple(self.scored_size))
+        sizes = {"height": self.height, "width": self.width, "channels": self.channels}
+        for name, value in {**sizes, "bits": self.bits}.items():
+            if not _is_count(value):
+                raise ConfigError(
+                    f"{name}: {short_repr(value)} is not allowed in an ImageSpec; expected a whole "
+                    "number above 0"
+                )
+        if not isinstance(self.binary, bool):
+            raise ConfigError(
+                f"binary: {short_repr(self.binary)} is not allowed in an ImageSpec; expected True or "
+                "False"
+            )
+        scored = (1, 1) if self.scored_size is None else self.scored_size
+        is_pair = isinstance(scored, tuple) and len(scored) == 2 and all(map(_is_count, scored))
+        if not is_pair or scored[0] > self.height or scored[1] > self.width:
+            raise ConfigError(
+                f"scored_size: {short_repr(scored)} is not allowed; expected the height and width of "
+                f"a part of images of {self.height}x{self.width}"
+            )
+        self._refuse_unsupported()
+
+    def _refuse_unsupported(self) -> None:
+        """Refuses what the likelihood and the hierarchy cannot do yet."""
+        if self.height != self.width:
+            raise ConfigError(
+                f"width: {self.width} is not supported with height {self.height}; expected square "
+                "images"
+            )
+        if self.bits != 8:
+            raise ConfigError(f"bits: {self.bits} is not supported; expected 8")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels: {self.channels} is not supported; expected 1 or 3")
+        if self.channels == 1 and not self.binary:
+            raise ConfigError("channels: 1 is supported for binary images only; expected 3")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return (self.size, self.size, self.channels)
+        return (self.height, self.width, self.channels)
+
+    @property
+    def scored_part(self) -> tuple[slice, slice]:
+        """The rows and the columns that are scored."""
+        inner_height, inner_width = self.scored_size or (self.height, self.width)
+        top, left = (self.height - inner_height) // 2, (self.width - inner_width) // 2
+        return slice(top, top + inner_height), slice(left, left + inner_width)
 
     @property
     def num_dims(self) -> int:
         """Number of scored values per image: the divisor of bits per dimension."""
-        return (self.scored_size or self.size) ** 2 * self.channels
+        return math.prod(self.scored_size or (self.height, self.width)) * self.channels
 
     def bits_per_dim(self, nats):
         """Converts nats per image to bits per dimension (elementwise)."""
         return nats / (math.log(2.0) * self.num_dims)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _field(
@@ -79,12 +136,16 @@ def _field(
     maximum=None,
     below=None,
     choices=None,
-    even=False,  # noqa: A002
+    even=False,
+    word=None,
 ):
-    """A configuration key: its default, its help text and the values it may take."""
+    """A configuration key: its default, its help text and the values it may take.
+
+    A key with a `word` is a number, or that word.
+    """
     metadata = dict(
         help=help, minimum=minimum, above=above, maximum=maximum, below=below, choices=choices,
-        even=even,
+        even=even, word=word,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -128,6 +189,19 @@ class ModelConfig:
     num_nf: int = _field(0, "normalizing-flow cells per latent group", minimum=0)
     num_mixture_dec: int = _field(
         10, "logistics in the mixture of a colour pixel; 1: a normal distribution", minimum=1
+    )
+    latent_stddev: str = _field(
+        "exp",
+        "deviations of latents: exp of what the network says, or softplus with beta ln 2, which grows "
+        "linearly (Efficient-VDVAE, Hazami et al., 2022)",
+        choices=("exp", "softplus"),
+    )
+    min_log_scale: float | str = _field(
+        -7.0,
+        "smallest log-scale of the logistics of a colour pixel, officially -7; auto: as many levels "
+        "wide as -7 is with 8 bits",
+        maximum=0,
+        word=AUTO,
     )
     num_x_bits: int = _field(8, "bits per colour value that the model sees", minimum=1, maximum=8)
 
@@ -199,6 +273,12 @@ class TrainConfig:
     kl_const_coeff: float = _field(
         1e-4, "KL coefficient before it starts to rise", minimum=0, maximum=1
     )
+    kl_max_coeff: float = _field(
+        1.0,
+        "KL coefficient at which it stops to rise; 0.7 for the VAE of LSGM (Vahdat et al., 2021)",
+        above=0,
+        maximum=1,
+    )
     accumulate_steps: int = _field(
         1, "passes whose gradients make one step: batches larger than memory", minimum=1
     )
@@ -227,10 +307,12 @@ class TrainConfig:
         below=1,
     )
     clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
-    skip_gradient_norm: float = _field(
+    skip_gradient_norm: float | str = _field(
         0.0,
-        "a step is skipped if the norm of its gradient is above this; 0: no step is",
+        "a step is skipped if the norm of its gradient is above this; 0: no step is; auto: above a "
+        "running bound, at least ten times the typical norm",
         minimum=0,
+        word=AUTO,
     )
     max_bad_steps: int = _field(
         20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
@@ -238,7 +320,11 @@ class TrainConfig:
     save_every: str = _field(
         "10m", "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs"
     )
-    log_every: int = _field(100, "steps between training scalars in TensorBoard", minimum=1)
+    log_every: int = _field(
+        100,
+        "steps between training scalars in TensorBoard; each epoch has ten at least",
+        minimum=1,
+    )
     eval_every: int = _field(1, "epochs between validations (the last epoch always is)", minimum=1)
     images_every: int = _field(
         5, "epochs between image grids (the last epoch always is)", minimum=1
@@ -351,6 +437,11 @@ def check_value(name: str, value: Any) -> Any:
     return _checked(KEYS[name][1], value)
 
 
+def list_recipes() -> list[str]:
+    """The names of the recipes in ``configs/``, in alphabetical order."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def load(name_or_path: str) -> Config:
     """Reads a recipe by its name (``cifar10``) or by the path of a YAML file.
 
@@ -360,8 +451,8 @@ def load(name_or_path: str) -> Config:
     Raises:
         ConfigError: There is no such recipe, it is not a YAML mapping, or it has an impossible value.
     """
-    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    path = recipes.get(name_or_path) or user_path(name_or_path)
+    recipes = list_recipes()
+    path = RECIPES / f"{name_or_path}.yaml" if name_or_path in recipes else user_path(name_or_path)
     if not is_regular(path):
         raise ConfigError(
             f"no configuration {short_repr(name_or_path)}: give the path of a YAML file or one of "
@@ -423,12 +514,58 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
         ConfigError: The image cannot be halved as often as the model halves it.
     """
     halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
-    if image.size % 2**halvings:
-        most = int(math.log2(image.size & -image.size))
+    if image.height % 2**halvings or image.width % 2**halvings:
+        common = math.gcd(image.height, image.width)
+        most = int(math.log2(common & -common))
         raise ConfigError(
-            f"num_latent_scales: images of {image.size}x{image.size} can be halved at most {most} "
+            f"num_latent_scales: images of {image.height}x{image.width} can be halved at most {most} "
             f"times, but num_preprocess_blocks {config.num_preprocess_blocks} + num_latent_scales "
             f"{config.num_latent_scales} - 1 halve them {halvings} times"
+        )
+
+
+def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfig:
+    """A model's configuration, with some of its keys changed.
+
+    Args:
+        config: The configuration; default: that of `ModelConfig`.
+        keys: Values of keys of `ModelConfig`, as for `from_dict`.
+
+    Raises:
+        ConfigError: It is another object, or a key or a value is not allowed.
+    """
+    if config is not None and not isinstance(config, ModelConfig):
+        raise ConfigError(f"config: {short_repr(config)} is not allowed; expected a ModelConfig")
+    for name in keys:
+        if name in KEYS and KEYS[name][0] != "model":
+            raise ConfigError(f"{name}: is no key of a model, but one of {KEYS[name][0]}ing")
+    return from_dict(keys, Config(model=config or ModelConfig())).model
+
+
+def image_spec(image: ImageSpec | tuple[int, int, int] | None, binary: bool = False) -> ImageSpec:
+    """Images as a model takes them.
+
+    Args:
+        image: An `ImageSpec`, or height, width and channels.
+        binary: Whether pixels are 0 or 1, if it is no `ImageSpec`.
+
+    Raises:
+        ConfigError: It is neither, or a value is not allowed.
+    """
+    if isinstance(image, ImageSpec):
+        return image
+    if isinstance(image, (tuple, list)) and len(image) == 3:
+        return ImageSpec(*image, binary=binary)
+    raise ConfigError(
+        f"image: {short_repr(image)} is not allowed; expected (height, width, channels) or an ImageSpec"
+    )
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ConfigError` if a value is none of those that are allowed."""
+    if value not in choices:
+        raise ConfigError(
+            f"{name}: {short_repr(value)} is not allowed; expected one of {', '.join(choices)}"
         )
 
 
@@ -466,31 +603,42 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         ) from None
 
     converted = value
+    number = number_type(field)
+    if field.metadata["word"] and value == field.metadata["word"]:
+        return value
     if field.type is bool:
         converted = BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
         if not isinstance(converted, bool):
             refuse("true or false")
-    elif field.type in (int, float):
-        kind = "a whole number" if field.type is int else "a number"
+    elif number:
+        kind = "a whole number" if number is int else "a number"
+        kind = f"{field.metadata['word']} or {kind}" if field.metadata["word"] else kind
         try:
-            if isinstance(value, bool) or (field.type is int and isinstance(value, float)):
+            if isinstance(value, bool) or (number is int and isinstance(value, float)):
                 raise ValueError
             # Python would read 8_0 as 80, and accept the digits of every script.
             if isinstance(value, str) and not _NUMBER.fullmatch(value):
                 raise ValueError
-            converted = field.type(value)
+            converted = number(value)
         except (ValueError, TypeError, OverflowError):
             refuse(kind + allowed_range(field))
         if not _in_range(field, converted):
             refuse(kind + allowed_range(field))
-        largest = LARGEST_INT if field.type is int else LARGEST_FLOAT
+        largest = LARGEST_INT if number is int else LARGEST_FLOAT
         if not -largest <= converted <= largest:  # NaN is refused, too
             refuse(f"{kind} of at most {largest}")
     elif not isinstance(value, str):
         refuse("text")
-    if field.metadata["choices"] and converted not in field.metadata["choices"]:
-        refuse("one of " + ", ".join(field.metadata["choices"]))
+    if field.metadata["choices"]:
+        check_choice(field.name, converted, field.metadata["choices"])
     return converted
+
+
+def number_type(field: dataclasses.Field) -> type[int] | type[float] | None:
+    """The type of a key's numbers; None if its values are none."""
+    if field.type is int:
+        return int
+    return float if field.type is float or field.metadata["word"] else None
 
 
 def _in_range(field: dataclasses.Field, value: float) -> bool:

@@ -12,10 +12,11 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
 from nvae_tf import stateless_random
+from nvae_tf.config import AUTO
 
 CLAMP = 5.0
 MINIMUM_SCALE = 1e-2  # added to the scale of a normal distribution
-MINIMUM_LOG_SCALE = -7.0  # for logistic distributions
+MINIMUM_LOG_SCALE = -7.0  # for logistic distributions, officially, whose values have 8 bits
 
 
 def soft_clamp(x):
@@ -23,7 +24,7 @@ def soft_clamp(x):
     return CLAMP * tf.tanh(tf.convert_to_tensor(x) / CLAMP)
 
 
-def clamped_normal(mu, log_sigma, temperature=1.0) -> tfd.Normal:
+def clamped_normal(mu, log_sigma, temperature=1.0, stddev="exp") -> tfd.Normal:
     """A normal distribution whose raw parameters pass through `soft_clamp`.
 
     Its mean is ``clamp(mu)``, its standard deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
@@ -32,10 +33,16 @@ def clamped_normal(mu, log_sigma, temperature=1.0) -> tfd.Normal:
         mu: Raw means.
         log_sigma: Logarithms of raw standard deviations, of the same shape.
         temperature: Factor on the standard deviation.
+        stddev: ``"softplus"`` for ``log2(1 + 2**x)`` in place of ``exp(x)``: both are about 1 at 0, but
+            this one and its gradient stay small (softplus with beta = ln 2).
 
-    Reference: NVAE paper, section 3.2 and appendix.
+    References: NVAE paper, section 3.2 and appendix; Hazami et al., *Efficient-VDVAE*, 2022.
     """
-    scale = tf.exp(soft_clamp(log_sigma)) + MINIMUM_SCALE
+    raw = soft_clamp(log_sigma)
+    if stddev == "softplus":
+        scale = tf.nn.softplus(raw * math.log(2.0)) / math.log(2.0) + MINIMUM_SCALE
+    else:
+        scale = tf.exp(raw) + MINIMUM_SCALE
     return tfd.Normal(soft_clamp(mu), scale * tf.cast(temperature, scale.dtype))
 
 
@@ -120,16 +127,24 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     Args:
         parameters: (..., height, width, 10 * num_mixtures): the mixture's logits, then for each of R,
-            G and B: means, log-scales (at least -7) and coefficients (before tanh).
+            G and B: means, log-scales and coefficients (before tanh).
         num_bits: Bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
         temperature: Temperature of samples. It divides the mixture's logits and, as in the official
             implementation, the scales too.
+        min_log_scale: Smallest log-scale; ``"auto"``: `minimum_log_scale` of the bits.
         name: Name of the distribution.
 
     Reference: Salimans et al., *PixelCNN++*, 2017.
     """
 
-    def __init__(self, parameters, num_bits=8, temperature=1.0, name="DiscretizedLogisticMixture"):
+    def __init__(
+        self,
+        parameters,
+        num_bits=8,
+        temperature=1.0,
+        min_log_scale=MINIMUM_LOG_SCALE,
+        name="DiscretizedLogisticMixture",
+    ):
         self.mixtures = parameters.shape[-1] // 10
         self.max_level = 2.0**num_bits - 1.0
         self.temperature = temperature
@@ -140,7 +155,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             parameters[..., self.mixtures :], tf.concat([shape, [3, 3 * self.mixtures]], 0)
         )
         self.means, log_scales, coefficients = tf.split(logistic_parameters, 3, -1)
-        self.log_scales = tf.maximum(log_scales, MINIMUM_LOG_SCALE)
+        smallest = minimum_log_scale(num_bits) if min_log_scale == AUTO else min_log_scale
+        self.log_scales = tf.maximum(log_scales, smallest)
         self.coefficients = tf.tanh(coefficients)
         self._pixels_shape = parameters.shape[:-1]
         super().__init__(
@@ -148,7 +164,12 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             reparameterization_type=tfd.NOT_REPARAMETERIZED,
             validate_args=False,
             allow_nan_stats=False,
-            parameters=dict(parameters=parameters, num_bits=num_bits, temperature=temperature),
+            parameters=dict(
+                parameters=parameters,
+                num_bits=num_bits,
+                temperature=temperature,
+                min_log_scale=min_log_scale,
+            ),
             name=name,
         )
 
@@ -233,6 +254,11 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         means = tf.reduce_sum(weights * self.means, -1)
         coefficients = tf.reduce_sum(weights * self.coefficients, -1)
         return _to_unit(_shift_colours(means, coefficients))
+
+
+def minimum_log_scale(num_bits: int) -> float:
+    """The log-scale that is as many levels wide as the official -7 is with 8 bits."""
+    return MINIMUM_LOG_SCALE + math.log(255.0 / (2.0**num_bits - 1.0))
 
 
 def mean_image(distribution):

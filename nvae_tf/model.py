@@ -10,11 +10,19 @@ import math
 from typing import NamedTuple
 
 import tensorflow as tf
-import tf_keras
 
 from nvae_tf import checks, stateless_random
 from nvae_tf.architectures import ARCHITECTURES
-from nvae_tf.config import ImageSpec, ModelConfig, check_image
+from nvae_tf.config import (
+    ImageSpec,
+    ModelConfig,
+    check_choice,
+    check_image,
+    image_spec,
+    load,
+    model_config,
+)
+from nvae_tf.data.catalog import get_dataset_info
 from nvae_tf.distributions import (
     DiscretizedLogisticMixture,
     NormalImage,
@@ -24,6 +32,7 @@ from nvae_tf.distributions import (
 from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
+from nvae_tf.keras_training import KerasTraining
 from nvae_tf.layers.base import Uniform, create_chain
 from nvae_tf.layers.batch_norm import BatchNormAct, update_running_averages
 from nvae_tf.layers.cells import DOWN, NORMAL, UP, ResidualCell
@@ -35,6 +44,9 @@ from nvae_tf.layers.latent_group import (
     GroupOutput,
     LatentGroup,
 )
+from nvae_tf.summary import summary_lines
+
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 # Folded into a seed for the noise of pixels, so that it differs from that of latents.
 PIXEL_STREAM = -1
@@ -67,20 +79,30 @@ class NVAEOutput(NamedTuple):
         return tf.add_n([latent.log_p for latent in self.latents])
 
 
-class NVAE(tf_keras.Model):
+class NVAE(KerasTraining):
     """A deep hierarchical variational autoencoder for images.
 
     Its methods check what they are given (`nvae_tf.checks`): a wrong argument is a `UserError`.
 
+    ```python
+    NVAE.from_recipe("cifar10")
+    NVAE(ModelConfig(num_latent_scales=2), ImageSpec(32, 32, 3))
+    NVAE(num_latent_scales=2, image=(32, 32, 3))
+    ```
+
     Args:
-        config: The hierarchy.
-        image: Size, channels and kind of the images.
+        config: The hierarchy; default: that of `ModelConfig`.
+        image: The images; an `ImageSpec`, or their height, width and channels.
         precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights,
             latents, distributions and statistics are float32 always.
+        binary: Whether pixels are 0 or 1, if `image` is no `ImageSpec`.
+        name: The model's name in Keras.
+        **keys: Keys of `ModelConfig` that change `config`.
 
     Call arguments:
         images: (batch, height, width, channels), values in [0, 1].
-        noise: Standard-normal tensors, one per group (`draw_noise`).
+        noise: Standard-normal tensors, one per group (`draw_noise`); default: zeros, with which each z
+            follows from its posterior's mean.
         training: Whether batch norm uses the batch's statistics, and moves its running averages towards
             them.
 
@@ -88,14 +110,26 @@ class NVAE(tf_keras.Model):
         An `NVAEOutput` with z from the posterior.
 
     Raises:
-        ConfigError: The image cannot be halved as often as the configuration asks.
+        ConfigError: A key or its value is not allowed, or the image cannot be halved as often as the
+            configuration asks.
         UserError: Images or noise of another kind are passed in a call.
 
     Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
 
-    def __init__(self, config: ModelConfig, image: ImageSpec, precision="float32", **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        image: ImageSpec | tuple[int, int, int] | None = None,
+        precision: str = "float32",
+        *,
+        binary: bool = False,
+        name: str | None = None,
+        **keys,
+    ):
+        super().__init__(name=name)
+        config, image = model_config(config, keys), image_spec(image, binary)
+        check_choice("precision", precision, PRECISIONS)
         check_image(config, image)
         self.config, self.image, self.precision = config, image, precision
         enc, dec = config.num_channels_enc, config.num_channels_dec
@@ -127,18 +161,18 @@ class NVAE(tf_keras.Model):
         self.encoder_top = Conv2D(enc * width, 1)
 
         # Top-down: the groups, coarsest scale first, with an up cell between scales.
-        size = image.size // width
-        self.top_shape = (size, size, dec * width)
+        size = (image.height // width, image.width // width)
+        self.top_shape = (*size, dec * width)
         self.decoder_tower = []
         self.groups = []
         for scale, num_groups in enumerate(reversed(config.groups_per_scale)):
             if scale > 0:
-                width, size = width // 2, size * 2
+                width, size = width // 2, (2 * size[0], 2 * size[1])
                 self.decoder_tower.append(cell("decoder", dec * width, UP))
             for _ in range(num_groups):
                 group = LatentGroup(
                     first=not self.groups,
-                    latent_shape=(size, size, config.num_latent_per_group),
+                    latent_shape=(*size, config.num_latent_per_group),
                     filters_enc=enc * width,
                     filters_dec=dec * width,
                     operations=operations["decoder"],
@@ -146,6 +180,7 @@ class NVAE(tf_keras.Model):
                     use_se=config.use_se,
                     res_dist=config.res_dist,
                     num_flows=config.num_nf,
+                    stddev=config.latent_stddev,
                 )
                 self.groups.append(group)
                 self.decoder_tower.append(group)
@@ -160,9 +195,46 @@ class NVAE(tf_keras.Model):
         self.image_head = Conv2D(self._num_image_parameters(), 3)
         self._create_weights()
 
-    def __call__(self, images, noise, *args, **kwargs):
+    @classmethod
+    def from_recipe(cls, name: str, precision: str = "float32", **keys) -> "NVAE":
+        """A new model of a recipe.
+
+        Args:
+            name: Name of a recipe (`nvae_tf.list_recipes`), or the path of a YAML file.
+            precision: As for the constructor.
+            **keys: Keys of `ModelConfig` that change the recipe.
+
+        Raises:
+            ConfigError: There is no such recipe, or a key or its value is not allowed.
+            UserError: The image size depends on the data set's files, and those are missing.
+        """
+        recipe = load(name)
+        return cls(recipe.model, get_dataset_info(recipe.data).image, precision, **keys)
+
+    def __repr__(self):
+        height, width, channels = self.image.shape
+        groups = " + ".join(map(str, reversed(self.config.groups_per_scale)))
+        kind = "binary" if self.image.binary else f"{self.config.num_x_bits}-bit"
+        return (
+            f"<NVAE {self.name!r}: {kind} images {height}x{width}x{channels}, {groups} latent groups "
+            f"(coarsest scale first), {self.num_parameters:,} parameters>"
+        )
+
+    def summary(self, line_length=None, positions=None, print_fn=print, **_):
+        """Prints a table of the model's parts: encoder and decoder by scale and group.
+
+        Args:
+            line_length: Ignored, as all of Keras's other arguments.
+            positions: Ignored.
+            print_fn: Called with each line.
+        """
+        for line in summary_lines(self):
+            (print_fn or print)(line)
+
+    def __call__(self, images, noise=None, *args, **kwargs):
         """Checks the arguments (here, since Keras adds lines to what `call` raises) and runs `call`."""
         checks.check_images(images, self.image)
+        noise = self._noise_or_zeros(images, noise)
         checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
         return super().__call__(images, noise, *args, **kwargs)
 
@@ -223,10 +295,10 @@ class NVAE(tf_keras.Model):
         """
         return self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
 
-    def call(self, images, noise, training=False):
+    def call(self, images, noise=None, training=False):
         """One pass with z from the posterior."""
         scope = self.scope(training)
-        output = self.autoencode(images, noise, scope)
+        output = self.autoencode(images, self._noise_or_zeros(images, noise), scope)
         update_running_averages(scope.statistics)
         return output
 
@@ -255,7 +327,7 @@ class NVAE(tf_keras.Model):
             standard deviation (before flows), and KL. With noise the KL is that of the objective;
             without, it is the KL along the means, which is usually smaller.
         """
-        return self(images, self._noise_or_zeros(images, noise)).latents
+        return self(images, noise).latents
 
     def decode(self, latents, seed=None):
         """Decodes latents.
@@ -272,8 +344,7 @@ class NVAE(tf_keras.Model):
 
     def reconstruct(self, images, noise=None, seed=None):
         """Encodes and decodes images; arguments as for `encode` and `render`."""
-        output = self(images, self._noise_or_zeros(images, noise))
-        return self.render(output.parameters, seed)
+        return self.render(self(images, noise).parameters, seed)
 
     def sample(self, indices, temperature=1.0, latents=(), seed=(1, 0), scope: Scope | None = None):
         """Generates images.
@@ -318,7 +389,7 @@ class NVAE(tf_keras.Model):
             images = mean_image(distribution)
         else:
             seed = tf.random.experimental.stateless_fold_in(checks.as_seed(seed), PIXEL_STREAM)
-            shape = (self.image.size, self.image.size, distribution.num_uniform)
+            shape = (*self.image.shape[:2], distribution.num_uniform)
             indices = tf.shape(parameters)[0] if indices is None else indices
             images = distribution.from_uniform(stateless_random.uniform([shape], indices, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
@@ -334,7 +405,10 @@ class NVAE(tf_keras.Model):
             return bernoulli_image(parameters)
         if self.config.num_mixture_dec == 1:
             return NormalImage(parameters)
-        return DiscretizedLogisticMixture(parameters, self.config.num_x_bits, temperature)
+        config = self.config
+        return DiscretizedLogisticMixture(
+            parameters, config.num_x_bits, temperature, config.min_log_scale
+        )
 
     def log_likelihood(self, parameters, images):
         """log p(x | z) of each image in nats, (batch,), over the scored centre of the image.
@@ -344,9 +418,8 @@ class NVAE(tf_keras.Model):
         checks.check_parameters(parameters, self.image, self._num_image_parameters())
         checks.check_images(images, self.image)
         if self.image.scored_size:
-            edge = (self.image.size - self.image.scored_size) // 2
-            inner = slice(edge, edge + self.image.scored_size)
-            parameters, images = parameters[:, inner, inner], images[:, inner, inner]
+            rows, columns = self.image.scored_part
+            parameters, images = parameters[:, rows, columns], images[:, rows, columns]
         return self.image_distribution(parameters).log_prob(images)
 
     def bits_per_dim(self, nats):
@@ -428,7 +501,6 @@ class NVAE(tf_keras.Model):
 
     def _noise_or_zeros(self, images, noise):
         if noise is None:
-            checks.check_images(images, self.image)
             return [tf.zeros((tf.shape(images)[0], *shape)) for shape in self.latent_shapes]
         return noise
 

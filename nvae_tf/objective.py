@@ -15,17 +15,18 @@ ACTIVE_NATS = 0.1  # a latent channel counts as active above this mean KL
 
 
 def kl_coefficient(step, total_steps: int, config: TrainConfig):
-    """beta, the weight of the KL, annealed from almost 0 to 1 (section 3.3).
+    """beta, the weight of the KL, annealed from almost 0 to 1, or to ``kl_max_coeff`` (section 3.3).
 
     Args:
         step: Number of steps before this one, a scalar tensor.
         total_steps: Number of steps of the whole training.
-        config: Gives ``kl_anneal_portion``, ``kl_const_portion`` and ``kl_const_coeff``.
+        config: Gives ``kl_anneal_portion``, ``kl_const_portion``, ``kl_const_coeff`` and
+            ``kl_max_coeff``.
     """
     constant = config.kl_const_portion * total_steps
     anneal = config.kl_anneal_portion * total_steps
     rising = (tf.cast(step, tf.float32) - constant) / max(anneal, 1e-6)
-    return tf.maximum(tf.minimum(rising, 1.0), config.kl_const_coeff)
+    return tf.maximum(tf.minimum(rising, config.kl_max_coeff), config.kl_const_coeff)
 
 
 def balancing_weights(config: ModelConfig) -> list[float]:

@@ -1,11 +1,15 @@
 """The paths of one training run: configuration, checkpoints, logs and pictures."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 from nvae_tf import config as configuration
-from nvae_tf.config import Config
+from nvae_tf.config import Config, ImageSpec
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import make_folder, write_text
+from nvae_tf.io.files import make_folder, read_json, write_text
+
+LARGEST_IMAGES_FILE = 100_000  # bytes; ours have 300
 
 
 class RunFolder:
@@ -18,6 +22,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config_file = path / "config.yaml"
+        self.images_file = path / "images.json"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.samples = path / "samples.png"
@@ -28,12 +33,13 @@ class RunFolder:
         folders = [path for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()]
         return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
-    def check(self, config: Config, resume: bool) -> None:
+    def check(self, config: Config, resume: bool, facts: dict[str, int] | None = None) -> None:
         """Checks that training with this configuration may use the folder.
 
         Args:
             config: Configuration of the training.
             resume: Whether to continue the run that is in the folder.
+            facts: As for `create`.
 
         Raises:
             UserError: The folder holds a run and `resume` is not set, or that run has another model or
@@ -46,18 +52,44 @@ class RunFolder:
                     "another name with --save"
                 )
             self._check_continues(config)
+            before = self.own_images() if facts else {}
+            for name, value in (facts or {}).items():
+                if before.get(name) != value:
+                    raise UserError(
+                        f"dataset: other images than those of the run in {self.path} ({name}: {value}, "
+                        f"and {before.get(name)} there); start another with --save"
+                    )
 
-    def create(self, config: Config) -> None:
+    def create(
+        self, config: Config, image: ImageSpec | None = None, facts: dict[str, int] | None = None
+    ) -> None:
         """Makes the folder and writes the configuration.
 
         Args:
             config: Configuration of the run.
+            image: The images, if they were given in Python: no configuration describes them.
+            facts: Names and values of further facts about those.
 
         Raises:
             UserError: The folder cannot be written.
         """
         make_folder(self.checkpoints)
+        if image is not None:
+            content = {"image": dataclasses.asdict(image), **(facts or {})}
+            write_text(self.images_file, json.dumps(content, indent=2) + "\n")
         write_text(self.config_file, config.to_yaml())
+
+    def own_images(self) -> dict:
+        """What `create` wrote about images that were given in Python: ``image``, and further facts.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        content = read_json(self.images_file, LARGEST_IMAGES_FILE)
+        try:
+            return {**content, "image": ImageSpec(**content["image"])}
+        except (TypeError, KeyError, UserError) as error:
+            raise UserError(f"{self.images_file}: not a description of images ({error})") from None
 
     def _check_continues(self, config: Config) -> None:
         before = configuration.load(str(self.config_file)).to_dict()

@@ -39,9 +39,9 @@ REGULARIZATION = 1e-2  # lambda in the files' training steps
 
 # Data sets of the official configurations; colour is the rule.
 IMAGES = {
-    "mnist": (32, 1, True, 28),
-    "omniglot": (32, 1, True, 28),
-    "stacked_mnist": (32, 3, False, 28),
+    "mnist": (32, 1, True, (28, 28)),
+    "omniglot": (32, 1, True, (28, 28)),
+    "stacked_mnist": (32, 3, False, (28, 28)),
 }
 
 
@@ -97,7 +97,7 @@ def image_spec(flags, x):
     size, channels, binary, scored = IMAGES.get(
         flags["dataset"], (x.shape[2], x.shape[1], False, None)
     )
-    return ImageSpec(size, channels, binary, scored)
+    return ImageSpec(size, size, channels, binary=binary, scored_size=scored)
 
 
 def run(path, **settings):

@@ -23,12 +23,12 @@ COLOURS = np.random.default_rng(1).uniform(size=(2, 16, 16, 3)).astype(np.float3
 
 @pytest.fixture(scope="module")
 def binary():
-    return NVAE(SMALL, ImageSpec(32, 1, binary=True, scored_size=28))
+    return NVAE(SMALL, ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28)))
 
 
 @pytest.fixture(scope="module")
 def colour():
-    return NVAE(SMALL, ImageSpec(16, 3))
+    return NVAE(SMALL, ImageSpec(16, 16, 3))
 
 
 def refused(call, message):

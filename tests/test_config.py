@@ -129,7 +129,42 @@ def test_a_warm_up_that_is_given_has_to_fit(given):
 
 def test_a_model_that_halves_too_often_is_refused():
     with pytest.raises(ConfigError, match="num_latent_scales: .* at most 5 times"):
-        check_image(ModelConfig(num_latent_scales=5), ImageSpec(32, 3))
+        check_image(ModelConfig(num_latent_scales=5), ImageSpec(32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            (32, 32.0, 3),
+            "width: 32.0 is not allowed in an ImageSpec; expected a whole number above 0",
+        ),
+        ((0, 32, 3), "height: 0 is not allowed"),
+        ((32, 32, True), "channels: True is not allowed"),
+        (
+            (32, 32, 3, 8, "yes"),
+            "binary: 'yes' is not allowed in an ImageSpec; expected True or False",
+        ),
+        (
+            (32, 32, 3, 8, False, 28),
+            "scored_size: 28 is not allowed; expected the height and width",
+        ),
+        ((32, 32, 3, 8, False, (28, 33)), r"scored_size: \(28, 33\) .* of images of 32x32"),
+        ((32, 48, 3), "width: 48 is not supported with height 32; expected square images"),
+        ((32, 32, 3, 16), "bits: 16 is not supported; expected 8"),
+        ((32, 32, 4), "channels: 4 is not supported; expected 1 or 3"),
+        ((32, 32, 1), "channels: 1 is supported for binary images only; expected 3"),
+    ],
+)
+def test_images_that_cannot_be_trained_on_are_refused_by_name(values, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageSpec(*values)
+
+
+def test_the_scored_centre_of_padded_images():
+    padded = ImageSpec(32, 32, 1, binary=True, scored_size=(28, 20))
+    assert padded.scored_part == (slice(2, 30), slice(6, 26))
+    assert padded.num_dims == 28 * 20 and ImageSpec(32, 32, 3).num_dims == 32 * 32 * 3
 
 
 def test_groups_halve_from_the_finest_scale_with_a_minimum():

@@ -14,13 +14,16 @@ FLOORS = [
     {"run_folder", "engine", "stateless_random", "data"},
     {"distributions", "checkpoint_files"},
     {"layers"},
-    {"checks", "objective"},
+    {"checks", "keras_training", "objective", "summary"},
     {"model"},
     {"torch_import"},
     {"training", "evaluation"},
+    {"api"},
     {"tuning", "diagnosis"},
     {"cli"},
 ]
+# Keras gives `compile` and `fit` to the model itself: the one import that points upwards.
+UPWARDS = {("keras_training.py", "training")}
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
 
@@ -59,7 +62,9 @@ def test_imports_point_downwards():
     wrong = [
         f"{file} imports {other}"
         for file, importer, other in imports()
-        if importer not in (other, "__init__") and FLOOR[importer] <= FLOOR[other]
+        if importer not in (other, "__init__")
+        and FLOOR[importer] <= FLOOR[other]
+        and (file, other) not in UPWARDS
     ]
     assert not wrong, "\n".join(wrong)
     assert len(list(imports())) > 200

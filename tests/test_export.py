@@ -167,7 +167,7 @@ def test_colours_are_exported_too(photographs, tmp_path):
         num_channels_dec=4, num_preprocess_cells=1, num_postprocess_cells=1, num_mixture_dec=2,
         num_nf=1,
     )  # fmt: skip
-    model = NVAE(config, ImageSpec(32, 3))
+    model = NVAE(config, ImageSpec(32, 32, 3))
     loaded = tf.saved_model.load(str(export(model, {}, tmp_path / "colour")))
     seed = (9, sampling.SAMPLING_STREAM)
     outputs = loaded.sample(tf.constant(3), tf.constant(0.9), tf.constant(9))["images"]

@@ -50,7 +50,7 @@ def exported(request, run, checkout, tmp_path_factory):
     """A model, and its SavedModel."""
     if request.param == "binary":
         return loading.load(str(run)).model, checkout / "exported" / "digits" / "1"
-    model = NVAE(COLOURS, ImageSpec(16, 3))
+    model = NVAE(COLOURS, ImageSpec(16, 16, 3))
     return model, export(model, {}, tmp_path_factory.mktemp("colours"))
 
 

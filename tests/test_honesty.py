@@ -143,7 +143,7 @@ def test_importance_weighted_estimates_of_a_known_likelihood():
 
 
 def test_bits_per_dim_of_bernoulli_pixels_are_their_entropy():
-    spec = ImageSpec(16, 1, binary=True)
+    spec = ImageSpec(16, 16, 1, binary=True)
     probability = np.random.default_rng(0).uniform(0.02, 0.98, spec.shape)
     distribution = bernoulli_image(tf.constant(scipy.special.logit(probability), tf.float32))
     entropy = -scipy.special.xlogy(probability, probability)
@@ -168,7 +168,7 @@ def test_bits_per_dim_of_colours_are_their_entropy(bits):
     drawn = distribution.sample(20_000, seed=(3, 4)).numpy()
     images = np.round(drawn * (2**bits - 1.0)) / (2**bits - 1.0)
     nats = -distribution.log_prob(images.astype(np.float32)).numpy().astype(np.float64)
-    bits_per_dim = ImageSpec(1, 3).bits_per_dim(nats)
+    bits_per_dim = ImageSpec(1, 1, 3).bits_per_dim(nats)
     assert abs(bits_per_dim.mean() - expected) < 4.0 * bits_per_dim.std() / np.sqrt(
         len(bits_per_dim)
     )
@@ -181,7 +181,7 @@ def test_bits_per_dim_of_a_normal_decoder_are_those_of_masses(bits):
         num_groups_per_scale=1, num_latent_per_group=1, num_channels_enc=2, num_channels_dec=2,
         num_preprocess_cells=1, num_postprocess_cells=1, num_mixture_dec=1, num_x_bits=bits,
     )  # fmt: skip
-    model, rng, last = NVAE(config, ImageSpec(8, 3)), np.random.default_rng(0), 2**bits - 1
+    model, rng, last = NVAE(config, ImageSpec(8, 8, 3)), np.random.default_rng(0), 2**bits - 1
     mean, log_deviation = rng.uniform(-0.8, 0.8, (8, 8, 3)), rng.uniform(-9.0, -1.0, (8, 8, 3))
     parameters = tf.constant(np.concatenate([mean, log_deviation], -1)[None], tf.float32)
     # The mass of a level is what the normal distribution has between the middles to its neighbours.

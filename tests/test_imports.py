@@ -31,7 +31,7 @@ small = dict(num_groups_per_scale=2, num_latent_per_group=2, num_channels_enc=4,
 scores = []
 for _ in range(2):
     tf_keras.utils.set_random_seed(3)
-    model = NVAE(ModelConfig(**small), ImageSpec(32, 3))
+    model = NVAE(ModelConfig(**small), ImageSpec(32, 32, 3))
     images = model.sample(2, temperature=0.7)
     output = model(images, model.draw_noise(2, seed=(1, 0)))
     scores.append(model.log_likelihood(output.parameters, images).numpy())

@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def model():
-    return NVAE(CONFIG, ImageSpec(16, 3))
+    return NVAE(CONFIG, ImageSpec(16, 16, 3))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_decoding_what_was_encoded_is_the_reconstruction(model, images):
     for latent in encoded:
         assert latent.mean.shape == latent.stddev.shape == latent.kl.shape == latent.z.shape
         assert latent.kl_per_image.shape == (3,) and np.all(latent.stddev > 0.0)
-    plain = NVAE(dataclasses.replace(CONFIG, num_nf=0), ImageSpec(16, 3))
+    plain = NVAE(dataclasses.replace(CONFIG, num_nf=0), ImageSpec(16, 16, 3))
     for latent in plain.encode(images):  # without flows, no noise means the posterior's mean
         np.testing.assert_array_equal(latent.z, latent.mean)
 
@@ -115,7 +115,7 @@ def test_traversals_change_one_group(model):
 
 @pytest.mark.parametrize("num_flows", [0, 1])
 def test_the_kl_of_the_groups_adds_up_to_that_of_the_nelbo(images, num_flows):
-    model = NVAE(dataclasses.replace(CONFIG, num_nf=num_flows), ImageSpec(16, 3))
+    model = NVAE(dataclasses.replace(CONFIG, num_nf=num_flows), ImageSpec(16, 16, 3))
     for layer in model.submodules:  # far from the start, where the posteriors are nearly the priors
         if hasattr(layer, "posterior_sampler"):
             layer.posterior_sampler.bias.assign(tf.fill(layer.posterior_sampler.bias.shape, 0.7))

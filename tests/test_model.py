@@ -18,7 +18,7 @@ TINY = ModelConfig(
     num_channels_enc=8, num_channels_dec=8, num_preprocess_blocks=1, num_postprocess_blocks=1,
     num_preprocess_cells=2, num_postprocess_cells=2, use_se=True, res_dist=True, num_mixture_dec=2,
 )  # fmt: skip
-COLOUR = ImageSpec(16, 3)
+COLOUR = ImageSpec(16, 16, 3)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_samples_depend_on_the_seed_alone(model):
 
 
 def test_padding_is_not_scored():
-    model = NVAE(TINY, ImageSpec(32, 1, binary=True, scored_size=28))
+    model = NVAE(TINY, ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28)))
     logits = tf.random.stateless_normal((2, 32, 32, 1), (1, 2))
     image = tf.zeros((2, 32, 32, 1))
     edge = tf.pad(tf.zeros((2, 28, 28, 1)), [(0, 0), (2, 2), (2, 2), (0, 0)], constant_values=1.0)

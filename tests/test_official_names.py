@@ -26,7 +26,7 @@ SMALL = ModelConfig(
     num_channels_dec=8, num_preprocess_blocks=1, num_postprocess_blocks=1, num_preprocess_cells=2,
     num_postprocess_cells=2, num_cell_per_cond_enc=2, num_mixture_dec=2, num_nf=1,
 )  # fmt: skip
-COLOUR = ImageSpec(32, 3)
+COLOUR = ImageSpec(32, 32, 3)
 
 # What the branches hold: of preprocess and encoder cells, of decoder cells, of postprocess cells.
 BRANCHES = {
@@ -235,7 +235,7 @@ def test_the_rules_are_those_of_the_reference_files(path):
         size = archive["x"].shape[2]
     config = torch_import.model_config(flags)
     binary = flags["dataset"] == "mnist"
-    model = NVAE(config, ImageSpec(size, 1 if binary else 3, binary))
+    model = NVAE(config, ImageSpec(size, size, 1 if binary else 3, binary=binary))
     nothing = ("weight_normalized", "num_batches_tracked")
     shapes = {key: shape for key, shape in shapes.items() if not key.endswith(nothing)}
     assert {key: shape for key, (shape, _) in Layout(model).arrays.items()} == shapes

@@ -96,7 +96,7 @@ def test_random_crops_move_in_training_and_stay_in_evaluation(folder, tmp_path):
     assert run("images", "--input", folder, "--output", out, *arguments) == 0
     small = catalog.get_dataset_info(DataConfig(dataset="tfrecords", data=str(out), crop="random"))
     source, _ = small.open(str(out))
-    assert small.image.size == 32
+    assert small.image.shape == (32, 32, 3)
     wide = source.fetch(0)[0]
     assert wide.shape[0] == 32 and wide.shape[1] > 38
     batches = pipeline.evaluation_batches(source, small, batch_size=10, seed=0)

@@ -18,7 +18,7 @@ def small():
         num_groups_per_scale=2, num_latent_per_group=2, num_channels_enc=4, num_channels_dec=4,
         num_preprocess_cells=1, num_postprocess_cells=1,
     )  # fmt: skip
-    return NVAE(config, ImageSpec(32, 1, binary=True))
+    return NVAE(config, ImageSpec(32, 32, 1, binary=True))
 
 
 def test_a_model_that_was_sampled_from_can_be_freed():

@@ -65,7 +65,7 @@ def test_records_are_read_in_order_with_their_labels(glow, photographs):
 def test_any_folder_above_will_do_and_the_size_is_found(glow, tmp_path, photographs):
     for folder in (glow, glow.parent, tmp_path):
         dataset, train, _ = open_dataset(folder, dataset="tfrecords")
-        assert dataset.image.size == 32 and len(train) == 54
+        assert dataset.image.shape == (32, 32, 3) and len(train) == 54
     small = np.ascontiguousarray(photographs[:4, ::2, ::2])
     write_shards(glow / "more", small, "train", 1, bits=4)
     (glow / "more/train/train-r04-s-0000-of-0001.tfrecords").rename(
@@ -73,7 +73,7 @@ def test_any_folder_above_will_do_and_the_size_is_found(glow, tmp_path, photogra
     )
     with pytest.raises(ConfigError, match=r"choose one of \[16, 32\] with --image_size"):
         open_dataset(glow, dataset="tfrecords")
-    assert open_dataset(glow, dataset="tfrecords", image_size=32)[0].image.size == 32
+    assert open_dataset(glow, dataset="tfrecords", image_size=32)[0].image.shape == (32, 32, 3)
 
 
 def test_shards_are_not_held_open(glow):

@@ -51,22 +51,40 @@ def test_a_run_leaves_what_it_promises(run, recipe):
 def test_tensorboard_holds_curves_pictures_and_configuration(run):
     train, validation = scalars(run / "logs" / "train"), scalars(run / "logs" / "validation")
     for tag in (
-        "nelbo", "bpd", "recon", "kl", "loss", "beta", "lambda", "learning_rate", "spectral_loss",
-        "batch_norm_loss", "gradient_norm", "active_latents", "kl_per_group/00", "kl_per_group/01",
+        "elbo/nelbo", "elbo/bpd", "elbo/recon", "elbo/kl", "elbo/loss", "elbo/beta",
+        "optimizer/lambda", "optimizer/learning_rate", "optimizer/spectral_loss",
+        "optimizer/batch_norm_loss", "optimizer/gradient_norm", "elbo/active_latents",
+        "speed/images_per_second", "speed/step_milliseconds", "speed/memory_gigabytes",
+        "kl_per_group/00", "kl_per_group/01",
         "gamma_per_group/01", "active_latents_per_group/00", "configuration", "reconstructions",
         "samples/temperature_0.7", "samples/temperature_1.0",
     ):  # fmt: skip
         assert tag in train, tag
     assert "num_latent_per_group: 4" in str(train["configuration"][0][1])
-    assert [step for step, _ in validation["nelbo"]] == [14, 28, 42]
-    nelbo = [float(value) for _, value in validation["nelbo"]]
-    bpd = [float(value) for _, value in validation["bpd"]]
+    assert [step for step, _ in validation["elbo/nelbo"]] == [14, 28, 42]
+    nelbo = [float(value) for _, value in validation["elbo/nelbo"]]
+    bpd = [float(value) for _, value in validation["elbo/bpd"]]
     np.testing.assert_allclose(bpd, np.array(nelbo) / (784 * np.log(2)), rtol=1e-5)
-    assert float(train["beta"][-1][1]) == 1.0
+    assert float(train["elbo/beta"][-1][1]) == 1.0
+    assert len(train["elbo/loss"]) >= 10 * 3  # epochs
+    assert all(0 < float(value) < 1e5 for _, value in train["speed/images_per_second"])
+
+
+def test_tensorboard_holds_a_graph_hyperparameters_and_what_scalars_are(run):
+    graphs, metadata = 0, {}
+    for folder in ("train", "validation"):
+        for path in (run / "logs" / folder).glob("events*"):
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                graphs += bool(event.graph_def)
+                metadata.update({value.tag: value.metadata for value in event.summary.value})
+    assert graphs == 1
+    assert "nats" in metadata["elbo/nelbo"].summary_description
+    session = metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"num_latent_per_group" in session and b"learning_rate" in session
 
 
 def test_training_lowers_the_nelbo(run):
-    nelbo = [float(value) for _, value in scalars(run / "logs" / "train")["nelbo"]]
+    nelbo = [float(value) for _, value in scalars(run / "logs" / "train")["elbo/nelbo"]]
     assert nelbo[-1] < 0.8 * nelbo[0]
 
 

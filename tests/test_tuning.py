@@ -128,7 +128,7 @@ def test_trials_are_in_tensorboards_hparams_tab(searched):
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
     }
-    assert {"_hparams_/session_start_info", "bpd", "nelbo"} <= tags
+    assert {"_hparams_/session_start_info", "elbo/bpd", "elbo/nelbo"} <= tags
 
 
 def test_a_search_is_continued_only_on_request(searched, recipe, capsys):

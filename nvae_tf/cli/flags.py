@@ -17,6 +17,7 @@ from nvae_tf.config import (
     check_value,
     data_override,
     load,
+    number_type,
     override,
 )
 from nvae_tf.io.errors import ConfigError, UserError, one_line
@@ -96,8 +97,8 @@ def add_key_flags(group, names) -> None:
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
-            options["metavar"] = (
-                "N" if field.type is int else "X" if field.type is float else "TEXT"
+            options["metavar"] = ({int: "N", float: "X", None: "TEXT"}[number_type(field)]) + (
+                f"|{field.metadata['word']}" if field.metadata["word"] else ""
             )
         group.add_argument(f"--{name}", **options)
 

@@ -199,12 +199,13 @@ def _source(arguments, loaded):
     from nvae_tf.data import catalog
     from nvae_tf.data.images import FolderSource, find_images
 
-    dataset = catalog.get_dataset_info(loaded.config.data)
     if arguments.images:
+        dataset = catalog.given_images(loaded.model.image)
         given = [user_path(path) for path in arguments.images]
         paths = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
         source = FolderSource(paths, dataset.image)
         return source, dataset, [str(path) for path in paths]
+    dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)
     source = train if arguments.eval_on_train else test
     split = "train" if arguments.eval_on_train else "test"

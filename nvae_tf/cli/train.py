@@ -61,6 +61,12 @@ def _parser() -> Parser:
         help="continue the run in ROOT/SAVE from its newest checkpoint",
     )
     run.add_argument(
+        "--init_from",
+        metavar="RUN|FILE",
+        help="begin a new run with the weights of a trained model: a run, a checkpoint in it, or an "
+        "official .pt file, of the same model and images of the same size",
+    )
+    run.add_argument(
         "--world_size",
         type=at_least(1),
         metavar="N",
@@ -105,6 +111,7 @@ def _train(arguments) -> int | None:
         make_deterministic(os.environ)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.engine.xla_probe import probe
+    from nvae_tf.evaluation.loading import load
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.reports import duration
     from nvae_tf.training.run import train
@@ -113,8 +120,17 @@ def _train(arguments) -> int | None:
     cluster = connect(arguments.world_size, arguments.join_timeout)
     if note and cluster.is_chief:
         print(note, flush=True)
+    start_from = None
+    if arguments.init_from is not None:
+        with cluster.agreement():
+            start_from = load(arguments.init_from).model
     results = train(
-        config, folder, arguments.cont_training, cluster=cluster, xla_problem=xla_problem
+        config,
+        folder,
+        resume=arguments.cont_training,
+        cluster=cluster,
+        start_from=start_from,
+        xla_problem=xla_problem,
     )
     if results is None:
         return STOPPED_EARLY

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 
 from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, tfrecords
+from nvae_tf.data.photographs import read_photos
 from nvae_tf.data.source import CachedSource, Source
 from nvae_tf.data.where import check_data
-from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.errors import ConfigError, UserError
 
+OWN = "own"  # the data set of a run whose images were given in Python
 CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 
 
@@ -51,12 +54,30 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
     return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
 
 
+def given_images(image: ImageSpec) -> DatasetInfo:
+    """A data set of images that a user gives, which are not kept.
+
+    Args:
+        image: What they are like.
+    """
+    return DatasetInfo(OWN, image, _not_kept, flip=False)
+
+
+def _not_kept(_: str):
+    raise UserError(
+        "own: the images of this run were given in Python and are not kept; score images with "
+        "nvae_tf.load(folder) there, or name files with --images"
+    )
+
+
 def _open(dataset: DatasetInfo, folder: str) -> tuple[Source, Source]:
     check_data(DataConfig(dataset=dataset.name, data=folder))
     return dataset.open(folder)
 
 
 def _find_dataset(config: DataConfig) -> DatasetInfo:
+    if config.dataset == OWN:
+        _not_kept(config.data)
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":
@@ -70,10 +91,10 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
             [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
         )
         raise ConfigError(f"dataset: {config.dataset!r} is not allowed; expected one of {known}")
-    if config.image_size not in (0, dataset.image.size):
+    if config.image_size not in (0, dataset.image.height):
         raise ConfigError(
             f"image_size: {config.image_size} is not allowed; the images of {config.dataset} are "
-            f"{dataset.image.size}x{dataset.image.size}"
+            f"{dataset.image.height}x{dataset.image.width}"
         )
     return dataset
 
@@ -88,7 +109,7 @@ def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> 
         ]
         return tuple(sources)
 
-    return DatasetInfo(name, ImageSpec(size, 3), open_splits)
+    return DatasetInfo(name, ImageSpec(size, size, 3), open_splits)
 
 
 def _only_size(folder: str) -> int:
@@ -107,11 +128,11 @@ def _images(config: DataConfig) -> DatasetInfo:
         raise ConfigError(
             "image_size: 0 is not allowed with dataset images; give their side in pixels"
         )
-    spec = ImageSpec(config.image_size, 3)
+    spec = ImageSpec(config.image_size, config.image_size, 3)
 
     def cached_if_small(source):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        bytes_needed = len(source) * spec.size * spec.size * spec.channels
+        bytes_needed = len(source) * math.prod(spec.shape)
         one_shape = config.crop != images.RANDOM
         return (
             CachedSource(source, spec.shape)
@@ -131,17 +152,18 @@ def _lsun(name: str) -> DatasetInfo | None:
     return match and _tfrecords(name, int(match[2]), cropped=True)
 
 
-_PADDED_BINARY = ImageSpec(32, 1, binary=True, scored_size=28)
-_PADDED_COLOUR = ImageSpec(32, 3, scored_size=28)
+_PADDED_BINARY = ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+_PADDED_COLOUR = ImageSpec(32, 32, 3, scored_size=(28, 28))
 
 _BUILT_IN = {
     dataset.name: dataset
     for dataset in (
         DatasetInfo("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
+        DatasetInfo("photos", ImageSpec(32, 32, 3), read_photos),
         DatasetInfo("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
         DatasetInfo("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),
         DatasetInfo("stacked_mnist", _PADDED_COLOUR, arrays.read_stacked_mnist, flip=False),
-        DatasetInfo("cifar10", ImageSpec(32, 3), arrays.read_cifar10),
+        DatasetInfo("cifar10", ImageSpec(32, 32, 3), arrays.read_cifar10),
         _tfrecords("celeba_64", 64, evaluation="test"),
         dataclasses.replace(_tfrecords("celeba_256", 256), fid_on_all=True),
         _tfrecords("imagenet_32", 32),

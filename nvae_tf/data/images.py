@@ -176,12 +176,14 @@ class FolderSource(PythonSource):
     def fetch(self, index):
         """Decodes one file; its label is 0."""
         path, spec = self.paths[index], self.spec
-        inner = spec.scored_size or spec.size
-        image = load_image(path, path, inner, self.crop)
+        side, _ = spec.scored_size or spec.shape[:2]
+        image = load_image(path, path, side, self.crop)
         if spec.channels == 1:
             image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-        edge = (spec.size - inner) // 2
-        return np.pad(image, [(edge, edge), (edge, edge), (0, 0)]), 0
+        rows, columns = spec.scored_part
+        above, left = rows.start, columns.start
+        below, right = spec.height - rows.stop, spec.width - columns.stop
+        return np.pad(image, [(above, below), (left, right), (0, 0)]), 0
 
 
 def open_folder(

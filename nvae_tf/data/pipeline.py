@@ -162,11 +162,11 @@ def _evaluation_example(source: Source, spec: ImageSpec, index, seed: int, num_b
 
 
 def _crop(image, spec: ImageSpec, portions):
-    """Crops the square that lies `portions`, each in [0, 1), of the way down and to the right."""
+    """Crops the part that lies `portions`, each in [0, 1), of the way down and to the right."""
     if image.shape[:2] != spec.shape[:2]:
-        room = tf.cast(tf.shape(image)[:2] - spec.size + 1, tf.float32)
+        room = tf.cast(tf.shape(image)[:2] - spec.shape[:2] + 1, tf.float32)
         top, left = tf.unstack(tf.cast(portions * room, tf.int32))
-        image = image[top : top + spec.size, left : left + spec.size]
+        image = image[top : top + spec.height, left : left + spec.width]
     return tf.ensure_shape(image, spec.shape)
 
 

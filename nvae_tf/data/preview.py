@@ -32,7 +32,7 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     with reading(*sources):
         spec = dataset.image
         kind = "binary" if spec.binary else "colour"
-        print(f"{dataset.name}: {spec.size}x{spec.size}, {spec.channels} channels, {kind}")
+        print(f"{dataset.name}: {spec.height}x{spec.width}, {spec.channels} channels, {kind}")
         for name, source in zip(("training", "test"), sources, strict=True):
             low, high = _label_range(source)
             print(f"{name}: {len(source)} images, labels {low} to {high}")

@@ -58,7 +58,7 @@ def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
         ("software", f"nvae-tf {__version__}"),
         ("data set", config.data.dataset),
-        ("images", f"{image.size}x{image.size}, {image.channels} channels, {kind}"),
+        ("images", f"{image.height}x{image.width}, {image.channels} channels, {kind}"),
         ("latent groups", f"{groups} (finest scale first)"),
         ("latents", f"{shapes} (height x width x latents, in the order of their use)"),
         ("parameters", f"{model.num_parameters:,}"),

@@ -18,7 +18,10 @@ NUM_RECONSTRUCTED = 12  # images of the test set
 NUM_ENCODED = 200  # images of the test set, for the mean KL of each group
 STEPS = 12  # images in a traversal
 TRAVERSAL_TEMPERATURE = 0.8
-CURVES = ("nelbo", "bpd", "recon", "kl", "beta", "learning_rate", "gradient_norm", "active_latents")
+CURVES = (
+    "elbo/nelbo", "elbo/bpd", "elbo/recon", "elbo/kl", "elbo/beta", "optimizer/learning_rate",
+    "optimizer/gradient_norm", "elbo/active_latents",
+)  # fmt: skip
 MAX_POINTS = 500  # in a curve
 COLOURS = ("#1f6fb2", "#d1662a", "#3b8f4b", "#8a5aa8", "#a8893b")
 MIN_WIDTH = 64  # of an image on the page, in pixels

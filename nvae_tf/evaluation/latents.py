@@ -76,14 +76,13 @@ def reconstruct(model: NVAE, images, seed: int) -> Reconstructions:
         images: Images (n, height, width, channels) in [0, 1].
         seed: Seed of the draws.
     """
-    edge = (model.image.size - (model.image.scored_size or model.image.size)) // 2
-    scored = slice(edge, model.image.size - edge)
+    rows, columns = model.image.scored_part
 
     def run(images, indices):
         noise = model.draw_noise(indices, (seed, 0))
         nelbo, _ = draw_terms(model, model.bottom_up(images), images, noise)
         reconstructed = model.reconstruct(images, noise)
-        errors = tf.square(reconstructed - images)[:, scored, scored]
+        errors = tf.square(reconstructed - images)[:, rows, columns]
         return reconstructed, nelbo, tf.reduce_mean(errors, [1, 2, 3])
 
     indices = tf.range(len(images), dtype=tf.int64)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
 from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
-from nvae_tf.config import Config
+from nvae_tf.config import Config, ImageSpec
 from nvae_tf.data import catalog
 from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
@@ -50,7 +50,7 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
     config = configuration.from_dict(
         data_overrides or {}, configuration.load(str(folder.config_file))
     )
-    model = NVAE(config.model, catalog.get_dataset_info(config.data).image)
+    model = NVAE(config.model, _image(config, folder))
     step = tf.Variable(0, dtype=tf.int64)
 
     def restore(path: Path) -> None:
@@ -62,6 +62,12 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
 
     restore_newest(location.checkpoints, restore)
     return LoadedModel(model, config, int(step.numpy()), folder.path)
+
+
+def _image(config: Config, folder: RunFolder) -> ImageSpec:
+    if config.data.dataset == catalog.OWN:
+        return folder.own_images()["image"]
+    return catalog.get_dataset_info(config.data).image
 
 
 def _read(path: Path, **parts) -> None:

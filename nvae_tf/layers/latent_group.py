@@ -56,6 +56,7 @@ class LatentGroup(Layer):
         res_dist: Whether the posterior's parameters are relative to the prior's; never so in the first
             group.
         num_flows: Number of flow cells on the posterior's z.
+        stddev: How deviations follow from the network (see `clamped_normal`).
 
     Call arguments:
         s: The decoder's running map, (batch, height, width, filters_dec); None if the model has only
@@ -81,6 +82,7 @@ class LatentGroup(Layer):
         use_se,
         res_dist,
         num_flows,
+        stddev="exp",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -88,6 +90,7 @@ class LatentGroup(Layer):
         self.filters_enc, self.filters_dec = filters_enc, filters_dec
         self.operations, self.num_cells = tuple(operations), num_cells
         self.use_se, self.res_dist, self.num_flows = use_se, res_dist, num_flows
+        self.stddev = stddev
         num_parameters = 2 * self.latent_shape[-1]  # mean and log-stddev of each latent
         self.cells = [
             ResidualCell(operations, filters_dec, use_se=use_se)
@@ -150,7 +153,7 @@ class LatentGroup(Layer):
             no batch axis.
         """
         mu, log_sigma = self.prior_parameters(s, scope)
-        return clamped_normal(mu, log_sigma, temperature)
+        return clamped_normal(mu, log_sigma, temperature, self.stddev)
 
     def posterior(self, s, encoded, prior_parameters, scope: Scope):
         """The posterior q(z | x, z of the groups before).
@@ -173,14 +176,14 @@ class LatentGroup(Layer):
             prior_mu, prior_log_sigma = prior_parameters
             mu, log_sigma = prior_mu + mu, prior_log_sigma + log_sigma
         shifts = [bijector for flow in self.flows for bijector in flow.bijectors(scope)]
-        base = tfd.Independent(clamped_normal(mu, log_sigma), 3)
+        base = tfd.Independent(clamped_normal(mu, log_sigma, stddev=self.stddev), 3)
         return tfd.TransformedDistribution(base, tfb.Chain(shifts[::-1]))
 
     def get_config(self):
         """The constructor's arguments."""
         names = (
             "first", "latent_shape", "filters_enc", "filters_dec", "operations", "num_cells",
-            "use_se", "res_dist", "num_flows",
+            "use_se", "res_dist", "num_flows", "stddev",
         )  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
@@ -205,7 +208,8 @@ class FromPosterior:
 
 def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope) -> GroupOutput:
     parameters = group.prior_parameters(s, scope)
-    prior = clamped_normal(*parameters)
+    mu, log_sigma = parameters
+    prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
     posterior = group.posterior(s, encoded, parameters, scope)
     base = posterior.distribution.distribution  # a normal distribution of each latent, before flows
     before_flows = from_noise(base, noise)

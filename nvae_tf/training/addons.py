@@ -5,19 +5,19 @@ import inspect
 import tensorflow as tf
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
-from nvae_tf.engine.state import TensorState
 from nvae_tf.io.errors import ConfigError
+from nvae_tf.training.keras_optimizer import KerasOptimizer
 from nvae_tf.training.optimizers import Optimizer
 
 INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 
 
-class AddonsOptimizer(Optimizer):
+class AddonsOptimizer(KerasOptimizer):
     """An optimiser of TensorFlow Addons, in place of a built-in one.
 
-    It updates weights one by one, because some optimisers (LAMB) look at each weight as a whole; for
-    that it holds the weights a second time. Optimisers that wrap another one (Lookahead, SWA) wrap
-    NVAE's Adamax. Decay is the optimiser's own if it has one, or else L2 decay inside the gradient.
+    It updates weights one by one, because some optimisers (LAMB) look at each weight as a whole.
+    Optimisers that wrap another one (Lookahead, SWA) wrap NVAE's Adamax. Decay is the optimiser's own
+    if it has one, or else L2 decay inside the gradient.
 
     Args:
         name: Name of the class, in any case: ``"lamb"``, ``"lookahead"``.
@@ -29,43 +29,12 @@ class AddonsOptimizer(Optimizer):
     """
 
     def __init__(self, name, learning_rate, weight_decay=0.0):
-        super().__init__(learning_rate)
-        self._optimizer, self.l2 = _make(name, lambda: self.learning_rate, weight_decay)
+        super().__init__(*_make(name, lambda: self.learning_rate, weight_decay))
+        self._learning_rate = learning_rate
 
-    def build(self, variables) -> None:
-        """Makes a variable for each weight, and the optimiser's slots for those."""
-        self._stacks = list(variables)
-        self._rows = [
-            [tf.Variable(value, trainable=False) for value in tf.unstack(stack)]
-            for stack in variables
-        ]
-        self._optimizer._create_all_weights(sum(self._rows, []))
-
-    def _apply(self, gradients, steps, condition, scope, state) -> None:
-        """Changes weight by weight, from the stacks' values to the stacks.
-
-        Raises:
-            ConfigError: The state is not in variables: those of these optimisers are their own.
-        """
-        if isinstance(state, TensorState):
-            raise ConfigError(
-                f"optimizer: one of TensorFlow Addons keeps its state itself, so that the step is not "
-                f"a function; choose {', '.join(BUILT_IN_OPTIMIZERS)}"
-            )
-        pairs = []
-        for stack, rows, gradient in zip(self._stacks, self._rows, gradients, strict=True):
-            values = zip(rows, tf.unstack(stack), tf.unstack(gradient), strict=True)
-            for row, value, row_gradient in values:
-                state.assign(row, value)
-                pairs.append((row_gradient + self.l2 * value, row))
-        slots = self._optimizer.variables()
-        before = [tf.identity(slot) for slot in slots]
-        # The gradients are means over all replicas already.
-        self._optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
-        for slot, value in zip(slots, before, strict=True):
-            state.assign(slot, tf.where(condition, slot, value))
-        for stack, rows in zip(self._stacks, self._rows, strict=True):
-            state.assign(stack, tf.where(condition, tf.stack(rows), stack))
+    def learning_rate_after(self, steps):
+        """The learning rate that was given, for the step that follows so many others."""
+        return Optimizer.learning_rate_after(self, steps)
 
 
 def _make(name, learning_rate, weight_decay):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, write_error
 from nvae_tf.run_folder import RunFolder
 
 PARTIAL = ".step-*.part"
+OPTIONAL = ("averages", "norm_bound")  # of a trainer's attributes
 
 
 class Checkpoints:
@@ -54,10 +55,13 @@ class Checkpoints:
             return step % self._every_steps == 0
         return time.monotonic() - self._saved_at >= self._every_seconds
 
-    def save(self) -> Path:
+    def save(self, again: bool = False) -> Path:
         """Writes a checkpoint, named by the step.
 
         Callers make sure that training has not diverged, because it continues from what is saved.
+
+        Args:
+            again: Whether to replace one of this step, because weights were changed since.
 
         Raises:
             UserError: It cannot be written; the older ones are intact.
@@ -68,7 +72,7 @@ class Checkpoints:
         try:
             for leftover in parent.glob(PARTIAL):  # by a process that was killed
                 shutil.rmtree(leftover)
-            if path == self._newest:  # a run that was complete
+            if path == self._newest and not again:  # a run that was complete
                 return path
             # An existing folder of this name was found damaged by `restore`.
             with atomic_write_dir(path) as temporary:
@@ -122,8 +126,8 @@ class Checkpoints:
         )
 
     def _read(self, path: Path) -> None:
-        """Reads a checkpoint; moving averages only if both the checkpoint and this run have them."""
+        """Reads a checkpoint; what a run may have only if both the checkpoint and this run have it."""
         self._layout.check(path)
-        without = () if has_averages(path) else ("averages",)
+        without = tuple(part for part in OPTIONAL if not has_part(path, part))
         status = self._parts(without).read(str(path / PREFIX))
         status.assert_existing_objects_matched().expect_partial()

@@ -12,7 +12,7 @@ from nvae_tf.engine.devices import local_strategy
 from nvae_tf.io.errors import UserError, one_line, short_message
 from nvae_tf.training.rendezvous import JOIN_SECONDS, tell_others, wait_for_all
 from nvae_tf.training.slurm import workers_of_step
-from nvae_tf.training.tf_config import read_tf_config
+from nvae_tf.training.tf_config import TASKS, read_tf_config
 
 LONGEST_REASON = 1024  # bytes of what other workers are told
 LAST_WORDS_SECONDS = 15.0  # for others that start at the same time, to hear why this one does not
@@ -148,6 +148,21 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         raise lost_worker(error) from None
     return Cluster(strategy, worker, len(hosts))
+
+
+def cluster_of(strategy: tf.distribute.Strategy) -> Cluster:
+    """This process's part in a training under a strategy that was made elsewhere.
+
+    Args:
+        strategy: The strategy.
+    """
+    resolver = strategy.cluster_resolver
+    if resolver is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return Cluster(strategy)
+    tasks = resolver.cluster_spec().as_dict()
+    counts = [len(tasks.get(kind, ())) for kind in TASKS]
+    before = counts[0] if resolver.task_type == "worker" else 0
+    return Cluster(strategy, before + (resolver.task_id or 0), max(sum(counts), 1))
 
 
 def refuse_to_join(error: UserError) -> None:

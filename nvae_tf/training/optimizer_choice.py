@@ -1,7 +1,12 @@
-"""The optimiser that a configuration names."""
+"""The optimiser that a configuration names, or that is given to `compile`."""
+
+import tensorflow as tf
+import tf_keras
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
+from nvae_tf.io.errors import UserError, short_repr
 from nvae_tf.training.addons import AddonsOptimizer
+from nvae_tf.training.keras_optimizer import KerasOptimizer
 from nvae_tf.training.optimizers import Adam, Adamax, AdamW, Optimizer
 
 BUILT_IN = dict(zip(BUILT_IN_OPTIMIZERS, (Adamax, Adam, AdamW), strict=True))
@@ -20,3 +25,57 @@ def make_optimizer(config: TrainConfig, learning_rate) -> Optimizer:
     if config.optimizer in BUILT_IN:
         return BUILT_IN[config.optimizer](learning_rate, config.weight_decay)
     return AddonsOptimizer(config.optimizer, learning_rate, config.weight_decay)
+
+
+def as_optimizer(given, config: TrainConfig, learning_rate) -> tuple[Optimizer, str]:
+    """The optimiser that is given to `compile`, within the scope of the model's strategy.
+
+    Args:
+        given: A name, an `Optimizer`, or one of Keras's optimisers.
+        config: Gives ``weight_decay`` for names of ours.
+        learning_rate: For names of ours, a function from the steps taken to the learning rate.
+
+    Returns:
+        The optimiser, and its name in a configuration.
+
+    Raises:
+        UserError: It is none of these, or cannot be used.
+    """
+    if isinstance(given, str):
+        if given in BUILT_IN:
+            return BUILT_IN[given](learning_rate, config.weight_decay), given
+        try:
+            given = tf_keras.optimizers.get(given)
+        except ValueError:
+            raise UserError(
+                f"optimizer: {short_repr(given)} is not allowed; expected "
+                f"{', '.join(BUILT_IN_OPTIMIZERS)}, one of Keras's names, or an optimiser"
+            ) from None
+    name = type(given).__name__
+    if isinstance(given, Optimizer):
+        names = {optimizer_class: key for key, optimizer_class in BUILT_IN.items()}
+        chosen = given, names.get(type(given), name)
+    elif _is_keras_optimizer(given):
+        if "LossScale" in name or getattr(given, "use_ema", False):
+            instead = "ema_decay" if getattr(given, "use_ema", False) else "precision of NVAE"
+            raise UserError(
+                f"optimizer: {name} with loss scaling or use_ema is not supported; expected a plain "
+                f"one, with the {instead}"
+            )
+        chosen = KerasOptimizer(given), name
+    else:
+        raise UserError(
+            f"optimizer: {short_repr(given)} is not allowed; expected a name, nvae_tf.Adamax() or one "
+            "of tf_keras.optimizers"
+        )
+    if not tf.distribute.get_strategy().extended.variable_created_in_scope(given.iterations):
+        raise UserError(
+            f"optimizer: {name} was made outside of the model's strategy; make both within "
+            "strategy.scope()"
+        )
+    return chosen
+
+
+def _is_keras_optimizer(value) -> bool:
+    kinds = (tf_keras.optimizers.Optimizer, tf_keras.optimizers.legacy.Optimizer)
+    return isinstance(value, kinds)

@@ -1,6 +1,7 @@
-"""Reports on a training: a progress bar and lines, TensorBoard's curves, and pictures."""
+"""Reports on a training: a progress bar and lines, curves, and pictures."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +11,7 @@ from nvae_tf.config import Config
 from nvae_tf.io.files import write_png
 from nvae_tf.io.image_grid import grid
 from nvae_tf.run_folder import RunFolder
+from nvae_tf.training.curves import Curves, interval, writing
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS, SAMPLE_ROWS = 10, 2  # rows at each temperature
@@ -116,34 +118,6 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
-class Curves:
-    """Scalars of training and validation, and the configuration as text, for TensorBoard.
-
-    Args:
-        folder: Folder of the run.
-        config: Configuration of the run.
-    """
-
-    def __init__(self, folder: RunFolder, config: Config):
-        self.train = tf.summary.create_file_writer(str(folder.logs / "train"))
-        self.validation = tf.summary.create_file_writer(str(folder.logs / "validation"))
-        with self.train.as_default(step=0):
-            tf.summary.text("configuration", f"```yaml\n{config.to_yaml()}```")
-
-    def step(self, step: int, logs) -> None:
-        """Writes a training step's scalars."""
-        with self.train.as_default(step=step):
-            _write_scalars(logs)
-
-    def epoch(self, step: int, validation) -> None:
-        """Writes a validation's scalars, if there was one."""
-        if validation:
-            with self.validation.as_default(step=step):
-                _write_scalars(validation)
-        self.train.flush()
-        self.validation.flush()
-
-
 class Pictures:
     """Grids of samples and reconstructions, as PNG files and in TensorBoard.
 
@@ -189,11 +163,11 @@ class Pictures:
         reconstructions = grid(np.concatenate(rows), self.columns)
         write_png(self.folder.samples, grid(np.concatenate(list(samples.values())), COLUMNS))
         write_png(self.folder.reconstructions, reconstructions)
-        with self.writer.as_default(step=step):
+        with writing(self.folder, self.writer, step):
             tf.summary.image("reconstructions", reconstructions[None])
             for temperature, images in samples.items():
                 tf.summary.image(f"samples/temperature_{temperature}", grid(images, COLUMNS)[None])
-        self.writer.flush()
+            self.writer.flush()
 
 
 class Reports:
@@ -205,11 +179,21 @@ class Reports:
         progress: The bar and the lines.
         model: The model.
         test_images: Images for reconstructions.
+        hparams: As for `Curves`.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, progress: Progress, model, test_images):
-        self._every, self._progress = config.train.log_every, progress
-        self._curves = Curves(folder, config)
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        progress: Progress,
+        model,
+        test_images,
+        hparams: dict | None = None,
+    ):
+        self._progress, self._graph_shown = progress, False
+        self._every = interval(config.train.log_every, progress.steps_per_epoch)
+        self._curves = Curves(folder, config, progress.images_per_step, hparams)
         writer, seed = self._curves.train, config.data.seed
         self._pictures = Pictures(folder, writer, model, test_images, seed)
 
@@ -223,8 +207,19 @@ class Reports:
         """Notes that an epoch's steps are done, before its validation."""
         self._progress.trained(step)
 
-    def epoch(self, epoch: int, step: int, logs, validation) -> None:
-        """Reports an epoch; `validation` may be None."""
+    def epoch(self, epoch: int, step: int, logs, validation, graph: Callable) -> None:
+        """Reports an epoch.
+
+        Args:
+            epoch: Number of epochs so far.
+            step: Number of steps so far.
+            logs: What the last step reports.
+            validation: What the validation reports, or None.
+            graph: Returns the graph of a step, which is shown once.
+        """
+        if not self._graph_shown:
+            self._curves.graph(graph())
+            self._graph_shown = True
         self._progress.epoch(epoch, step, logs, validation)
         self._curves.epoch(step, validation)
 
@@ -268,13 +263,3 @@ def _losses_text(logs):
         f"{name} {value:.2e}" if name == "lr" else f"{name} {value:.2f}"
         for name, value in values.items()
     )
-
-
-def _write_scalars(logs):
-    for name, value in logs.items():
-        values = np.asarray(value)
-        if values.ndim == 0:
-            tf.summary.scalar(name, values)
-        else:
-            for group, entry in enumerate(values):
-                tf.summary.scalar(f"{name}/{group:02d}", entry)

@@ -4,17 +4,16 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import signal
-import threading
-import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
 from nvae_tf import __version__
-from nvae_tf.config import KEYS, Config, check_image
+from nvae_tf.config import KEYS, Config, ImageSpec, ModelConfig, check_image
 from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.own import OwnImages
 from nvae_tf.data.source import Source, reading
 from nvae_tf.engine.devices import describe_devices, gpu_found
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
@@ -24,10 +23,13 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_workers
+from nvae_tf.training.curves import interval
+from nvae_tf.training.keras_loop import KerasLoop
 from nvae_tf.training.optimizer_choice import make_optimizer
 from nvae_tf.training.reports import PICTURED
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.shared_folder import compare_folders
+from nvae_tf.training.termination import Pace, Termination
 from nvae_tf.training.trainer import (
     Trainer,
     compiled,
@@ -47,6 +49,11 @@ def train(
     resume: bool = False,
     cluster: Cluster | None = None,
     epochs: int | None = None,
+    *,
+    own: OwnImages | None = None,
+    callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+    start_from: NVAE | None = None,
+    hparams: dict | None = None,
     xla_problem: str | None = None,
 ) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
@@ -57,6 +64,10 @@ def train(
         resume: Continue the run that is there, from its newest checkpoint.
         cluster: Who takes part; default: this process's default device.
         epochs: End after this many of the configuration's epochs, whose schedules stay; default: all.
+        own: The images, if the configuration does not name them.
+        callbacks: Callbacks of Keras, or ours.
+        start_from: A trained model whose weights and running averages a new run begins with.
+        hparams: Values for TensorBoard's tab HParams; default: the whole configuration.
         xla_problem: Why XLA does not work in this process; then nothing is compiled, whatever the
             configuration says.
 
@@ -66,16 +77,20 @@ def train(
 
     Raises:
         UserError: The data, the configuration or the folder do not allow it, another process trains
-            in the folder, or a worker was lost or was started differently.
+            in the folder, a worker was lost or was started differently, or the model to start from is
+            another one.
         TrainingDivergedError: Too many steps in a row were not finite.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
     with lost_workers(cluster):
-        _check_same_flags(config, resume, cluster)
+        _check_same_flags(config, resume, cluster, own)
+        facts = own.facts if own else None
         with cluster.agreement():
-            folder.check(config, resume)
-            dataset = catalog.get_dataset_info(config.data)
+            folder.check(config, resume, facts)
+            dataset = own.info if own else catalog.get_dataset_info(config.data)
             check_image(config.model, dataset.image)
+            if start_from is not None:
+                check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
             _check_exchanges_compile(config, cluster)
         jit_compile = _jit_compile(config, xla_problem, cluster)
@@ -85,14 +100,24 @@ def train(
     with (
         lost_workers(cluster),
         reading(*sources),
-        _claimed(config, folder, resume, cluster),
+        _claimed(config, folder, resume, cluster, facts),
         cluster.strategy.scope(),
         grappler_disabled(),
         Termination() as termination,
     ):
-        results = _train(
-            config, folder, cluster, dataset, sources, termination, epochs, jit_compile
+        run = _set_up(
+            config,
+            folder,
+            cluster,
+            dataset,
+            sources,
+            epochs,
+            jit_compile,
+            facts,
+            start_from,
+            hparams,
         )
+        results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
 
@@ -122,13 +147,15 @@ def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> s
 
 
 @contextlib.contextmanager
-def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster):
+def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster, facts):
     """Holds the run's folder for this training, which the chief locks and all workers have to see."""
     with contextlib.ExitStack() as held:
         with cluster.agreement():
             if cluster.is_chief:
                 held.enter_context(exclusive_lock(folder.path, "training"))
-            folder.check(config, resume)  # again: another process may have trained here until now
+            folder.check(
+                config, resume, facts
+            )  # again: another process may have trained here until now
         compare_folders(folder, cluster)
         yield
 
@@ -254,10 +281,12 @@ def _set_up(
     sources: tuple[Source, Source],
     epochs: int | None,
     jit_compile: str,
-    say,
+    facts: dict[str, int] | None,
+    start_from: NVAE | None,
+    hparams: dict | None,
 ) -> _Run:
     """Builds everything, and restores the newest checkpoint or prepares a new training."""
-    settings = config.train
+    settings, say = config.train, _say(cluster)
     shared = f"; {cluster.replicas} replicas in {cluster.num_workers} processes"
     say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
 
@@ -280,7 +309,9 @@ def _set_up(
     checkpoints = Checkpoints(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
-    start_step = _start(config, folder, cluster, trainer, checkpoints, data, counts)
+    image = dataset.image if facts else None
+    create = functools.partial(folder.create, config, image, facts)
+    start_step = _start(create, cluster, trainer, checkpoints, data, counts, start_from)
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
@@ -289,7 +320,7 @@ def _set_up(
         progress = reports.Progress(
             settings.epochs, counts.steps_per_epoch, counts.images_per_step, end
         )
-        report = reports.Reports(folder, config, progress, model, test_images)
+        report = reports.Reports(folder, config, progress, model, test_images, hparams)
     steps_per_epoch = counts.steps_per_epoch
     return _Run(trainer, data, checkpoints, report, start_step, end, steps_per_epoch)
 
@@ -298,24 +329,24 @@ def _train(
     config: Config,
     folder: RunFolder,
     cluster: Cluster,
-    dataset: catalog.DatasetInfo,
-    sources: tuple[Source, Source],
-    termination: "Termination",
-    epochs: int | None,
-    jit_compile: str,
+    run: _Run,
+    termination: Termination,
+    callbacks: Sequence[tf_keras.callbacks.Callback],
 ) -> dict[str, float] | None:
-    settings = config.train
-    say = functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
-    run = _set_up(config, folder, cluster, dataset, sources, epochs, jit_compile, say)
+    settings, say = config.train, _say(cluster)
     trainer, report, step = run.trainer, run.report, run.start_step
+    watched = KerasLoop(callbacks, trainer, settings.epochs, run.steps_per_epoch)
     validate = _validation(trainer, run.data, cluster, termination)
     if step < run.end:
         say("compiling: the first step takes longer than the others, minutes for deep models")
 
-    take_steps = _steps_in_a_call(trainer, cluster)
+    take_steps, graph = _steps_in_a_call(trainer, cluster)
     batches, results = run.data.training(step), None
-    pace = Pace(run.steps_per_epoch, settings.log_every, settings.save_every)
+    log_every = interval(settings.log_every, run.steps_per_epoch)
+    pace = Pace(run.steps_per_epoch, log_every, settings.save_every)
+    watched.begin()
     while step < run.end:
+        watched.before(step)
         count = pace.steps(step) if cluster.replicas > 1 else 1
         logs = take_steps(batches, count)
         step += count
@@ -323,29 +354,29 @@ def _train(
         last = step == run.end
         if cluster.replicas > 1:
             pace.done(logs)
-        if left == 0 or step % settings.log_every == 0:
+        if left == 0 or step % log_every == 0:
             _check_divergence(trainer, step, folder)
         if report:
-            report.step(step, logs)
-            # Not in a row of skipped steps, which may be the start of a divergence; and before
-            # validation, which may take long.
-            if left == 0 or (run.checkpoints.due(step) and not trainer.skipped_in_row):
-                run.checkpoints.save()
-            if left == 0:
-                report.trained(step)
+            _report_step(run, report, step, logs, left == 0)
+        watched.after(step, count, logs)
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
+            watched.epoch(epoch, logs, results)
         if not (last and results) and termination.agreed(cluster, pace):
             _check_divergence(trainer, step, folder)
-            if report:
-                report.close()
-                say(f"stopped by SIGTERM after step {step}: {run.checkpoints.save()}")
+            watched.end()
+            _save_early(run, say, f"stopped by SIGTERM after step {step}")
             return None
         if report and left == 0:
-            report.epoch(epoch, step, logs, results)
+            report.epoch(epoch, step, logs, results, functools.partial(graph, batches))
             if last or epoch % settings.images_every == 0:
                 _draw(report, trainer, step)
+        if watched.stopped and not last:
+            _save_early(run, say, f"stopped by a callback after step {step}", again=True)
+            results = results or validate()
+            break
 
+    watched.end()
     if run.start_step >= run.end:  # the run was complete already, but perhaps for its validation
         results = validate()
         if report and results:
@@ -356,7 +387,26 @@ def _train(
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
-def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: StepCounts) -> int:
+def _report_step(run: _Run, report: reports.Reports, step: int, logs, ends_epoch: bool) -> None:
+    report.step(step, logs)
+    # Not in a row of skipped steps, which may be the start of a divergence; and before validation,
+    # which may take long.
+    if ends_epoch or (run.checkpoints.due(step) and not run.trainer.skipped_in_row):
+        run.checkpoints.save()
+    if ends_epoch:
+        report.trained(step)
+
+
+def _save_early(run: _Run, say, what: str, again: bool = False) -> None:
+    """Saves, and says so, in the process that writes."""
+    if run.report:
+        run.report.close()
+        say(f"{what}: {run.checkpoints.save(again)}")
+
+
+def _start(
+    create, cluster, trainer, checkpoints, data: _Data, counts: StepCounts, start_from: NVAE | None
+) -> int:
     """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
     with cluster.agreement():
         start_step = checkpoints.restore()
@@ -366,10 +416,39 @@ def _start(config, folder, cluster, trainer, checkpoints, data: _Data, counts: S
         needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
         images = data.first_images(needed) if start_step == 0 else None
         if cluster.is_chief:
-            folder.create(config)
-    if start_step == 0:
+            create()
+    if start_step == 0 and start_from is not None:
+        trainer.model.set_weights(start_from.get_weights())
+        trainer.warm_up_spectral_norms()
+    elif start_step == 0:
         trainer.prepare(images)
     return start_step
+
+
+def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
+    """Checks that a training can begin with the weights of a model.
+
+    Args:
+        model: The trained model.
+        config: The model that is to be trained.
+        image: Its images.
+
+    Raises:
+        ConfigError: They are not the same model.
+    """
+    for ours, theirs in ((config, model.config), (image, model.image)):
+        for name, value in dataclasses.asdict(ours).items():
+            before = getattr(theirs, name)
+            if value != before:
+                raise ConfigError(
+                    f"{name}: {value} does not start from the model of --init_from, which has "
+                    f"{before}; expected the same model and images of the same size and kind"
+                )
+
+
+def _say(cluster: Cluster):
+    """A function that prints a line, in the process that writes."""
+    return functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
 
 
 def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
@@ -388,7 +467,7 @@ def _build_trainer(
     return Trainer(model, settings, *steps, config.data.seed, optimizer=optimizer)
 
 
-def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "Termination"):
+def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: Termination):
     """A function that validates, and returns None if SIGTERM ended that early."""
     strategy, jit = cluster.strategy, uses_xla(trainer.config)
     run_step = compiled(on_replicas(trainer.validation_step, strategy, jit), strategy)
@@ -407,13 +486,24 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: "T
 
 
 def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
-    """A function of an iterator over batches and a number of steps, to the last step's results."""
+    """How steps are taken.
+
+    Returns:
+        A function of an iterator over batches and a number of steps, to the last step's results; and a
+        function of the iterator to the graph that it runs.
+    """
     step = whole_step(trainer, cluster.strategy, uses_xla(trainer.config))
     if cluster.replicas > 1:
         take = several_steps(step, cluster.strategy)
-        return lambda batches, count: take(batches, tf.constant(count))
+        return (
+            lambda batches, count: take(batches, tf.constant(count)),
+            lambda batches: take.get_concrete_function(batches, tf.constant(1)).graph,
+        )
     run_step = compiled(step, cluster.strategy)
-    return lambda batches, _: run_step(next(batches))
+    return (
+        lambda batches, _: run_step(next(batches)),
+        lambda batches: run_step.get_concrete_function(batches.element_spec).graph,
+    )
 
 
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
@@ -422,7 +512,7 @@ def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
         raise TrainingDivergedError(reports.divergence(trainer, step, latest))
 
 
-def _check_same_flags(config: Config, resume: bool, cluster: Cluster) -> None:
+def _check_same_flags(config: Config, resume: bool, cluster: Cluster, own) -> None:
     """Makes sure that all workers run the same version with the same configuration.
 
     Raises:
@@ -440,6 +530,7 @@ def _check_same_flags(config: Config, resume: bool, cluster: Cluster) -> None:
         )
     # Where the data is may differ from machine to machine.
     flags = {name: str(value) for name, value in config.to_dict().items() if name != "data"}
+    flags["images"] = str(own and own.facts)
     different = cluster.disagreements({**flags, "cont_training": str(resume)})
     if different:
         here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
@@ -459,74 +550,3 @@ def _check_same_start(cluster: Cluster, start_step: int) -> None:
             f"this worker continues from step {start_step} and another one does not: all workers need "
             "the same --root, on a file system that they share"
         )
-
-
-class Pace:
-    """How many steps several workers take before they ask each other whether to go on.
-
-    So many that it takes some seconds: more would make them slow to stop, fewer cost time, and memory
-    (see `several_steps`). They end where something is due after a step.
-
-    Args:
-        steps_per_epoch: Steps in an epoch.
-        log_every: Steps between reports.
-        save_every: Steps between checkpoints, if they are counted in steps.
-    """
-
-    SECONDS, MOST = 5.0, 100
-
-    def __init__(self, steps_per_epoch: int, log_every: int, save_every: str):
-        self._due_every = [steps_per_epoch, log_every]
-        if save_every.isdigit():
-            self._due_every.append(int(save_every))
-        self._wanted, self._since, self._taken = 1, 0.0, 1
-        self.milliseconds = 0  # that a step of the latest ones took in this process
-
-    def steps(self, step: int) -> int:
-        """How many steps to take after `step` others."""
-        self._since = time.monotonic()
-        self._taken = min(self._wanted, *(every - step % every for every in self._due_every))
-        return self._taken
-
-    def done(self, logs) -> None:
-        """Measures the steps that were taken, from what the last of them reports."""
-        float(logs["loss"])  # waits for the device
-        self.milliseconds = round(1000 * (time.monotonic() - self._since) / self._taken)
-
-    def adapt(self, milliseconds: float) -> None:
-        """Chooses the number of steps by what one takes; the same on all workers."""
-        self._wanted = max(1, min(self.MOST, int(1000 * self.SECONDS / max(milliseconds, 1.0))))
-
-
-class Termination:
-    """Notes SIGTERM, which announces that the machine is about to be taken away."""
-
-    def __init__(self):
-        self._requested = self._agreed = False
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_):
-        self._requested = True
-
-    def agreed(self, cluster: Cluster, pace: Pace | None = None) -> bool:
-        """Whether any worker was told to stop; all workers have to ask at the same time.
-
-        Args:
-            cluster: The workers.
-            pace: Adapted to what the workers' latest steps took, if it is given.
-        """
-        if not self._agreed:
-            milliseconds = pace.milliseconds if pace else 0
-            told, total = cluster.sum_over_workers([int(self._requested), milliseconds])
-            self._agreed = told > 0
-            if pace:
-                pace.adapt(total / cluster.num_workers)
-        return self._agreed

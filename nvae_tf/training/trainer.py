@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.config import BUILT_IN_OPTIMIZERS, TrainConfig
+from nvae_tf.config import AUTO, BUILT_IN_OPTIMIZERS, TrainConfig
 from nvae_tf.engine.devices import gpu_found
 from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
 from nvae_tf.engine.replicas import (
@@ -27,6 +27,7 @@ from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
 from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
+from nvae_tf.training.norm_bound import GradientNormBound
 from nvae_tf.training.optimizers import MovingAverage, Optimizer
 
 VALIDATION_STREAM = 2**31 - 1  # of noise; training's streams are numbered by the step
@@ -96,6 +97,7 @@ class Trainer(tf.Module):
         batch_norms: The model's batch norms.
         spectral: The singular vectors of its kernels.
         averages: Moving averages of the weights, or None.
+        norm_bound: The running bound of ``skip_gradient_norm: auto``, or None.
         skipped: Steps skipped so far.
         consecutive_skips: Steps skipped in a row, up to the latest one.
         first_skip_causes: What was not finite in the first of those: recon, spectral term, batch-norm
@@ -126,6 +128,7 @@ class Trainer(tf.Module):
         self.weights = model.trainable_variables
         optimizer.build(self.weights)
         self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
+        self.norm_bound = GradientNormBound() if config.skip_gradient_norm == AUTO else None
         # Sums over the steps of the epoch so far that were not skipped: recon, KL, number of steps.
         self.epoch_sums = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -257,7 +260,10 @@ class Trainer(tf.Module):
         recon = -self.model.log_likelihood(output.parameters, images)
         kl_per_group = output.kl_per_group
         balanced_kl, gamma = objective.balance_kl(
-            kl_per_group, self.alphas, beta, lambda kl: mean_over_replicas(tf.reduce_mean(kl, 0))
+            kl_per_group,
+            self.alphas,
+            beta / self.config.kl_max_coeff,
+            lambda kl: mean_over_replicas(tf.reduce_mean(kl, 0)),
         )
         loss = tf.reduce_mean(recon + beta * balanced_kl)
         loss += regularization * (spectral + batch_norm)
@@ -363,7 +369,12 @@ class Trainer(tf.Module):
         # A step that is not finite, or too large, changes nothing but the counters.
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-        good = finite & (norm <= config.skip_gradient_norm if config.skip_gradient_norm else True)
+        good = finite
+        if self.norm_bound:
+            good &= self.norm_bound.allows(norm, state)
+            self.norm_bound.update(norm, finite, state)
+        elif config.skip_gradient_norm:
+            good &= norm <= config.skip_gradient_norm
         ended = state.value(self.consecutive_skips) >= config.max_bad_steps
         apply = good & ~ended
         terms = [recon, losses.spectral, losses.batch_norm, norm]
@@ -417,7 +428,8 @@ class Trainer(tf.Module):
     def _coefficients(self, step):
         """beta and lambda of the step that follows so many others."""
         beta = objective.kl_coefficient(step, self.total_steps, self.config)
-        return beta, objective.regularization_coefficient(beta, self.config)
+        risen = beta / self.config.kl_max_coeff
+        return beta, objective.regularization_coefficient(risen, self.config)
 
     @property
     def _scales_loss(self) -> bool:
@@ -531,6 +543,17 @@ class Trainer(tf.Module):
             of_batches.append(run_step(*batch))
             if stop():
                 return None
+        return self.means(of_batches)
+
+    def means(self, of_batches: list) -> dict[str, tf.Tensor]:
+        """Means over images.
+
+        Args:
+            of_batches: What `validation_step` returned for each batch.
+
+        Returns:
+            As for `validate`.
+        """
         count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*of_batches, strict=True))
         channel_kl = channel_kl / count
         return {

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvae_tf.config import BOOLEANS, KEYS, check_value, read_yaml
+from nvae_tf.config import BOOLEANS, KEYS, check_value, number_type, read_yaml
 from nvae_tf.io.errors import ConfigError
 
 CHOICE, INT, FLOAT = "choice", "int", "float"
@@ -84,7 +84,7 @@ def _dimension(name: str, given: Any) -> Dimension:
         if len(set(values)) != len(values):
             refuse("a value is given twice")
         return Dimension(name, kind, values)
-    if KEYS[name][1].type is not {INT: int, FLOAT: float}[kind]:
+    if number_type(KEYS[name][1]) is not {INT: int, FLOAT: float}[kind]:
         refuse(f"its values are not of type {kind}")
     if len(values) != 2 or values[0] >= values[1]:
         refuse(f"{list(values)} is not a lowest and a highest value")

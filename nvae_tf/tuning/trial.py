@@ -112,10 +112,11 @@ def _train(config, path, searched, epochs, parent):
         _copy(RunFolder(parent), folder)
     resume = folder.config_file.exists()
     xla_problem = probe(config.train.jit_compile)  # before this process takes the GPUs' memory
-    results = train(config, folder, resume, connect(), epochs, xla_problem)
+    results = train(
+        config, folder, resume, connect(), epochs, hparams=searched, xla_problem=xla_problem
+    )
     if results is None:
         raise TrialStopped("stopped, with a checkpoint")
-    _report(folder, searched)
     return results
 
 
@@ -126,14 +127,3 @@ def _copy(source: RunFolder, target: RunFolder) -> None:
         shutil.copytree(path, temporary, dirs_exist_ok=True)
         temporary.rename(target.checkpoints / path.name)
     shutil.copyfile(source.config_file, target.config_file)
-
-
-def _report(folder: RunFolder, searched: dict) -> None:
-    """Writes a trial's values for TensorBoard's HParams tab; metrics are the validation's scalars."""
-    import tensorflow as tf
-    from tensorboard.plugins.hparams import api as hparams
-
-    writer = tf.summary.create_file_writer(str(folder.logs / "validation"))
-    with writer.as_default():
-        hparams.hparams(searched, trial_id=folder.path.name)
-    writer.close()

@@ -163,15 +163,15 @@ def test_tensorboard_reads_while_training_writes(recipe, tmp_path):
         if logs.is_dir():
             events = EventAccumulator(str(logs), size_guidance={"tensors": 0})
             events.Reload()
-            if "nelbo" in events.Tags()["tensors"]:
-                seen.append([event.step for event in events.Tensors("nelbo")])
+            if "elbo/nelbo" in events.Tags()["tensors"]:
+                seen.append([event.step for event in events.Tensors("elbo/nelbo")])
     process.communicate()
     assert process.returncode == 0 and len(seen) > 3
     for before, after in zip(seen, seen[1:], strict=False):
         assert after[: len(before)] == before  # nothing half-written, nothing lost
     events = EventAccumulator(str(logs), size_guidance={"tensors": 0})
     events.Reload()
-    assert [event.step for event in events.Tensors("nelbo")] == list(range(1, 6 * 14 + 1))
+    assert [event.step for event in events.Tensors("elbo/nelbo")] == list(range(1, 6 * 14 + 1))
 
 
 @pytest.mark.slow

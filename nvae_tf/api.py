@@ -1,0 +1,136 @@
+"""What `import nvae_tf` offers beside classes: training as a function, and a trained model."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import tensorflow as tf
+
+from nvae_tf import config as configuration
+from nvae_tf.config import Config, ImageSpec
+from nvae_tf.data.catalog import OWN
+from nvae_tf.data.own import own_images
+from nvae_tf.data.where import check_data
+from nvae_tf.evaluation import loading
+from nvae_tf.io.errors import UserError, short_message, short_repr
+from nvae_tf.io.paths import is_regular, user_path
+from nvae_tf.model import NVAE
+from nvae_tf.run_folder import RunFolder
+from nvae_tf.training import run
+from nvae_tf.training.cluster import cluster_of
+
+LARGEST_KERAS_CONFIG = 1_000_000  # bytes of the configuration in a .keras file; ours has 2,000
+
+
+def load(path: str | Path) -> NVAE:
+    """Loads a trained model.
+
+    Args:
+        path: Path of a run's folder; of a checkpoint in it, ``checkpoints/step-N``; of an official
+            ``.pt`` file; or of a ``.keras`` file that `NVAE.save` wrote.
+
+    Returns:
+        The model with its trained weights; with moving averages, if training kept them. It has to be
+        compiled before it is trained or scored by Keras's methods.
+
+    Raises:
+        UserError: There is no trained model at the path, or it is damaged.
+    """
+    given = user_path(str(path))
+    if given.suffix == ".keras":
+        return _load_keras(given)
+    for folder in (given, *sorted(given.glob("[0-9]*"))):
+        if is_regular(folder / "saved_model.pb"):
+            raise UserError(
+                f"{given}: an export, which is no NVAE any more but a program with signatures: load it "
+                f"with tf.saved_model.load({str(folder)!r}) (docs/serving.md), or name the run"
+            )
+    return loading.load(str(path)).model
+
+
+def train(
+    config: str | Config,
+    dataset=None,
+    callbacks=(),
+    *,
+    folder: str | Path | None = None,
+    image: ImageSpec | None = None,
+    flip: bool = False,
+    resume: bool = False,
+    init_from: str | Path | None = None,
+    **keys,
+) -> dict[str, float] | None:
+    """Trains as the command ``nvae-train`` does, with exact resume, and leaves a run's folder.
+
+    It trains on the devices of the `tf.distribute` strategy in whose scope it is called.
+
+    Args:
+        config: Name of a recipe, path of a YAML file, or a `nvae_tf.config.Config`.
+        dataset: Training and test images: a pair of arrays (n, height, width, channels) of 8 bits, or
+            of finite `tf.data.Dataset`s of such images, which are read into memory; default: those that
+            the recipe names.
+        callbacks: Callbacks of Keras, or ours (`nvae_tf.callbacks`).
+        folder: Path of the run's folder; default: ``runs/NAME`` for the recipe's name.
+        image: Description of `dataset`; default: colour images of its shape.
+        flip: Whether images of `dataset` are mirrored at random.
+        resume: Whether to continue the run in the folder from its newest checkpoint.
+        init_from: A trained model, as for `load`, whose weights a new run begins with.
+        **keys: Keys of the recipe that change.
+
+    Returns:
+        The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
+        if SIGTERM ended training early, with a checkpoint.
+
+    Raises:
+        UserError: An argument is wrong, or the data or the folder do not allow it.
+        TrainingDivergedError: Too many steps in a row were not finite.
+    """
+    if not isinstance(config, (str, Path, Config)):
+        raise UserError(
+            f"config: {short_repr(config)} is not allowed; expected a recipe's name, the path of a "
+            "YAML file or a Config"
+        )
+    if folder is not None:
+        path = user_path(str(folder))
+    elif isinstance(config, Config):
+        raise UserError("folder: None is not allowed beside a Config, which has no name")
+    else:
+        path = Path("runs", Path(config).stem)
+    own = None if dataset is None else own_images(dataset, image, flip)
+    if own:
+        keys["dataset"] = OWN
+    recipe = config if isinstance(config, Config) else configuration.load(str(config))
+    recipe, note = configuration.override(recipe, keys)
+    cluster = cluster_of(tf.distribute.get_strategy())
+    if own is None:
+        check_data(recipe.data)
+    if note and cluster.is_chief:
+        print(note, flush=True)
+    return run.train(
+        recipe,
+        RunFolder(path),
+        resume=resume,
+        cluster=cluster,
+        own=own,
+        callbacks=callbacks,
+        start_from=None if init_from is None else load(init_from),
+    )
+
+
+def _load_keras(path: Path) -> NVAE:
+    """Reads a ``.keras`` file: values for the weights of an `NVAE`, and nothing that could run."""
+    if not is_regular(path):
+        raise UserError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo("config.json")
+            if member.file_size > LARGEST_KERAS_CONFIG:
+                raise ValueError(f"a configuration of {member.file_size} bytes")
+            content = json.loads(archive.read(member))
+        if content["class_name"] != "NVAE":
+            raise ValueError(f"a {str(content['class_name'])[:40]}, not an NVAE")
+        model = NVAE.from_config(content["config"])
+        model.load_weights(path)
+    except Exception as error:  # noqa: BLE001 - a damaged archive raises what it likes
+        raise UserError(f"{path}: not readable as a saved NVAE ({short_message(error)})") from None
+    return model

@@ -1,0 +1,105 @@
+"""Images that are given in Python, as a data set of the command."""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import ImageSpec, image_spec
+from nvae_tf.data.catalog import OWN, DatasetInfo
+from nvae_tf.data.source import ArraySource, Source
+from nvae_tf.io.errors import UserError, short_repr
+
+LARGEST = 2**33  # bytes of the images of a data set that is read into memory
+
+
+class OwnImages(NamedTuple):
+    """Images that are given in Python.
+
+    Attributes:
+        info: What they are like.
+        sources: Training and test images.
+        facts: What a run's folder says of them: their numbers, and a checksum.
+    """
+
+    info: DatasetInfo
+    sources: tuple[Source, Source]
+    facts: dict[str, int]
+
+
+def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> OwnImages:
+    """Makes a data set of images.
+
+    Args:
+        dataset: Training and test images: each an array (n, height, width, channels) of 8 bits, or a
+            finite `tf.data.Dataset` of such images or batches of them, alone or first in a tuple, which
+            is read into memory.
+        image: The images' description; default: colour images of their shape.
+        flip: Whether images are mirrored at random in training.
+
+    Raises:
+        UserError: They are something else, or do not fit the description.
+    """
+    if not isinstance(dataset, (tuple, list)) or len(dataset) != 2:
+        raise UserError(f"dataset: {_kind(dataset)}; expected a pair of training and test images")
+    train, test = (
+        _as_array(name, images) for name, images in zip(("training", "test"), dataset, strict=True)
+    )
+    spec = image_spec(image if image is not None else train.shape[1:])
+    for name, images in (("training", train), ("test", test)):
+        if images.shape[1:] != spec.shape:
+            raise UserError(
+                f"dataset: {name} images of shape {images.shape[1:]}; expected {spec.shape}"
+            )
+    checksum = zlib.crc32(test.tobytes(), zlib.crc32(train.tobytes()))
+    facts = {"training": len(train), "test": len(test), "crc32": checksum}
+    sources = ArraySource(train), ArraySource(test)
+    return OwnImages(DatasetInfo(OWN, spec, lambda _: sources, flip), sources, facts)
+
+
+def _as_array(name: str, images) -> np.ndarray:
+    if isinstance(images, tf.data.Dataset):
+        images = _read(name, images)
+    elif isinstance(images, tf.Tensor):
+        images = images.numpy()
+    if not isinstance(images, np.ndarray):
+        raise UserError(
+            f"dataset: {name} images {_kind(images)}; expected an array (n, height, width, channels) "
+            "of 8 bits, or a tf.data.Dataset"
+        )
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise UserError(
+            f"dataset: {name} images {images.dtype} of shape {images.shape}; expected uint8, values 0 "
+            "to 255, of shape (n, height, width, channels)"
+        )
+    return images
+
+
+def _read(name: str, dataset: tf.data.Dataset) -> np.ndarray:
+    """Reads all images of a data set."""
+    spec = dataset.element_spec
+    if isinstance(spec, tuple) and spec:
+        dataset, spec = dataset.map(lambda images, *_: images), spec[0]
+    if not isinstance(spec, tf.TensorSpec) or spec.shape.rank not in (3, 4):
+        raise UserError(
+            f"dataset: {name} data set of {short_repr(spec)}; expected images, or batches of them"
+        )
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise UserError(f"dataset: {name} data set is endless; expected one with an end")
+    parts, size = [], 0
+    for part in dataset.as_numpy_iterator():
+        parts.append(part if spec.shape.rank == 4 else part[None])
+        size += parts[-1].nbytes
+        if size > LARGEST:
+            raise UserError(
+                f"dataset: {name} data set of more than {LARGEST} bytes, which is read into memory; "
+                "train on one of this size by model.fit"
+            )
+    if not parts:
+        raise UserError(f"dataset: {name} data set is empty")
+    return np.concatenate(parts)
+
+
+def _kind(value) -> str:
+    return f"of type {type(value).__name__}"

@@ -1,0 +1,269 @@
+"""Keras's way to train and score an NVAE: compile, fit, evaluate, predict.
+
+They run the same step as the command, which `nvae_tf.training.trainer` holds. Keras gives these methods
+to the model itself, and so `compile` is the one place of the package that imports upwards.
+"""
+
+from typing import Any
+
+import tf_keras
+
+from nvae_tf.io.errors import UserError, short_repr
+
+
+class KerasTraining(tf_keras.Model):
+    """The base class of `NVAE`: what Keras's users expect of a model.
+
+    Attributes:
+        fitting: How the model is trained (`nvae_tf.training.fitting.Fitting`); None before `compile`.
+    """
+
+    fitting: Any = None
+
+    def compile(
+        self,
+        optimizer="adamax",
+        *,
+        seed: int = 1,
+        steps_per_execution: int = 1,
+        initialize_from_data: bool = True,
+        **settings,
+    ):
+        """Prepares the model for training and scoring; within the scope of the strategy that made it.
+
+        Args:
+            optimizer: A name: ``"adamax"``, ``"adam"`` or ``"adamw"`` with the recipes' schedule
+                (``learning_rate``, ``learning_rate_min``, ``warmup_epochs``), or one of Keras's with
+                Keras's defaults. Or an optimiser, `nvae_tf.Adamax` or one of Keras's, which keeps its
+                own learning rate.
+            seed: Seed of the noise, and of the order in which `fit` takes the images of an array.
+            steps_per_execution: Steps in one call of the graph. With several replicas, a few dozen keep
+                TensorFlow's record of exchanges small.
+            initialize_from_data: Whether the first batch initialises convolutions that ask for it
+                (``res_elu`` only); False for weights that were loaded.
+            **settings: Keys of `TrainConfig` that concern the step: objective, schedule, averages and
+                precision. `fit` knows the epochs; files are written by callbacks.
+
+        Raises:
+            ConfigError: A key or its value is not allowed.
+            UserError: The optimiser is none, or cannot be used here.
+        """
+        from nvae_tf.training.fitting import Fitting
+
+        with self.distribute_strategy.scope():
+            self.fitting = Fitting(self, optimizer, seed, initialize_from_data, settings)
+            # No metrics: Keras would warn of the weights of images that fill up a batch.
+            super().compile(steps_per_execution=steps_per_execution, weighted_metrics=[])
+
+    @property
+    def optimizer(self):
+        """The optimiser that was given to `compile`, or that it made; None before."""
+        return self.fitting and self.fitting.given_optimizer
+
+    @optimizer.setter
+    def optimizer(self, _):
+        """Does nothing; Keras would keep an optimiser of its own."""
+
+    @property
+    def metrics_names(self):
+        """What `train_on_batch` returns, in this order."""
+        return list(self._compiled().reported)
+
+    def fit(
+        self,
+        x,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose="auto",
+        callbacks=None,
+        validation_data=None,
+        shuffle: bool = True,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq=1,
+    ):
+        """Trains the model.
+
+        Schedules span the steps taken so far and those of this call.
+
+        Args:
+            x: Images (n, height, width, channels) of floats in [0, 1]; or a `tf.data.Dataset` of
+                batches of them, over all replicas, whose labels are ignored. Images of an array that
+                do not fill the last batch of an epoch are left out of it.
+            batch_size: Images of a step over all replicas, for an array; default: 32.
+            epochs: Number of the epoch after which to stop.
+            verbose: As in Keras.
+            callbacks: Callbacks of Keras, or ours (`nvae_tf.callbacks`).
+            validation_data: As for the `x` of `evaluate`.
+            shuffle: Whether the images of an array come in another order in each epoch.
+            initial_epoch: Number of epochs that were trained before.
+            steps_per_epoch: Batches in an epoch; needed if the data set does not know its size.
+            validation_steps: As for the `steps` of `evaluate`.
+            validation_batch_size: As for the `batch_size` of `evaluate`; default: `batch_size`.
+            validation_freq: As in Keras.
+
+        Returns:
+            Keras's `History`: of each epoch ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits
+            per dimension, means over its steps; ``loss``, ``beta`` and ``learning_rate`` of its last
+            step; and with validation ``val_nelbo``, ``val_bpd``, ``val_recon`` and ``val_kl``.
+
+        Raises:
+            UserError: An argument is wrong.
+            TrainingDivergedError: Too many steps in a row were not finite.
+        """
+        fitting = self._compiled()
+        batches, steps = fitting.training_data(x, batch_size, steps_per_epoch, shuffle)
+        if validation_data is not None:
+            size = validation_batch_size or batch_size
+            validation_data = fitting.evaluation_data(validation_data, size, validation_steps)
+        if fitting.plan(epochs, initial_epoch, steps):
+            self.train_function = None
+        fitting.prepare(batches)
+        with fitting.running():
+            return super().fit(
+                batches,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=fitting.training_callbacks(callbacks, verbose),
+                validation_data=validation_data,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps,
+                validation_steps=validation_steps,
+                validation_freq=validation_freq,
+            )
+
+    def train_on_batch(self, x, *, reset_metrics: bool = True, return_dict: bool = False):
+        """Takes one step.
+
+        Before the first `fit`, whose length schedules need, the KL coefficient is 1 and the learning
+        rate is that after warm-up.
+
+        Args:
+            x: Images (n, height, width, channels) of floats in [0, 1].
+            reset_metrics: Whether to report this step alone, instead of means over all steps since the
+                last time that this was True.
+            return_dict: Whether to return a dictionary instead of a list.
+
+        Returns:
+            What `metrics_names` says.
+
+        Raises:
+            UserError: The images have another type or shape, or other values.
+        """
+        fitting = self._compiled()
+        fitting.check_batch(x)
+        fitting.prepare([x])
+        with fitting.running():
+            return super().train_on_batch(x, reset_metrics=reset_metrics, return_dict=return_dict)
+
+    def evaluate(
+        self,
+        x,
+        *,
+        batch_size: int | None = None,
+        verbose="auto",
+        steps: int | None = None,
+        callbacks=None,
+        **cached,
+    ):
+        """Scores images with one draw of z each; with moving averages of the weights if there are any.
+
+        The draw belongs to the image's place, whatever the batches.
+
+        Args:
+            x: Images as for `fit`; all of an array are scored.
+            batch_size: Images of a batch over all replicas, for an array; default: 32.
+            verbose: As in Keras.
+            steps: Batches to score; default: all.
+            callbacks: Callbacks of Keras.
+            **cached: What Keras's `fit` adds.
+
+        Returns:
+            Means over the images: ``nelbo``, ``recon``, ``kl`` in nats, ``bpd`` in bits per dimension.
+
+        Raises:
+            UserError: An argument is wrong.
+        """
+        fitting = self._compiled()
+        if not cached:  # by `fit`, which has made its validation data ready
+            x = fitting.evaluation_data(x, batch_size, steps)
+            callbacks = fitting.evaluation_callbacks(callbacks, verbose)
+        else:
+            cached.pop("return_dict")
+        return super().evaluate(
+            x, verbose=verbose, steps=steps, callbacks=callbacks, return_dict=True, **cached
+        )
+
+    def test_on_batch(self, x, **_):
+        """`evaluate` of one batch."""
+        return self.evaluate(x, batch_size=max(len(x), 1), verbose=0)
+
+    def predict(self, x, **options):
+        """Reconstructs images with each z from its posterior's mean; arguments as in Keras.
+
+        With the moving averages of the weights if there are any.
+
+        Returns:
+            Images (n, height, width, channels) in [0, 1]; for binary images, their means.
+        """
+        if self.fitting is None:
+            return super().predict(x, **options)
+        with self.fitting.trainer.evaluated_weights():
+            return super().predict(x, **options)
+
+    def predict_step(self, data):
+        """Reconstructs the images of a batch, whatever is beside them."""
+        images = data[0] if isinstance(data, tuple) else data
+        return self.reconstruct(images)
+
+    def make_train_function(self, force=False):
+        """The step of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
+        if self.train_function is None or force:
+            run, graph = self._compiled().train_function(self._steps_per_execution)
+
+            def train_function(iterator):
+                logs = run(iterator)
+                self._train_counter.assign_add(int(self._steps_per_execution.numpy()))
+                return logs
+
+            self.train_function, self.train_tf_function = train_function, graph
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        """The validation of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
+        if self.test_function is None or force:
+            run = self._compiled().test_function(self._steps_per_execution)
+
+            def test_function(iterator):
+                logs = run(iterator)
+                self._test_counter.assign_add(int(self._steps_per_execution.numpy()))
+                return logs
+
+            self.test_function = test_function
+        return self.test_function
+
+    def reset_metrics(self):
+        """Starts the means of training and of evaluation anew."""
+        if self.fitting is not None:
+            self.fitting.reset()
+
+    def get_compile_config(self):
+        """None: a model that was saved is compiled anew."""
+        return
+
+    def _trackable_children(self, save_type="checkpoint", **options):
+        """What TensorFlow saves: in checkpoints also what training changes besides weights."""
+        children = super()._trackable_children(save_type, **options)
+        if save_type == "checkpoint" and self.fitting is not None:
+            children = {**children, "trainer": self.fitting.trainer}
+        return children
+
+    def _compiled(self):
+        if self.fitting is None:
+            raise UserError(
+                f"{short_repr(self.name)}: the model is not compiled; call compile() first"
+            )
+        return self.fitting

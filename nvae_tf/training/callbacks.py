@@ -1,0 +1,244 @@
+"""Callbacks for `fit`, and for `nvae_tf.train`: what the command does between steps, piece by piece.
+
+They look at the model's `fitting`: its trainer, and what the latest step reported.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from nvae_tf.checks import check_images
+from nvae_tf.config import Config, DataConfig
+from nvae_tf.data.catalog import OWN
+from nvae_tf.io.errors import TrainingDivergedError
+from nvae_tf.io.paths import user_path
+from nvae_tf.run_folder import RunFolder
+from nvae_tf.training import reports
+from nvae_tf.training.checkpoints import Checkpoints as CheckpointFiles
+from nvae_tf.training.cluster import cluster_of
+from nvae_tf.training.curves import write_scalars
+from nvae_tf.training.termination import Termination as Signal
+
+
+class Callback(tf_keras.callbacks.Callback):
+    """The base class of ours, which never make Keras wait for a step's values."""
+
+    _supports_tf_logs = True
+
+    @property
+    def trainer(self):
+        """The trainer of the model."""
+        return self.model.fitting.trainer
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return int(self.trainer.optimizer.iterations.numpy())
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes files."""
+        return self.model.distribute_strategy.extended.should_checkpoint
+
+
+class Checkpoints(Callback):
+    """Saves everything that training changes, in the folder of a run that `nvae_tf.load` reads.
+
+    It saves at the end of each epoch and of training, and in between as often as it is told; never in a
+    row of skipped steps.
+
+    Args:
+        folder: Path of the folder; it must not hold a run yet.
+        save_every: Steps (``"500"``) or minutes (``"10m"``) between checkpoints.
+        keep: Number of checkpoints to keep, the newest ones.
+
+    Raises:
+        UserError: The folder holds a run, or cannot be written.
+    """
+
+    def __init__(self, folder, save_every: str = "10m", keep: int = 3):
+        super().__init__()
+        self.folder, self.save_every, self.keep = (
+            RunFolder(user_path(str(folder))),
+            save_every,
+            keep,
+        )
+        self._files: CheckpointFiles | None = None
+
+    def on_train_begin(self, logs=None):
+        """Makes the folder, and writes the configuration and what the images are like."""
+        model, trainer = self.model, self.trainer
+        config = Config(model.config, DataConfig(dataset=OWN, seed=trainer.seed), trainer.config)
+        with cluster_of(model.distribute_strategy).agreement():
+            if self.is_chief and self._files is None:
+                self.folder.check(config, resume=False)
+            if self.is_chief:
+                self.folder.create(config, model.image)
+        # On every worker, since it makes a variable.
+        self._files = CheckpointFiles(self.folder, trainer, self.keep, self.save_every)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves if it is time to."""
+        if self._files.due(self.step):
+            self._save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves."""
+        self._save()
+
+    def on_train_end(self, logs=None):
+        """Saves."""
+        self._save()
+
+    def _save(self):
+        if self.is_chief and not self.trainer.skipped_in_row:
+            self._files.save()
+
+
+class Pictures(Callback):
+    """Draws samples and reconstructions: ``samples.png``, ``reconstructions.png``, and for TensorBoard.
+
+    Args:
+        folder: Path of the folder to write to.
+        images: Images (n, height, width, channels) of floats in [0, 1] to reconstruct; 20 are shown.
+        every: Epochs between pictures; the last epoch of training has some always.
+        seed: Seed of the noise, the same every time.
+
+    Raises:
+        UserError: The images are not the model's, or the folder cannot be written.
+    """
+
+    def __init__(self, folder, images, every: int = 1, seed: int = 1):
+        super().__init__()
+        self.folder, self.images = RunFolder(user_path(str(folder))), images[: reports.PICTURED]
+        self.every, self.seed = every, seed
+        self._pictures: reports.Pictures | None = None
+        self._drawn_at = -1
+
+    def on_train_begin(self, logs=None):
+        """Prepares the functions that draw."""
+        check_images(self.images, self.model.image)
+        if self.is_chief and self._pictures is None:
+            self.folder.logs.mkdir(parents=True, exist_ok=True)
+            writer = tf.summary.create_file_writer(str(self.folder.logs / "train"))
+            self._pictures = reports.Pictures(
+                self.folder, writer, self.model, self.images, self.seed
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Draws if it is time to."""
+        if (epoch + 1) % self.every == 0:
+            self._draw()
+
+    def on_train_end(self, logs=None):
+        """Draws what training ended with."""
+        self._draw()
+
+    def _draw(self):
+        if self._pictures and self._drawn_at != self.step:
+            self._drawn_at = self.step
+            with self.trainer.evaluated_weights():
+                self._pictures.draw(self.step)
+
+
+class KLPerGroup(Callback):
+    """Keeps the KL of every latent group at the end of each epoch, of its last step's images.
+
+    Args:
+        log_dir: Path of a folder of TensorBoard's files to write the values to, too.
+
+    Attributes:
+        history: For each epoch an array (groups,), in nats, coarsest group first.
+    """
+
+    def __init__(self, log_dir: str | Path | None = None):
+        super().__init__()
+        self.history: list[np.ndarray] = []
+        self._log_dir, self._writer = log_dir, None
+
+    def on_train_begin(self, logs=None):
+        """Opens TensorBoard's file."""
+        if self._log_dir and self.is_chief:
+            self._writer = tf.summary.create_file_writer(str(user_path(str(self._log_dir))))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Keeps the values."""
+        values = self.model.fitting.report["kl_per_group"].numpy()
+        self.history.append(values)
+        if self._writer:
+            with self._writer.as_default(step=self.step):
+                write_scalars({"kl_per_group": values})
+
+    def on_train_end(self, logs=None):
+        """Closes TensorBoard's file."""
+        if self._writer:
+            self._writer.close()
+
+
+class Termination(Callback):
+    """Ends training after a step if SIGTERM arrives, on all workers at the same step.
+
+    `fit` then returns as usual; a callback `Checkpoints` saves.
+
+    Args:
+        every: Steps after which several workers ask each other.
+
+    Attributes:
+        stopped: Whether training was ended.
+    """
+
+    def __init__(self, every: int = 10):
+        super().__init__()
+        self.stopped, self._every, self._signal, self._cluster = False, every, Signal(), None
+
+    def on_train_begin(self, logs=None):
+        """Begins to listen."""
+        self._cluster = cluster_of(self.model.distribute_strategy)
+        self._signal.__enter__()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Asks whether to stop."""
+        if self._cluster.num_workers == 1 or self.step % self._every == 0:
+            self._stop_if_told()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Asks whether to stop."""
+        self._stop_if_told()
+
+    def on_train_end(self, logs=None):
+        """Listens no longer."""
+        self._signal.__exit__()
+
+    def _stop_if_told(self):
+        if self._signal.agreed(self._cluster):
+            self.stopped = self.model.stop_training = True
+
+
+class Divergence(Callback):
+    """Ends training with an error if too many steps in a row were not finite (``max_bad_steps``).
+
+    `fit` has one of its own, so that no training goes on that changes nothing.
+
+    Args:
+        every: Steps between looks; each waits for the device.
+    """
+
+    def __init__(self, every: int = 100):
+        super().__init__()
+        self._every, self._calls = every, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks if it is time to."""
+        self._calls += 1
+        if self._calls % self._every == 0:
+            self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Looks."""
+        self._look()
+
+    def _look(self):
+        if self.trainer.diverged:
+            raise TrainingDivergedError(reports.divergence(self.trainer, self.step, None))

@@ -1,0 +1,156 @@
+"""What TensorBoard shows of a training: scalars in groups, the configuration, and the step's graph."""
+
+import contextlib
+import resource
+import time
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams_plugin
+
+from nvae_tf.config import Config
+from nvae_tf.io.files import write_error
+from nvae_tf.run_folder import RunFolder
+
+MEAN = "in training the mean over the epoch so far"
+
+# What a step or a validation reports -> the tag, and what it is. Vectors have one tag per group.
+TAGS = {
+    "nelbo": ("elbo/nelbo", f"Negative ELBO in nats per image; {MEAN}"),
+    "bpd": ("elbo/bpd", f"The same in bits per dimension; {MEAN}"),
+    "recon": ("elbo/recon", f"-log p(x | z) in nats per image; {MEAN}"),
+    "kl": ("elbo/kl", f"KL of all groups in nats per image; {MEAN}"),
+    "loss": ("elbo/loss", "What this step minimised, in nats per image, regularisation included"),
+    "beta": ("elbo/beta", "KL coefficient"),
+    "active_latents": ("elbo/active_latents", "Latent channels with a mean KL above 0.1 nats"),
+    "kl_per_group": ("kl_per_group", "KL of this group in nats per image; group 0 is the coarsest"),
+    "active_latents_per_group": ("active_latents_per_group", "The active ones of this group"),
+    "gamma_per_group": ("gamma_per_group", "Balancing coefficient of this group's KL"),
+    "learning_rate": ("optimizer/learning_rate", "Learning rate of this step"),
+    "gradient_norm": ("optimizer/gradient_norm", "Norm of the gradient, over all weights"),
+    "skipped_steps": ("optimizer/skipped_steps", "Steps so far that were not finite or too large"),
+    "loss_scale": ("optimizer/loss_scale", "Factor on the loss, for float16"),
+    "lambda": ("optimizer/lambda", "Coefficient of the spectral and batch-norm regularisation"),
+    "spectral_loss": ("optimizer/spectral_loss", "Sum of the kernels' spectral norms"),
+    "batch_norm_loss": ("optimizer/batch_norm_loss", "Sum of the batch norms' largest scales"),
+    "images_per_second": ("speed/images_per_second", "Images over all replicas"),
+    "step_milliseconds": ("speed/step_milliseconds", "Time of a step, data and reports included"),
+    "memory_gigabytes": (
+        "speed/memory_gigabytes",
+        "Most memory of this process so far, in 10^9 bytes",
+    ),
+    "gpu_memory_gigabytes": ("speed/gpu_memory_gigabytes", "Most memory of the first GPU so far"),
+}
+POINTS_PER_EPOCH = 10  # at least
+LARGEST_GRAPH = 20_000  # nodes; TensorBoard does not draw larger ones in a bearable time
+
+
+def interval(log_every: int, steps_per_epoch: int) -> int:
+    """Steps between training scalars: as many as asked for, and at least ten times in an epoch."""
+    return min(log_every, max(steps_per_epoch // POINTS_PER_EPOCH, 1))
+
+
+class Curves:
+    """Scalars of training and validation, configuration and graph, for TensorBoard.
+
+    Args:
+        folder: Folder of the run.
+        config: Configuration of the run.
+        images_per_step: Images in a step, over all replicas.
+        hparams: Values for the tab HParams; default: the whole configuration.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: Config, images_per_step: int, hparams: dict | None = None
+    ):
+        self.train = tf.summary.create_file_writer(str(folder.logs / "train"))
+        self.validation = tf.summary.create_file_writer(str(folder.logs / "validation"))
+        self._folder, self._images_per_step = folder, images_per_step
+        self._since: tuple[int, float] | None = None  # the step of the last scalars, and its time
+        with writing(folder, self.train, 0):
+            tf.summary.text("configuration", f"```yaml\n{config.to_yaml()}```")
+        # Beside the validation's scalars, which are the tab's metrics.
+        with writing(folder, self.validation, 0):
+            values = config.to_dict() if hparams is None else hparams
+            hparams_plugin.hparams(values, trial_id=folder.path.name)
+
+    def step(self, step: int, logs) -> None:
+        """Writes a training step's scalars, and how fast the steps since the last ones were."""
+        values = {**_arrays(logs), **self._speed(step)}
+        with writing(self._folder, self.train, step):
+            write_scalars(values)
+
+    def graph(self, graph) -> None:
+        """Writes the graph of a step, unless it is too large to be looked at.
+
+        Args:
+            graph: A `tf.Graph`.
+        """
+        definition = graph.as_graph_def()
+        functions = definition.library.function
+        if len(definition.node) + sum(len(f.node_def) for f in functions) <= LARGEST_GRAPH:
+            with writing(self._folder, self.train, 0):
+                tf.summary.graph(definition)
+
+    def epoch(self, step: int, validation) -> None:
+        """Writes a validation's scalars, if there was one."""
+        if validation:
+            values = _arrays(validation)
+            with writing(self._folder, self.validation, step):
+                write_scalars(values)
+                self.validation.flush()
+        self._since = None  # validation and pictures do not count as slow steps
+        with writing(self._folder, self.train, step):
+            self.train.flush()
+
+    def _speed(self, step: int) -> dict[str, float]:
+        now, before, self._since = time.monotonic(), self._since, (step, time.monotonic())
+        values = {"memory_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9}
+        if tf.config.list_physical_devices("GPU"):
+            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+            values["gpu_memory_gigabytes"] = peak * 1e-9
+        if before and now > before[1]:
+            steps, seconds = step - before[0], now - before[1]
+            values["images_per_second"] = steps * self._images_per_step / seconds
+            values["step_milliseconds"] = 1000.0 * seconds / steps
+        return values
+
+
+@contextlib.contextmanager
+def writing(folder: RunFolder, writer, step: int):
+    """Makes a writer of TensorBoard's files the default one in a block.
+
+    Nothing is computed in the block: an error in it is one of writing.
+
+    Args:
+        folder: Folder of the run.
+        writer: The writer.
+        step: Steps taken so far.
+
+    Raises:
+        UserError: The files cannot be written.
+    """
+    try:
+        with writer.as_default(step=step):
+            yield
+    except tf.errors.OpError as error:
+        raise write_error(folder.logs, error) from None
+
+
+def _arrays(values) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def write_scalars(values) -> None:
+    """Writes values to TensorBoard's default writer, those of vectors one by one.
+
+    Args:
+        values: Numbers and arrays (groups,), by their names in `TAGS`.
+    """
+    for name, value in values.items():
+        tag, description = TAGS[name]
+        if np.ndim(value) == 0:
+            tf.summary.scalar(tag, value, description=description)
+        else:
+            for group, entry in enumerate(value):
+                tf.summary.scalar(f"{tag}/{group:02d}", entry, description=description)

@@ -1,0 +1,207 @@
+"""The images that `fit` and `evaluate` are given, checked and in batches."""
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf import checks
+from nvae_tf.io.errors import UserError, short_repr
+
+DEFAULT_BATCH_SIZE = 32
+CHECKED = 256  # images whose values are compared with levels
+ROUNDING = 1e-3  # of a level
+
+
+class Batching:
+    """How a model's images are batched.
+
+    Args:
+        model: The model.
+        replicas: Replicas that share a batch.
+        passes: Passes of a training step, which share its images.
+        seed: Seed of the order of images.
+    """
+
+    def __init__(self, model, replicas: int, passes: int, seed: int):
+        self.model, self.replicas, self.passes, self.seed = model, replicas, passes, seed
+
+    def training(self, x, batch_size: int | None, steps: int | None, shuffle: bool):
+        """Batches of images for training.
+
+        Args:
+            x: Images, or a data set of batches (see `KerasTraining.fit`).
+            batch_size: Images of a step, for an array.
+            steps: Steps of an epoch, or None.
+            shuffle: Whether the images of an array come in another order in each epoch.
+
+        Returns:
+            A data set of batches of images, and the number of steps of an epoch.
+
+        Raises:
+            UserError: An argument is wrong.
+        """
+        check_count("steps_per_epoch", steps, optional=True)
+        if not _is_array(x):
+            return self._training_dataset(x, batch_size, steps)
+        size, images = self._checked_array(x, batch_size, self.passes)
+        if len(images) < size:
+            raise UserError(
+                f"batch_size: {size} is not allowed; expected at most the number of images, "
+                f"{len(images)}"
+            )
+        places = tf.data.Dataset.range(len(images))
+        if shuffle:
+            places = places.shuffle(len(images), self.seed, reshuffle_each_iteration=True)
+        if steps is not None:
+            places = places.repeat()
+        batches = places.batch(size, drop_remainder=True).map(lambda rows: tf.gather(images, rows))
+        return batches.prefetch(tf.data.AUTOTUNE), steps or len(images) // size
+
+    def evaluation(self, x, batch_size: int | None, steps: int | None):
+        """Batches for evaluation: images, their places among all, and weights, 0 for repeated ones.
+
+        Args:
+            x: As for `training`.
+            batch_size: Images of a batch, for an array.
+            steps: Number of batches, or None for all.
+
+        Raises:
+            UserError: An argument is wrong.
+        """
+        check_count("steps", steps, optional=True)
+        if isinstance(x, tf.distribute.DistributedDataset):
+            return x
+        if not _is_array(x):
+            images = self._images_of_dataset(x, batch_size)
+            if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
+                raise UserError("x: an endless data set; say how many batches to take")
+
+            def numbered(before, images):
+                count = tf.shape(images, tf.int64)[0]
+                return before + count, (images, before + tf.range(count), tf.ones(count))
+
+            return images.scan(tf.constant(0, tf.int64), numbered)
+        size, images = self._checked_array(x, batch_size, 1)
+        total = -(-len(images) // size) * size
+
+        def example(place):
+            index = tf.minimum(place, len(images) - 1)
+            return images[index], index, tf.cast(place < len(images), tf.float32)
+
+        return tf.data.Dataset.range(total).map(example).batch(size, drop_remainder=True)
+
+    def check(self, images) -> None:
+        """Checks one batch of a training step.
+
+        Raises:
+            UserError: The images have another type or shape, or other values, or cannot be divided.
+        """
+        checks.check_images(images, self.model.image)
+        self._check_divisible("x", checks.batch_of(images), self.passes)
+        self._check_levels(images)
+
+    def _training_dataset(self, x, batch_size, steps):
+        if isinstance(x, tf.distribute.DistributedDataset):
+            if steps is None:
+                raise UserError(
+                    "steps_per_epoch: None; a distributed data set does not know its size"
+                )
+            return x, steps
+        images = self._images_of_dataset(x, batch_size)
+        self._check_divisible("x", images.element_spec.shape[0], self.passes)
+        size = int(x.cardinality())
+        if steps is None and size < 0:
+            kind = "endless" if size == tf.data.INFINITE_CARDINALITY else "of unknown size"
+            raise UserError(
+                f"x: a data set that is {kind}; expected steps_per_epoch beside it, the number of its "
+                "batches that make an epoch"
+            )
+        return images, steps or size
+
+    def _images_of_dataset(self, x, batch_size) -> tf.data.Dataset:
+        """The images alone of a data set of batches."""
+        if not isinstance(x, tf.data.Dataset):
+            raise UserError(
+                f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "
+                "tf.data.Dataset of batches of them"
+            )
+        if batch_size is not None:
+            raise UserError("batch_size: a data set has its own; expected none beside one")
+        spec = x.element_spec
+        if isinstance(spec, tuple) and spec:
+            x, spec = x.map(lambda images, *_: images), spec[0]
+        if not isinstance(spec, tf.TensorSpec):
+            raise UserError(
+                f"x: a data set of {short_repr(spec)}; expected batches of images, or tuples that "
+                "begin with one"
+            )
+        if spec.shape.rank == 3:
+            raise UserError("x: a data set of single images; expected batches, dataset.batch(32)")
+        checks.check_images(spec, self.model.image)
+        if spec.shape[0] is None and self.replicas > 1:
+            raise UserError(
+                f"x: batches of unknown size, which {self.replicas} replicas cannot share; expected "
+                "dataset.batch(size, drop_remainder=True)"
+            )
+        self._check_divisible("x", spec.shape[0], 1)
+        first = next(iter(x.take(1)), None)
+        if first is None:
+            raise UserError("x: an empty data set")
+        checks.check_images(first, self.model.image)
+        self._check_levels(first)
+        return x
+
+    def _checked_array(self, x, batch_size, passes):
+        size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        check_count("batch_size", size)
+        self._check_divisible("batch_size", size, passes)
+        checks.check_images(x, self.model.image)
+        if len(x) == 0:
+            raise UserError("x: no images")
+        self._check_levels(x[:CHECKED])
+        with tf.device("CPU"):
+            return size, tf.convert_to_tensor(x, tf.float32)
+
+    def _check_divisible(self, name: str, size: int | None, passes: int) -> None:
+        parts = self.replicas * passes
+        if size is not None and size % parts:
+            raise UserError(
+                f"{name}: batches of {size} images; expected a multiple of {parts}, for "
+                f"{self.replicas} replicas and {passes} accumulated passes"
+            )
+
+    def _check_levels(self, images) -> None:
+        """Refuses values that the likelihood does not know: other ones than the levels of the bits."""
+        image, bits = self.model.image, self.model.config.num_x_bits
+        last = 1 if image.binary else 2**bits - 1
+        levels = np.asarray(images) * last
+        if np.abs(levels - np.round(levels)).max() > ROUNDING:
+            advice = (
+                "0 or 1: binarise them, images > 0.5 for example"
+                if image.binary
+                else f"multiples of 1/{last}, the levels of num_x_bits {bits}: "
+                f"np.round(images * {last}) / {last} for example"
+            )
+            raise UserError(f"images: values between levels; expected {advice}")
+
+
+def check_count(name: str, value, minimum: int = 1, optional: bool = False) -> None:
+    """Checks that an argument is a whole number.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        minimum: Smallest value.
+        optional: Whether None is allowed.
+
+    Raises:
+        UserError: It is another value.
+    """
+    is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (optional and value is None) and not (is_count and value >= minimum):
+        raise UserError(
+            f"{name}: {short_repr(value)} is not allowed; expected a whole number, at least {minimum}"
+        )
+
+
+def _is_array(x) -> bool:
+    return isinstance(x, (np.ndarray, tf.Tensor, tf.Variable))

@@ -1,0 +1,277 @@
+"""How `fit` trains a model: the command's step, with schedules as long as the call says."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from nvae_tf import config as configuration
+from nvae_tf.config import LARGEST_INT, Config, TrainConfig
+from nvae_tf.io.errors import ConfigError
+from nvae_tf.training.callbacks import Divergence
+from nvae_tf.training.fit_data import Batching, check_count
+from nvae_tf.training.optimizer_choice import as_optimizer
+from nvae_tf.training.schedules import WarmupCosineByEpoch
+from nvae_tf.training.trainer import (
+    Trainer,
+    compiled,
+    grappler_disabled,
+    on_replicas,
+    several_steps,
+    uses_xla,
+    whole_step,
+)
+
+NEVER = 2**62  # steps after which the trainer's means start anew by themselves: Keras says when
+SCORES = ("nelbo", "bpd", "recon", "kl")
+REPORTED = (*SCORES, "loss", "beta", "learning_rate")
+
+# Keys of `TrainConfig` that `compile` does not take, and who does.
+_ELSEWHERE = {
+    "epochs": "it is an argument of fit",
+    "save_every": "the callback Checkpoints saves",
+    "keep": "the callback Checkpoints saves",
+    "log_every": "callbacks write logs",
+    "images_every": "the callback Pictures draws",
+    "eval_every": "fit has validation_freq",
+    "optimizer": "it is the first argument of compile",
+    "precision": "it is an argument of NVAE",
+}
+
+# Keys of names of ours; an optimiser that is given has its own values.
+_SCHEDULED = ("learning_rate", "learning_rate_min", "warmup_epochs", "weight_decay")
+
+
+class TrainingView:
+    """What a model's callbacks may look at while it is trained, by `fit` or by the command.
+
+    Args:
+        trainer: The trainer.
+        given_optimizer: The optimiser as Keras's callbacks know it.
+
+    Attributes:
+        report: What the latest step reports, with its vectors (see `Trainer.update`); None before.
+    """
+
+    def __init__(self, trainer: Trainer, given_optimizer):
+        self.trainer, self.given_optimizer = trainer, given_optimizer
+        self.report: dict[str, tf.Tensor] | None = None
+
+    def reset(self) -> None:
+        """Does nothing; the command's means start anew by themselves."""
+
+
+class Fitting(TrainingView):
+    """What `KerasTraining.compile` makes: a trainer, and its step and validation for Keras's loops.
+
+    Args:
+        model: The model.
+        optimizer: As for `KerasTraining.compile`.
+        seed: Seed of noise and order.
+        initialize: Whether the first batch initialises convolutions that ask for it.
+        settings: Keys of `TrainConfig` and their values.
+    """
+
+    reported = REPORTED
+
+    def __init__(self, model, optimizer, seed: int, initialize: bool, settings: dict[str, Any]):
+        check_count("seed", seed, minimum=0)
+        self.model, self.strategy = model, model.distribute_strategy
+        self._given, self._settings = settings, _checked(settings, model.precision)
+        if self._settings.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        # The learning rate as a function of the step; None: the constant.
+        self._schedule: WarmupCosineByEpoch | None = None
+        chosen, name = as_optimizer(optimizer, self._settings, self._learning_rate)
+        if chosen is optimizer or hasattr(chosen, "keras_optimizer"):
+            for key in _SCHEDULED:
+                if key in settings:
+                    raise ConfigError(
+                        f"{key}: is not allowed beside an optimiser that has its own; expected it there"
+                    )
+        self._settings = dataclasses.replace(self._settings, optimizer=name)
+        trainer = Trainer(
+            model, _without_annealing(self._settings), 1, NEVER, seed, optimizer=chosen
+        )
+        super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
+        self._needs_preparing, self._initialize = True, initialize
+        self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
+        self._sums: list = []  # of the batches of an evaluation
+        replicas, passes = self.strategy.num_replicas_in_sync, self._settings.accumulate_steps
+        self._batching = Batching(model, replicas, passes, seed)
+
+    def training_data(self, x, batch_size, steps, shuffle):
+        """Batches for training, and steps of an epoch; see `Batching.training`."""
+        return self._batching.training(x, batch_size, steps, shuffle)
+
+    def evaluation_data(self, x, batch_size, steps):
+        """Batches for evaluation; see `Batching.evaluation`."""
+        return self._batching.evaluation(x, batch_size, steps)
+
+    def check_batch(self, images) -> None:
+        """Checks the images of a training step; see `Batching.check`."""
+        self._batching.check(images)
+
+    def plan(self, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
+        """Makes schedules span the steps taken so far and those of a call of `fit`.
+
+        Args:
+            epochs: Number of the last epoch.
+            initial_epoch: Number of epochs before the call.
+            steps_per_epoch: Steps in an epoch.
+
+        Returns:
+            Whether they are other ones than before, so that the step has to be traced again.
+
+        Raises:
+            UserError: An argument is wrong.
+            ConfigError: The warm-up that was given to `compile` does not fit.
+        """
+        check_count("epochs", epochs)
+        check_count("initial_epoch", initial_epoch, minimum=0)
+        if initial_epoch >= epochs:
+            raise ConfigError(
+                f"initial_epoch: {initial_epoch} is not allowed; expected less than epochs ({epochs})"
+            )
+        taken = int(self.trainer.optimizer.iterations.numpy())
+        total = taken + (epochs - initial_epoch) * steps_per_epoch
+        if self._planned == (total, steps_per_epoch):
+            return False
+        given = {key: self._given[key] for key in ("warmup_epochs",) if key in self._given}
+        whole_epochs = -(-total // steps_per_epoch)
+        planned = configuration.override(
+            Config(train=self._settings), {"epochs": whole_epochs, **given}
+        )
+        self._schedule = WarmupCosineByEpoch.from_train_config(
+            planned.config.train, steps_per_epoch
+        )
+        self.trainer.config, self.trainer.total_steps = planned.config.train, total
+        self._planned = (total, steps_per_epoch)
+        return True
+
+    def prepare(self, batches) -> None:
+        """Does what a new training needs once before its first step.
+
+        Args:
+            batches: Batches of images, of which the first one may be looked at.
+        """
+        if self._needs_preparing:
+            looks = self._initialize and self.model.needs_data_initialization
+            with self.strategy.scope():
+                if looks:
+                    self.trainer.prepare(next(iter(batches)))
+                else:
+                    self.trainer.warm_up_spectral_norms()
+        self._needs_preparing = False
+
+    @contextlib.contextmanager
+    def running(self):
+        """What holds while steps are taken, as in the command."""
+        with self.strategy.scope(), grappler_disabled():
+            yield
+
+    def train_function(self, steps_per_call: tf.Variable):
+        """A training step for Keras.
+
+        Args:
+            steps_per_call: Steps to take in a call; several replicas take them in one call of a graph.
+
+        Returns:
+            A function of an iterator over batches to what is reported, and the graph that it runs.
+        """
+        with self.strategy.scope():
+            step = whole_step(self.trainer, self.strategy, uses_xla(self.trainer.config))
+        several = several_steps(lambda batch: step(_images(batch)), self.strategy)
+        one = compiled(step, self.strategy)
+
+        def run(iterator):
+            count = int(steps_per_call.numpy())
+            if count > 1:
+                self.report = several(iterator, tf.constant(count))
+            else:
+                self.report = one(_images(next(iterator)))
+            return {name: self.report[name] for name in REPORTED}
+
+        return run, one
+
+    def test_function(self, steps_per_call: tf.Variable):
+        """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
+        with self.strategy.scope():
+            step = on_replicas(
+                self.trainer.validation_step, self.strategy, uses_xla(self.trainer.config)
+            )
+        run_step = compiled(step, self.strategy)
+
+        def run(iterator):
+            for _ in range(int(steps_per_call.numpy())):
+                self._sums.append(run_step(*next(iterator)))
+            means = self.trainer.means(self._sums)
+            return {name: means[name] for name in SCORES}
+
+        return run
+
+    def reset(self) -> None:
+        """Starts the means of training and of evaluation anew."""
+        self.trainer.epoch_sums.assign(tf.zeros_like(self.trainer.epoch_sums))
+        self._sums = []
+
+    def training_callbacks(self, callbacks, verbose):
+        """The callbacks of a `fit`: those given, a look for divergence, and a bar that shows means."""
+        callbacks = _as_list(callbacks)
+        if isinstance(callbacks, list):
+            if not any(isinstance(callback, Divergence) for callback in callbacks):
+                callbacks = [*callbacks, Divergence()]
+            return _with_bar(callbacks, verbose)
+        return callbacks
+
+    def evaluation_callbacks(self, callbacks, verbose):
+        """The callbacks of an `evaluate`: those given, and a bar that shows means."""
+        callbacks = _as_list(callbacks)
+        return _with_bar(callbacks, verbose) if isinstance(callbacks, list) else callbacks
+
+    def _learning_rate(self, steps):
+        if self._schedule is None:
+            return tf.constant(self._settings.learning_rate, tf.float32)
+        return self._schedule(steps)
+
+
+def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:
+    """The settings of `compile` as a `TrainConfig`, whose epochs are not known yet."""
+    for name in settings:
+        if name in _ELSEWHERE:
+            raise ConfigError(f"{name}: is not a key of compile: {_ELSEWHERE[name]}")
+        if name in configuration.KEYS and configuration.KEYS[name][0] != "train":
+            raise ConfigError(
+                f"{name}: is not a key of training; expected it where the model is made"
+            )
+    mixed = precision if precision == "float32" else f"mixed_{precision}"
+    base = Config(train=TrainConfig(epochs=LARGEST_INT, precision=mixed))
+    return configuration.from_dict(settings, base).train
+
+
+def _without_annealing(settings: TrainConfig) -> TrainConfig:
+    """The settings with a KL coefficient of 1 throughout."""
+    return dataclasses.replace(
+        settings, kl_anneal_portion=0.0, kl_const_portion=0.0, kl_const_coeff=1.0
+    )
+
+
+def _images(batch):
+    """The images of a batch, which Keras may have put into a tuple."""
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else callbacks
+
+
+def _with_bar(callbacks: list, verbose) -> list:
+    """Adds Keras's bar, which would show means of the means that are reported."""
+    kind = tf_keras.callbacks.ProgbarLogger
+    if not verbose or any(isinstance(callback, kind) for callback in callbacks):
+        return callbacks
+    return [*callbacks, kind(count_mode="steps", stateful_metrics=REPORTED)]

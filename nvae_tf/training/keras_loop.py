@@ -1,0 +1,68 @@
+"""Keras's callbacks in the command's own loop."""
+
+import tf_keras
+
+from nvae_tf.training.fitting import REPORTED, SCORES, TrainingView
+
+
+class KerasLoop:
+    """Calls callbacks as `fit` would; without any, it does nothing.
+
+    Args:
+        callbacks: The callbacks.
+        trainer: The trainer, whose model they are given.
+        epochs: Number of epochs of the whole training.
+        steps_per_epoch: Steps in an epoch.
+    """
+
+    def __init__(self, callbacks, trainer, epochs: int, steps_per_epoch: int):
+        self._model, self._steps_per_epoch = trainer.model, steps_per_epoch
+        self._in_epoch = False
+        self._list = None
+        if callbacks:
+            self._model.fitting = TrainingView(trainer, trainer.optimizer)
+            self._model.stop_training = False
+            self._list = tf_keras.callbacks.CallbackList(
+                list(callbacks), model=self._model, epochs=epochs, steps=steps_per_epoch
+            )
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback ended training."""
+        return self._list is not None and self._model.stop_training
+
+    def begin(self) -> None:
+        """Training begins."""
+        if self._list:
+            self._list.on_train_begin()
+
+    def before(self, step: int) -> None:
+        """A step begins, after so many others."""
+        if self._list:
+            epoch, place = divmod(step, self._steps_per_epoch)
+            if not self._in_epoch:
+                self._list.on_epoch_begin(epoch)
+            self._in_epoch = True
+            self._list.on_train_batch_begin(place)
+
+    def after(self, step: int, count: int, logs) -> None:
+        """Steps were taken: the `count` latest of `step`, the last of which reports `logs`."""
+        if self._list:
+            self._model.fitting.report = logs
+            self._model._train_counter.assign_add(count)
+            place = (step - 1) % self._steps_per_epoch
+            self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})
+
+    def epoch(self, epoch: int, logs, validation) -> None:
+        """So many epochs are done; `validation` may be None."""
+        if self._list:
+            values = {name: float(logs[name]) for name in REPORTED}
+            if validation:
+                values.update({f"val_{name}": float(validation[name]) for name in SCORES})
+            self._list.on_epoch_end(epoch - 1, values)
+            self._in_epoch = False
+
+    def end(self) -> None:
+        """Training ends."""
+        if self._list:
+            self._list.on_train_end()

@@ -1,0 +1,107 @@
+"""Keras's optimisers in place of ours."""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from nvae_tf.config import BUILT_IN_OPTIMIZERS
+from nvae_tf.engine.state import TensorState
+from nvae_tf.io.errors import ConfigError
+from nvae_tf.training.optimizers import Optimizer
+
+# Those of Keras whose update of a number depends on nothing but that number's own history: they may be
+# given stacks of weights. All others are given weights, one by one.
+_NAMES = (
+    "SGD",
+    "RMSprop",
+    "Adam",
+    "AdamW",
+    "Adadelta",
+    "Adagrad",
+    "Adamax",
+    "Nadam",
+    "Ftrl",
+    "Lion",
+)
+ELEMENTWISE = {getattr(tf_keras.optimizers, name, None) for name in _NAMES}
+
+
+class KerasOptimizer(Optimizer):
+    """One of Keras's optimisers, which keeps its own learning rate.
+
+    One that may look at each weight as a whole (norms, factors) updates weights one by one; for that
+    this object holds the weights a second time.
+
+    Args:
+        optimizer: The optimiser.
+        l2: Coefficient of L2 decay to add to gradients.
+
+    Attributes:
+        keras_optimizer: The optimiser.
+    """
+
+    def __init__(self, optimizer, l2: float = 0.0):
+        super().__init__(None)
+        self.keras_optimizer, self._l2 = optimizer, l2
+        self._by_weight = type(optimizer) not in ELEMENTWISE or bool(
+            getattr(optimizer, "clipnorm", None)
+        )
+
+    def learning_rate_after(self, steps):
+        """The optimiser's own learning rate, for this step."""
+        rate = self.keras_optimizer.learning_rate
+        return tf.cast(
+            rate(self.keras_optimizer.iterations) if callable(rate) else rate, tf.float32
+        )
+
+    def build(self, variables) -> None:
+        """Makes the optimiser's slots, and a variable for each weight if it needs them."""
+        self._stacks, self._rows = list(variables), None
+        trained = self._stacks
+        if self._by_weight:
+            self._rows = [
+                [tf.Variable(value, trainable=False) for value in tf.unstack(stack)]
+                for stack in variables
+            ]
+            trained = sum(self._rows, [])
+        if hasattr(self.keras_optimizer, "build"):
+            self.keras_optimizer.build(trained)
+        else:  # of Keras's legacy optimisers
+            self.keras_optimizer._create_all_weights(trained)
+
+    def _apply(self, gradients, steps, condition, scope, state) -> None:
+        """Lets the optimiser change stacks or weights, and its slots, and takes it back if need be.
+
+        Raises:
+            ConfigError: The state is not in variables: those of these optimisers are their own.
+        """
+        if isinstance(state, TensorState):
+            raise ConfigError(
+                "optimizer: one of Keras or TensorFlow Addons keeps its state itself, so that the "
+                f"step is not a function; choose {', '.join(BUILT_IN_OPTIMIZERS)}"
+            )
+        before = [tf.identity(state.value(stack)) for stack in self._stacks]
+        pairs: list[tuple[Any, tf.Variable]] = []
+        for number, (value, gradient) in enumerate(zip(before, gradients, strict=True)):
+            decayed = gradient + self._l2 * value if self._l2 else gradient
+            if self._rows is None:
+                pairs.append((decayed, self._stacks[number]))
+                continue
+            rows = self._rows[number]
+            for row, row_value in zip(rows, tf.unstack(value), strict=True):
+                state.assign(row, row_value)
+            pairs += zip(tf.unstack(decayed), rows, strict=True)
+        slots = self.keras_optimizer.variables
+        slots = list(slots() if callable(slots) else slots)
+        slots_before = [tf.identity(state.value(slot)) for slot in slots]
+        # The gradients are means over all replicas already.
+        self.keras_optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+        for slot, value in zip(slots, slots_before, strict=True):
+            state.assign(slot, tf.where(condition, state.value(slot), value))
+        for number, (stack, value) in enumerate(zip(self._stacks, before, strict=True)):
+            if self._rows is None:
+                changed = state.value(stack)
+            else:
+                changed = tf.stack([state.value(row) for row in self._rows[number]])
+            state.assign(stack, tf.where(condition, changed, value))

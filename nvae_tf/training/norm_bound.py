@@ -1,0 +1,67 @@
+"""A bound on the norm of the gradient that follows training: ``skip_gradient_norm: auto``."""
+
+import math
+
+import tensorflow as tf
+
+from nvae_tf.engine.state import VariableState
+
+FIRST_STEPS = 100  # steps that are only looked at
+RATE = 0.01  # of the running means after that: they follow the latest few hundred steps
+LARGEST_DEVIATION = 3.0  # mean deviations that a step may move the means by
+DEVIATIONS = 10.0  # mean deviations above the mean logarithm at which steps are skipped
+SMALLEST_FACTOR = 10.0  # and never below so many times the typical norm
+
+
+class GradientNormBound(tf.Module):
+    """A running bound that single wild steps hardly move.
+
+    With x the logarithm of the gradient's norm, m its running mean and s the running mean of |x - m|,
+    both of x clipped to m +- 3 s, steps are skipped whose norm is above
+    ``exp(m + max(10 s, log 10))``. Its unit is the one of ``gradient_norm`` in TensorBoard: nats per
+    image and unit of weight, over all weights. The first 100 steps are never skipped for it.
+
+    Attributes:
+        steps: Steps that were looked at.
+        mean: m.
+        deviation: s.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.mean = tf.Variable(0.0, trainable=False)
+        self.deviation = tf.Variable(0.0, trainable=False)
+
+    def allows(self, norm, state=None):
+        """Whether a step with this norm is taken, a scalar tensor."""
+        state = state or VariableState()
+        width = tf.maximum(DEVIATIONS * state.value(self.deviation), math.log(SMALLEST_FACTOR))
+        bound = tf.exp(state.value(self.mean) + width)
+        return (norm <= bound) | (state.value(self.steps) < FIRST_STEPS)
+
+    def update(self, norm, finite, state=None) -> None:
+        """Moves the bound by a step.
+
+        Args:
+            norm: Norm of the gradient, a scalar.
+            finite: A scalar; where it is false nothing changes.
+            state: Where the means are read and changed; default: in their variables.
+        """
+        state = state or VariableState()
+        steps, mean = state.value(self.steps), state.value(self.mean)
+        deviation = state.value(self.deviation)
+        count = tf.cast(steps, tf.float32)
+        rate = tf.maximum(1.0 / (count + 1.0), RATE)  # plain means of the first steps
+        distance = tf.math.log(tf.maximum(norm, 1e-30)) - mean
+        limit = LARGEST_DEVIATION * deviation
+        clipped = tf.clip_by_value(distance, -limit, limit)
+        distance = tf.where(steps < FIRST_STEPS, distance, clipped)
+        # The first distance is one from 0, and says nothing.
+        spread = tf.where(tf.equal(steps, 0), 0.0, tf.abs(distance))
+        for variable, value, before in (
+            (self.mean, mean + rate * distance, mean),
+            (self.deviation, deviation + rate * (spread - deviation), deviation),
+        ):
+            state.assign(variable, tf.where(finite, value, before))
+        state.assign(self.steps, steps + tf.cast(finite, tf.int64))

@@ -1,0 +1,76 @@
+"""Trains on real digits by the command and by `fit`, with the same batches, into two run folders.
+
+Run as a program by `test_fit.py`: ``python fit_program.py OUT --world_size 2``. TF_CONFIG says which
+workers there are.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import nvae_tf  # noqa: F401 - sets what TensorFlow reads when it is imported
+
+import tf_keras  # isort: skip
+
+from nvae_tf import callbacks
+from nvae_tf import config as configuration
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.run_folder import RunFolder
+from nvae_tf.training import run
+from nvae_tf.training.cluster import connect
+
+GLOBAL_BATCH, EPOCHS, SEED = 200, 2, 1
+SETTINGS = dict(warmup_epochs=1, weight_decay_norm=1e-2, ema_decay=0.9, jit_compile="off")
+SMALL = dict(
+    num_channels_enc=4, num_channels_dec=4, num_groups_per_scale=2, num_latent_scales=2,
+    num_latent_per_group=4,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Trains twice."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--world_size", type=int)
+    arguments = parser.parse_args()
+    cluster = connect(arguments.world_size, 100)
+    changes = {**SMALL, **SETTINGS, "epochs": EPOCHS, "seed": SEED, "deterministic": True}
+    changes["batch_size"] = GLOBAL_BATCH // cluster.replicas
+    config = configuration.from_dict(changes, base=configuration.load("digits"))
+    by_command = run.train(config, RunFolder(arguments.out / "command"), cluster=cluster)
+
+    dataset = catalog.get_dataset_info(config.data)
+    train, test = dataset.open("")
+    view = dict(seed=SEED, batch_size=GLOBAL_BATCH)
+    per_worker = cluster.replicas // cluster.num_workers
+    share = dict(worker=cluster.worker, num_workers=cluster.num_workers, parts=per_worker)
+    distribute = cluster.strategy.distribute_datasets_from_function
+    batches = distribute(lambda _: pipeline.training_batches(train, dataset, **view, **share))
+    images = np.concatenate(list(pipeline.evaluation_batches(test, dataset, **view)))
+    if cluster.replicas == 1:  # as most do it
+        batches = pipeline.training_batches(train, dataset, **view)
+    with cluster.strategy.scope():
+        tf_keras.utils.set_random_seed(SEED)
+        model = nvae_tf.NVAE(config.model, dataset.image)
+        model.compile(**SETTINGS, seed=SEED, deterministic=True)
+    history = model.fit(
+        batches,
+        epochs=EPOCHS,
+        steps_per_epoch=len(train) // GLOBAL_BATCH,
+        validation_data=images,
+        validation_batch_size=GLOBAL_BATCH,
+        callbacks=[callbacks.Checkpoints(arguments.out / "fit"), callbacks.Termination()],
+        verbose=2 if cluster.is_chief else 0,
+    )
+    last = {name: values[-1] for name, values in history.history.items()}
+    if cluster.is_chief:
+        results = {"fit": {k: float(v) for k, v in last.items()}, "command": by_command}
+        (arguments.out / "results.json").write_text(json.dumps(results))
+    cluster.gather_from_workers([1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

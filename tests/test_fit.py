@@ -1,0 +1,317 @@
+"""`compile`, `fit`, `evaluate` and `predict`: the command's training as Keras's users start it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from processes import free_ports
+
+import nvae_tf
+from nvae_tf.config import DataConfig
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.io.errors import TrainingDivergedError, UserError
+from nvae_tf.training.optimizers import Adam
+
+pytestmark = pytest.mark.core
+
+PROGRAM = Path(__file__).parent / "fit_program.py"
+SMALL = dict(
+    num_latent_scales=1, num_groups_per_scale=2, num_latent_per_group=4, num_channels_enc=4,
+    num_channels_dec=4, num_preprocess_cells=1, num_postprocess_cells=1, use_se=True, res_dist=True,
+)  # fmt: skip
+
+
+def checkpoint(folder):
+    """The newest checkpoint's values by name."""
+    newest = max((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    reader = tf.train.load_checkpoint(str(newest / "state"))
+    names = [name for name in reader.get_variable_to_shape_map() if name.startswith("trainer/")]
+    return {name: reader.get_tensor(name) for name in names if "epoch_sums" not in name}
+
+
+def train_both_ways(out, topology):
+    """Trains by the command and by `fit`, in processes of their own; returns what they report."""
+    variables = [{}]
+    flags = []
+    if topology == "two devices":
+        variables, flags = [{"NVAE_SPLIT_CPU": "1"}], ["--world_size", "2"]
+    elif topology == "two workers":
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+        tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
+        variables = [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, out, *flags], env={**os.environ, **own},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for own in variables
+    ]  # fmt: skip
+    errors = [process.communicate()[1] for process in processes]
+    assert not any(process.returncode for process in processes), errors[0][-3000:]
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "one device",
+        pytest.param("two devices", marks=pytest.mark.slow),
+        pytest.param("two workers", marks=pytest.mark.slow),
+    ],
+)
+def test_fit_gives_the_commands_weights_to_the_bit(topology, tmp_path):
+    results = train_both_ways(tmp_path, topology)
+    by_command, by_fit = checkpoint(tmp_path / "command"), checkpoint(tmp_path / "fit")
+    assert by_command.keys() == by_fit.keys()
+    for name, value in by_command.items():
+        np.testing.assert_array_equal(by_fit[name], value, err_msg=name)
+    for name, value in results["command"].items():
+        np.testing.assert_allclose(results["fit"][f"val_{name}"], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Binary images of digits: 600 for training, 90 for evaluation."""
+    dataset = catalog.get_dataset_info(DataConfig(dataset="digits"))
+    train, test = dataset.open("")
+    batches = [
+        next(iter(pipeline.evaluation_batches(source, dataset, batch_size=count, seed=1))).numpy()
+        for source, count in ((train, 600), (test, 90))
+    ]
+    return tuple(batches)
+
+
+def new_model(optimizer="adamax", **settings):
+    tf_keras.utils.set_random_seed(1)
+    image = nvae_tf.ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+    model = nvae_tf.NVAE(image=image, **SMALL)
+    model.compile(optimizer, **{"jit_compile": "off", **settings})
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A model after two calls of fit with every kind of callback, the histories, and the folder."""
+    folder = tmp_path_factory.mktemp("fit")
+    train, test = digits
+    model, steps = new_model(ema_decay=0.5), []
+    ours = nvae_tf.callbacks
+    kl = ours.KLPerGroup(folder / "kl")
+    callbacks = [
+        ours.Checkpoints(folder / "run"), ours.Pictures(folder / "run", test), kl,
+        ours.Termination(), ours.Divergence(),
+        tf_keras.callbacks.TensorBoard(folder / "logs", histogram_freq=1, update_freq=1),
+        tf_keras.callbacks.CSVLogger(folder / "log.csv"),
+        tf_keras.callbacks.EarlyStopping("val_nelbo", patience=5, restore_best_weights=True),
+        tf_keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(logs)),
+    ]  # fmt: skip
+    options = dict(batch_size=100, validation_data=test, verbose=0)
+    first = model.fit(train, epochs=3, callbacks=callbacks, **options)
+    second = model.fit(train, epochs=5, initial_epoch=3, **options)
+    return model, first.history, second.history, steps, kl, folder
+
+
+def test_fit_trains_and_says_how(trained, digits):
+    model, first, second, steps, _, _ = trained
+    assert {"nelbo", "bpd", "recon", "kl", "val_nelbo", "val_kl", "learning_rate"} <= first.keys()
+    assert len(first["nelbo"]) == 3 and len(second["nelbo"]) == 2 and len(steps) == 3 * 6
+    nelbo = [*first["nelbo"], *second["nelbo"]]
+    assert nelbo[-1] < 0.75 * nelbo[0]
+    np.testing.assert_allclose(
+        np.array(first["nelbo"]), np.array(first["recon"]) + first["kl"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        first["bpd"], np.array(first["nelbo"]) / (784 * np.log(2)), rtol=1e-5
+    )
+    # The means over an epoch's steps.
+    losses = [float(logs["nelbo"]) for logs in steps]
+    assert losses[5] == pytest.approx(first["nelbo"][0]) and losses[6] != pytest.approx(losses[5])
+    assert int(model.optimizer.iterations) == 30
+    # The default warm-up of 5 epochs was shortened to 2, and then to 4; the last epoch is the slowest.
+    assert max(first["learning_rate"]) == pytest.approx(1e-2, rel=0.1)
+    scores = model.evaluate(digits[1], verbose=0)
+    assert scores["nelbo"] == pytest.approx(second["val_nelbo"][-1], rel=1e-5)
+    odd = model.evaluate(tf.data.Dataset.from_tensor_slices(digits[1]).batch(40), verbose=0)
+    assert odd["nelbo"] == pytest.approx(scores["nelbo"], rel=1e-5)  # whatever the batches
+
+
+def test_callbacks_of_keras_and_ours_leave_what_they_promise(trained, digits):
+    model, first, _, _, kl, folder = trained
+    assert len(kl.history) == 3 and kl.history[0].shape == (2,)
+    assert list((folder / "kl").glob("events*"))
+    rows = (folder / "log.csv").read_text().splitlines()
+    assert len(rows) == 4 and float(rows[1].split(",")[rows[0].split(",").index("nelbo")]) > 0
+    assert list((folder / "logs" / "train").glob("events*"))
+    loaded = nvae_tf.load(folder / "run")
+    assert loaded.image == model.image and loaded.config == model.config
+    score = loaded.compile() or loaded.evaluate(digits[1], verbose=0)
+    assert score["nelbo"] == pytest.approx(first["val_nelbo"][-1], rel=1e-5)
+    assert (folder / "run" / "samples.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="holds a run already"):
+        model.fit(digits[0], callbacks=[nvae_tf.callbacks.Checkpoints(folder / "run")], verbose=0)
+
+
+def test_predict_reconstructs_with_the_averages_and_train_on_batch_takes_a_step(trained, digits):
+    model, *_ = trained
+    images = digits[1][:10]
+    reconstructed = model.predict(images, batch_size=4, verbose=0)
+    assert (
+        reconstructed.shape == images.shape and 0 <= reconstructed.min() <= reconstructed.max() <= 1
+    )
+    assert np.mean((reconstructed - images) ** 2) < 0.9 * np.mean((images.mean() - images) ** 2)
+    with model.fitting.trainer.evaluated_weights():
+        np.testing.assert_allclose(reconstructed, model.reconstruct(images), atol=1e-5)
+    model = new_model()
+    values = [model.train_on_batch(digits[0][:50], return_dict=True) for _ in range(8)]
+    assert values[0]["beta"] == 1.0 and values[-1]["nelbo"] < 0.9 * values[0]["nelbo"]
+    assert model.metrics_names[:4] == ["nelbo", "bpd", "recon", "kl"]
+    assert len(model.train_on_batch(digits[0][:50])) == len(model.metrics_names)
+
+
+def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
+    model, *_ = trained
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "weights")
+    loaded = nvae_tf.load(tmp_path / "model.keras")
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    continued = new_model(ema_decay=0.5)
+    continued.load_weights(tmp_path / "weights")  # the optimiser's state too
+    assert int(continued.optimizer.iterations) == int(model.optimizer.iterations)
+    batch = digits[0][:50]
+    before = continued.fitting.trainer.spectral.vectors[0].numpy()
+    np.testing.assert_array_equal(before, model.fitting.trainer.spectral.vectors[0])
+    assert np.isfinite(continued.train_on_batch(batch)).all()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_backup_and_restore_continues_where_it_was(digits, tmp_path):
+    def fit(interrupt):
+        model = new_model()
+
+        def maybe_fail(epoch, logs):
+            if epoch == 1 and interrupt:
+                raise Interrupted
+
+        callbacks = [
+            tf_keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False),
+            tf_keras.callbacks.LambdaCallback(on_epoch_begin=maybe_fail),
+        ]
+        options = dict(batch_size=100, epochs=3, shuffle=False, verbose=0)
+        return model, model.fit(digits[0], callbacks=callbacks, **options).history
+
+    with pytest.raises(Interrupted):
+        fit(interrupt=True)
+    model, history = fit(interrupt=False)
+    assert len(history["nelbo"]) == 2 and int(model.optimizer.iterations) == 18
+    plain = new_model()
+    expected = plain.fit(digits[0], batch_size=100, epochs=3, shuffle=False, verbose=0).history
+    np.testing.assert_array_equal(history["nelbo"], expected["nelbo"][1:])
+    for one, other in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def weights_after(optimizer, digits, steps=2, **settings):
+    model = new_model(optimizer, **settings)
+    before = model.get_weights()
+    for step in range(steps):
+        model.train_on_batch(digits[0][50 * step : 50 * (step + 1)])
+    return model, before, model.get_weights()
+
+
+def test_keras_adam_is_ours(digits):
+    # A first step moves each number by the rate, whatever its gradient.
+    ours = weights_after(Adam(1e-3, epsilon=1e-12), digits, steps=1)[2]
+    for kind in (tf_keras.optimizers.Adam, tf_keras.optimizers.legacy.Adam):
+        theirs = weights_after(kind(1e-3, epsilon=1e-12), digits, steps=1)[2]
+        for one, other in zip(ours, theirs, strict=True):
+            assert np.mean(np.abs(one - other)) < 1e-5  # numbers with tiny gradients are rounded
+
+
+def test_norms_per_variable_are_of_weights_not_of_stacks(digits):
+    rate, norm = 0.1, 1e-3
+    sgd = tf_keras.optimizers.SGD(rate, clipnorm=norm)
+    model, before, after = weights_after(sgd, digits, steps=1)
+    for _, old, new in zip(model.trainable_variables, before, after, strict=False):
+        moved = np.sqrt(np.sum(np.square(new - old).reshape(len(old), -1), 1))
+        assert 0.5 * rate * norm < moved.max() < 1.05 * rate * norm
+    assert len(model.weights) == len(before)  # the copies are not the model's
+
+
+@pytest.mark.slow
+def test_a_given_optimiser_keeps_its_learning_rate(digits):
+    model = new_model(tf_keras.optimizers.SGD(3e-4))
+    history = model.fit(
+        digits[0], epochs=2, batch_size=200, verbose=0,
+        callbacks=[tf_keras.callbacks.LearningRateScheduler(lambda epoch: 3e-4 / (epoch + 1))],
+    ).history  # fmt: skip
+    np.testing.assert_allclose(history["learning_rate"], [3e-4, 1.5e-4], rtol=1e-5)
+    model = new_model(nvae_tf.Adamax(2e-3))
+    history = model.fit(digits[0], epochs=2, batch_size=200, verbose=0).history
+    np.testing.assert_allclose(history["learning_rate"], [2e-3, 2e-3], rtol=1e-5)
+
+
+def test_divergence_ends_fit_with_one_line(digits):
+    model = new_model(nvae_tf.Adamax(1e30), max_bad_steps=3)
+    with pytest.raises(TrainingDivergedError, match="3 steps in a row, up to step") as error:
+        model.fit(digits[0], batch_size=50, epochs=3, verbose=0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return new_model()
+
+
+def dataset_of(images, size=50):
+    return tf.data.Dataset.from_tensor_slices(images).batch(size)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x: m.fit(x, epochs=0), "epochs: 0 is not allowed; expected a whole number"),
+        (lambda m, x: m.fit(x, epochs=2, initial_epoch=2), "initial_epoch: 2 .* less than epochs"),
+        (lambda m, x: m.fit(x[:9]), "batch_size: 32 is not allowed; .* number of images, 9"),
+        (lambda m, x: m.fit(x, batch_size=0), "batch_size: 0 is not allowed"),
+        (lambda m, x: m.fit(x[:, :28, :28]), r"images: shape \(batch, 28, 28, 1\).* add 2 pixels|"
+                                             r"images: shape \(600, 28, 28, 1\)"),
+        (lambda m, x: m.fit((x * 255).astype(np.uint8)), "images: of type uint8; expected floats"),
+        (lambda m, x: m.fit(x * 255), "images: values from 0 to 255"),
+        (lambda m, x: m.fit(x * 0.5), "images: values between levels; expected 0 or 1"),
+        (lambda m, x: m.fit("digits"), "x: of type str; expected an array or tensor of images"),
+        (lambda m, x: m.fit(tf.data.Dataset.from_tensor_slices(x)), "single images; expected batch"),
+        (lambda m, x: m.fit(dataset_of(x).repeat()), "x: a data set that is endless; .* steps_per_ep"),
+        (lambda m, x: m.fit(dataset_of(x).filter(lambda _: True)), "of unknown size; .* steps_per_ep"),
+        (lambda m, x: m.fit(dataset_of(x).take(0)), "x: an empty data set"),
+        (lambda m, x: m.fit(dataset_of(x * 2)), "images: values from 0 to 2"),
+        (lambda m, x: m.fit(dataset_of({"image": x})), "x: a data set of .*; expected batches of im"),
+        (lambda m, x: m.fit(x, validation_data=x[:5, :9]), "images: shape"),
+        (lambda m, x: m.evaluate(x, steps=0), "steps: 0 is not allowed"),
+        (lambda m, x: m.evaluate(dataset_of(x).repeat()), "x: an endless data set"),
+        (lambda m, x: m.train_on_batch(x[0]), r"images: shape \(32, 32, 1\)"),
+        (lambda m, x: new_model(3), "optimizer: 3 is not allowed; expected a name, nvae_tf.Adamax"),
+        (lambda m, x: new_model("adamaxx"), "optimizer: 'adamaxx' is not allowed; expected adamax"),
+        (lambda m, x: new_model(learning_rate=-1), "learning_rate: -1 is not allowed"),
+        (lambda m, x: new_model(nvae_tf.Adamax(), weight_decay=0), "weight_decay: is not allowed"),
+        (lambda m, x: new_model(epochs=3), "epochs: is not a key of compile: it is an argument of fit"),
+        (lambda m, x: new_model(num_nf=3), "num_nf: is not a key of training"),
+        (lambda m, x: new_model(learning_rat=1), "did you mean learning_rate"),
+        (lambda m, x: new_model(warmup_epochs=3).fit(x, epochs=2), "warmup_epochs: 3 is not allowed"),
+        (lambda m, x: nvae_tf.NVAE(image=(32, 32, 3), **SMALL).fit(x), "not compiled; call compile"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_one_line(untrained, digits, call, message):
+    with pytest.raises(UserError, match=message) as error:
+        call(untrained, digits[0])
+    assert "\n" not in str(error.value)

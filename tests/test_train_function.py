@@ -1,0 +1,168 @@
+"""`nvae_tf.train`: the command as a function, on images that are given in Python."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import nvae_tf
+from nvae_tf.cli.evaluate import main as evaluate
+from nvae_tf.cli.train import main
+from nvae_tf.config import DataConfig
+from nvae_tf.data import catalog
+from nvae_tf.io.errors import UserError
+
+pytestmark = pytest.mark.core
+
+BINARY = nvae_tf.ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """scikit-learn's digits as arrays of 8 bits: training and test images."""
+    sources = catalog.get_dataset_info(DataConfig(dataset="digits")).open("")
+    return tuple(source.images.numpy() for source in sources)
+
+
+def weights(folder):
+    newest = max((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    reader = tf.train.load_checkpoint(str(newest / "state"))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if name.startswith("trainer/")}
+
+
+class Seen(tf_keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.logs = [], []
+
+    def on_train_begin(self, logs=None):
+        self.calls.append("begin")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.calls.append(epoch)
+        self.logs.append(logs)
+
+    def on_train_end(self, logs=None):
+        self.calls.append("end")
+
+
+@pytest.fixture(scope="module")
+def own(recipe, digits, tmp_path_factory):
+    """A run on arrays, with callbacks: its folder, what was returned, and what they saw."""
+    folder = tmp_path_factory.mktemp("own") / "digits"
+    seen, kl = Seen(), nvae_tf.callbacks.KLPerGroup()
+    callbacks = [seen, kl, tf_keras.callbacks.CSVLogger(folder.parent / "log.csv")]
+    results = nvae_tf.train(str(recipe), digits, callbacks, folder=folder, image=BINARY)
+    return folder, results, seen, kl
+
+
+def test_own_images_train_as_the_same_images_by_name_do(own, run):
+    folder, *_ = own
+    by_name, by_array = weights(run), weights(folder)
+    assert by_name.keys() == by_array.keys()
+    for name, value in by_name.items():
+        np.testing.assert_array_equal(by_array[name], value, err_msg=name)
+
+
+def test_callbacks_are_called_as_by_fit(own):
+    folder, results, seen, kl = own
+    assert seen.calls == ["begin", 0, 1, 2, "end"]
+    assert seen.logs[-1]["val_nelbo"] == pytest.approx(results["nelbo"])
+    assert len(kl.history) == 3 and len((folder.parent / "log.csv").read_text().splitlines()) == 4
+
+
+def test_the_folder_says_what_the_images_were_and_is_evaluated(own, digits, capsys):
+    folder, *_ = own
+    content = json.loads((folder / "images.json").read_text())
+    assert content["training"] == len(digits[0]) and content["test"] == len(digits[1])
+    assert content["image"]["height"] == 32 and content["image"]["binary"]
+    assert "dataset: own" in (folder / "config.yaml").read_text()
+    arguments = ["--checkpoint", str(folder), "--eval_mode"]
+    assert evaluate([*arguments, "sample", "--num_samples", "4", "--temp", "0.7"]) == 0
+    assert evaluate([*arguments, "evaluate"]) == 2
+    assert "own: the images of this run were given in Python" in capsys.readouterr().err
+    picture = str(folder / "samples.png")
+    assert evaluate([*arguments, "reconstruct", "--images", picture]) == 0
+
+
+def test_a_run_on_own_images_continues_with_the_same_ones_alone(own, recipe, digits, tmp_path):
+    folder, *_ = own
+    options = dict(image=BINARY, epochs=4, resume=True)
+    results = nvae_tf.train(str(recipe), digits, folder=folder, **options)
+    assert np.isfinite(results["nelbo"]) and (folder / "checkpoints" / "step-56").is_dir()
+    other = (digits[0][::-1], digits[1])
+    with pytest.raises(UserError, match="dataset: other images than those of the run in .*crc32"):
+        nvae_tf.train(str(recipe), other, folder=folder, **options)
+    with pytest.raises(UserError, match="holds a run already"):
+        nvae_tf.train(str(recipe), digits, folder=folder, image=BINARY)
+
+
+def test_a_data_set_trains_and_a_callback_stops_it(recipe, digits, tmp_path):
+    labels = np.zeros(len(digits[0]), np.int64)
+    train = tf.data.Dataset.from_tensor_slices((digits[0], labels)).batch(64)
+    test = tf.data.Dataset.from_tensor_slices(digits[1])
+    stop = tf_keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", True)
+    )
+    results = nvae_tf.train(str(recipe), (train, test), [stop], folder=tmp_path / "r", image=BINARY)
+    steps = [path.name for path in (tmp_path / "r" / "checkpoints").iterdir()]
+    assert steps == ["step-14"] and np.isfinite(results["nelbo"])
+
+
+def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_path, capsys):
+    first = Seen()
+    nvae_tf.train(
+        str(recipe), digits, [first], folder=tmp_path / "tuned", image=BINARY, init_from=run,
+        epochs=1, learning_rate=1e-4, learning_rate_min=1e-5,
+    )  # fmt: skip
+    before = nvae_tf.load(run)
+    before.compile()
+    images = (digits[1] > 127).astype(np.float32)
+    score = before.evaluate(images, verbose=0)["nelbo"]
+    tuned = nvae_tf.load(tmp_path / "tuned")
+    tuned.compile()
+    # With a small learning rate an epoch changes little: from new weights it would be above 500.
+    assert tuned.evaluate(images, verbose=0)["nelbo"] == pytest.approx(score, rel=0.1)
+    arguments = ["--config", str(recipe), "--root", str(tmp_path), "--init_from", str(run)]
+    assert main([*arguments, "--save", "a", "--num_groups_per_scale", "3"]) == 2
+    assert "num_groups_per_scale: 3 does not start from" in capsys.readouterr().err
+    assert main([*arguments[:-1], str(tmp_path / "nowhere"), "--save", "b"]) == 2
+    assert "nowhere: no such run" in capsys.readouterr().err
+    assert not (tmp_path / "a" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, d: nvae_tf.train(3), "config: 3 is not allowed; expected a recipe's name"),
+        (lambda c, d: nvae_tf.train("cifar11"), "no configuration 'cifar11'"),
+        (lambda c, d: nvae_tf.train("celeba64"), "celeba_64 needs --data"),
+        (lambda c, d: nvae_tf.train(nvae_tf.config.Config()), "folder: None is not allowed"),
+        (lambda c, d: nvae_tf.train(c, d[0]), "dataset: of type ndarray; expected a pair"),
+        (nvae_tf.train, "channels: 1 is supported for binary images only"),
+        (
+            lambda c, d: nvae_tf.train(c, (d[0] / 255, d[1])),
+            "training images float64 of shape .* ui",
+        ),
+        (lambda c, d: nvae_tf.train(c, (d[0], d[1][0])), "test images uint8 of shape"),
+        (lambda c, d: nvae_tf.train(c, (d[0], [1])), "test images of type list; expected an array"),
+        (
+            lambda c, d: nvae_tf.train(c, (d[0], d[1][:, :28]), image=BINARY),
+            "test images of shape",
+        ),
+        (lambda c, d: nvae_tf.train(c, d, image=BINARY, epoch=3), "'epoch'; did you mean epochs"),
+        (
+            lambda c, d: nvae_tf.train(c, d, image=BINARY, init_from="nowhere"),
+            "nowhere: no such run",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_one_line(recipe, digits, tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        call(str(recipe), digits)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("config.yaml"))
