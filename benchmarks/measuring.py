@@ -18,17 +18,18 @@ def make_parser(description: str) -> Parser:
     return parser
 
 
-def run(parser: Parser, measure) -> int:
+def run(parser: Parser, measure, words: list[str] | None = None) -> int:
     """Measures, and prints the result as one line of JSON.
 
     Args:
         parser: A parser from `make_parser`.
         measure: Function from the configuration and the parsed flags to the result, a dictionary.
+        words: The command line; default: the process's.
 
     Returns:
         The exit status.
     """
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
 
     def work():
         config = configured(arguments).config
@@ -37,13 +38,18 @@ def run(parser: Parser, measure) -> int:
     return run_command(work, if_interrupted="nothing is kept")
 
 
-def fresh_model(config: configuration.Config):
-    """The recipe's model with random weights."""
+def fresh_model(config: configuration.Config, kind=None):
+    """The recipe's model with random weights.
+
+    Args:
+        config: The recipe.
+        kind: A class derived from `NVAE`; default: `NVAE` itself.
+    """
     from nvae_tf.data import catalog
     from nvae_tf.model import NVAE
 
     precision = config.train.precision.removeprefix("mixed_")
-    return NVAE(config.model, catalog.get_dataset_info(config.data).image, precision)
+    return (kind or NVAE)(config.model, catalog.get_dataset_info(config.data).image, precision)
 
 
 def random_images(model, count: int):

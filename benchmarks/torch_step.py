@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """A training step of the same shape in plain PyTorch, as a yardstick for `train_step.py`.
 
-pip install torch && python benchmarks/torch_step.py --config mnist --batch_size 16
+pip install torch pyyaml && python benchmarks/torch_step.py --config mnist --batch_size 16
+python benchmarks/torch_step.py --config cifar10 --precision mixed_bfloat16 --channels_last --compile
+
+It runs on the GPU if there is one. With `--channels_last`, `--precision`, `--compile` and
+`--cuda_graphs` it is the best that a user of PyTorch gets without rewriting the model.
 
 Written from this project's description of the model, to cost what a straightforward PyTorch NVAE costs:
 `res_mbconv` cells, weight normalisation in every call, KL balancing, the spectral term over stacked
@@ -11,19 +15,27 @@ points, and nothing is checked against the reference numbers. Prints one JSON li
 
 import argparse
 import collections
+import contextlib
 import json
 import math
 import resource
 import statistics
+import sys
 import time
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nvae_tf import config as configuration
 
-IMAGES = {"mnist": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "celeba_64": (3, 64)}
+IMAGES = {
+    "mnist": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "imagenet_32": (3, 32),
+    "celeba_64": (3, 64), "celeba_256": (3, 256), "ffhq": (3, 256),
+}  # fmt: skip
+HALF = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}
+WARM_UP_STEPS = 3  # before a CUDA graph is captured
 
 
 class Conv(nn.Conv2d):
@@ -102,6 +114,7 @@ class Residual(nn.Module):
             layers = [norm(inputs), nn.SiLU(), Conv(inputs, outputs, 3, stride)]
             layers += [norm(outputs), nn.SiLU(), Conv(outputs, outputs, 3)]
         self.branch = nn.Sequential(*layers, Squeeze(outputs))
+        self.rematerialized = False
         self.skip = nn.Identity()
         if stride == 2:
             self.skip = SkipDown(inputs, outputs)
@@ -109,6 +122,11 @@ class Residual(nn.Module):
             self.skip = SkipUp(inputs, outputs)
 
     def forward(self, x):
+        if self.rematerialized:
+            return checkpoint(self.run, x, use_reentrant=False)
+        return self.run(x)
+
+    def run(self, x):
         return self.skip(x) + 0.1 * self.branch(x)
 
 
@@ -230,7 +248,7 @@ def mixture_loss(parameters, x, mixtures, levels=255.0):
 class Spectral:
     """Power iterations, kernels of one shape together."""
 
-    def __init__(self, model):
+    def __init__(self, model, device):
         layers = [m for m in model.modules() if isinstance(m, (Conv, Plain))]
         self.groups = collections.defaultdict(list)
         for layer in layers:
@@ -239,7 +257,8 @@ class Spectral:
         for shape, group in self.groups.items():
             outputs, rest = shape[0], math.prod(shape[1:])
             self.vectors[shape] = [
-                F.normalize(torch.randn(len(group), size), dim=1) for size in (outputs, rest)
+                F.normalize(torch.randn(len(group), size, device=device), dim=1)
+                for size in (outputs, rest)
             ]
 
     def __call__(self):
@@ -251,60 +270,168 @@ class Spectral:
                 for _ in range(4):
                     v = F.normalize(torch.matmul(u[:, None], weights)[:, 0], dim=1, eps=1e-3)
                     u = F.normalize(torch.matmul(weights, v[:, :, None])[:, :, 0], dim=1, eps=1e-3)
-                self.vectors[shape] = [u, v]
+                for vectors, value in zip(self.vectors[shape], (u, v), strict=True):
+                    vectors.copy_(value)  # in place, which CUDA graphs need
             total = total + torch.sum(u * torch.matmul(weights, v[:, :, None])[:, :, 0])
         return total
 
 
-def main() -> None:
-    """Prints one line of JSON last."""
+class Training:
+    """One training step, as fast as the chosen options make it.
+
+    Args:
+        config: The recipe.
+        arguments: The command's flags.
+    """
+
+    def __init__(self, config, arguments):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.channels, size = IMAGES[config.data.dataset]
+        self.config, self.batch = config, arguments.batch_size or config.data.batch_size
+        layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+        self.model = NVAE(config.model, self.channels, size).to(self.device, memory_format=layout)
+        for module in self.model.modules():
+            if isinstance(module, Residual):
+                module.rematerialized = arguments.gradient_checkpointing == "cells"
+        self.half = HALF.get(arguments.precision)
+        capturable = arguments.cuda_graphs and not arguments.compile
+        self.optimizer = torch.optim.Adamax(
+            self.model.parameters(), 1e-3, eps=1e-3, weight_decay=3e-4, capturable=capturable
+        )
+        self.scaler = None
+        if arguments.precision == "mixed_float16":
+            self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10)
+        self.spectral = Spectral(self.model, self.device)
+        self.norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        images = torch.rand(self.batch, self.channels, size, size, device=self.device)
+        images = images.round() if self.channels == 1 else images
+        self.images = images.to(memory_format=layout)
+        self.forward = self.loss
+        if arguments.compile:
+            mode = "reduce-overhead" if arguments.cuda_graphs else None
+            self.forward = torch.compile(self.loss, mode=mode)
+
+    def loss(self, images):
+        half = (
+            torch.autocast(self.device.type, self.half) if self.half else contextlib.nullcontext()
+        )
+        with half:
+            parameters, kl = self.model(images)
+        parameters, kl = parameters.float(), kl.float()
+        if self.channels == 1:
+            recon = F.binary_cross_entropy_with_logits(parameters, images, reduction="none")
+            recon = recon.sum([1, 2, 3])
+        else:
+            recon = mixture_loss(parameters, images, self.config.model.num_mixture_dec)
+        weights = (kl.detach().abs().mean(0) + 0.01) * kl.detach().mean(0).sum()
+        loss = (recon + 0.5 * (kl * weights / weights.mean()).sum(1)).mean()
+        penalty = sum(torch.max(torch.abs(layer.weight)) for layer in self.norms)
+        return loss + 1e-2 * (self.spectral() + penalty)
+
+    def step(self):
+        self.optimizer.zero_grad()
+        loss = self.forward(self.images)
+        if self.scaler:
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            loss.backward()
+            self.optimizer.step()
+        return loss
+
+    def captured(self):
+        """The step as a CUDA graph."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_STEPS):
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self.step()
+
+        def replay():
+            graph.replay()
+            return loss
+
+        return replay
+
+    def peak_memory_gib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True)
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--channels_last", action="store_true", help="PyTorch's NHWC layout")
+    parser.add_argument(
+        "--precision", choices=("float32", *HALF), default="float32", help="half: with autocast"
+    )
+    parser.add_argument("--gradient_checkpointing", choices=("none", "cells"), default="none")
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument(
+        "--cuda_graphs", action="store_true", help="the step as a CUDA graph; needs a GPU"
+    )
     arguments = parser.parse_args()
-    config = configuration.load(arguments.config)
-    channels, size = IMAGES[config.data.dataset]
-    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
-    model = NVAE(config.model, channels, size).to(memory_format=layout)
-    optimizer = torch.optim.Adamax(model.parameters(), 1e-3, eps=1e-3, weight_decay=3e-4)
-    spectral = Spectral(model)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    batch = arguments.batch_size or config.data.batch_size
-    images = torch.rand(batch, channels, size, size)
-    images = images.round() if channels == 1 else images
-    images = images.to(memory_format=layout)
+    if arguments.cuda_graphs and not torch.cuda.is_available():
+        parser.error("--cuda_graphs needs a GPU")
+    if arguments.cuda_graphs and not arguments.compile and arguments.precision == "mixed_float16":
+        parser.error(
+            "--cuda_graphs with mixed_float16 needs --compile: the loss scale is the host's"
+        )
+    return arguments
 
-    def step():
+
+def measure(arguments) -> dict:
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")  # TF32, which TensorFlow and JAX use, too
+    torch.backends.cudnn.allow_tf32 = True
+    begin = time.perf_counter()
+    training = Training(configuration.load(arguments.config), arguments)
+    graph = arguments.cuda_graphs and not arguments.compile
+    step = training.captured() if graph else training.step
+
+    def timed():
         start = time.perf_counter()
-        optimizer.zero_grad()
-        parameters, kl = model(images)
-        if channels == 1:
-            recon = F.binary_cross_entropy_with_logits(parameters, images, reduction="none")
-            recon = recon.sum([1, 2, 3])
-        else:
-            recon = mixture_loss(parameters, images, config.model.num_mixture_dec)
-        weights = (kl.detach().abs().mean(0) + 0.01) * kl.detach().mean(0).sum()
-        loss = (recon + 0.5 * (kl * weights / weights.mean()).sum(1)).mean()
-        penalty = sum(torch.max(torch.abs(layer.weight)) for layer in norms)
-        loss = loss + 1e-2 * (spectral() + penalty)
-        loss.backward()
-        optimizer.step()
-        return time.perf_counter() - start
+        loss = float(step())  # waits for the device
+        return time.perf_counter() - start, loss
 
-    first, *others = (step() for _ in range(arguments.steps + 1))
-    result = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "first_step_seconds": round(first, 2),
-        "step_seconds": round(statistics.median(others), 4),
-        "images_per_second": round(batch / statistics.median(others), 4),
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-        "batch_size": batch,
+    first, *others = (timed() for _ in range(arguments.steps + 1))
+    seconds, gpu = statistics.median(one for one, _ in others), training.device.type == "cuda"
+    return {
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "first_step_seconds": round(time.perf_counter() - begin - sum(s for s, _ in others), 2),
+        "step_seconds": round(seconds, 5),
+        "images_per_second": round(training.batch / seconds, 4),
+        "peak_memory_gib": round(training.peak_memory_gib(), 3),
+        "loss": first[1],
+        "batch_size": training.batch,
+        "precision": arguments.precision,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
         "channels_last": arguments.channels_last,
+        "compile": arguments.compile,
+        "cuda_graphs": arguments.cuda_graphs,
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "torch": torch.__version__,
     }
+
+
+def main() -> int:
+    """Prints one line of JSON last."""
+    try:
+        result = measure(parse())
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
     print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -289,7 +289,7 @@ class TrainConfig:
     )
     jit_compile: str = _field(
         "auto",
-        "compile the step with XLA; auto: on GPUs the whole step, on one CPU what stands between "
+        "compile the step with XLA; auto: on one GPU the whole step, elsewhere what stands between "
         "convolutions",
         choices=("auto", "on", "off"),
     )

@@ -79,7 +79,8 @@ def batch_norm_penalty(gammas: list):
         gammas: Scales of the batch norms: for each number of channels, one tensor (n, channels) for
             the n batch norms that have as many.
     """
-    return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(gamma), 1)) for gamma in gammas])
+    largest = [tf.reduce_sum(tf.reduce_max(tf.abs(gamma), 1)) for gamma in gammas]
+    return tf.add_n(largest) if largest else tf.zeros(())  # the cells of res_elu have none
 
 
 def active_latents(channel_kl):

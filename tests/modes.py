@@ -82,7 +82,7 @@ def train(name, cluster):
     with reading(*sources), cluster.strategy.scope(), grappler_disabled():
         counts = run._step_counts(config, cluster, len(sources[0]))
         data = run._Data(config, cluster, counts, dataset, sources)
-        trainer = run._build_trainer(config, dataset, counts)
+        trainer = run._build_trainer(config, dataset, counts, config.train.jit_compile)
         trainer.prepare(data.first_images(1))
         step = whole_step(trainer, cluster.strategy, uses_xla(config.train))
         step, batches = compiled(step, cluster.strategy), data.training(0)

@@ -48,12 +48,57 @@ def test_the_last_line_is_json(script, flags, promised):
 
 
 @pytest.mark.slow
-def test_the_matrix_of_gpus_has_a_row_for_every_run(monkeypatch):
-    for name, value in (("RECIPES", "digits"), ("PRECISIONS", "float32"), ("JIT", "off")):
+def test_the_matrix_of_gpus_has_a_row_for_every_run(monkeypatch, tmp_path):
+    small = dict(
+        RECIPES="digits", PRECISIONS="float32", REMATS="none", BATCHES="one", STEPS="1",
+        KINDS="tensorflow", PYTHON=sys.executable, FLAGS=SMALL,
+    )  # fmt: skip
+    # With JAX and PyTorch in environments of their own, those run, too.
+    for kind in ("jax", "torch"):
+        if f"{kind.upper()}_PYTHON" in os.environ:
+            small["KINDS"] += f" {kind}"
+    small["TORCH_FLAGS"] = "--channels_last"
+    for name, value in small.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    toy = [*SMALL.split(), "--steps", "1", "--batch_size", "4"]
-    lines = result_of(["bash", BENCHMARKS / "gpu_matrix.sh", *toy]).splitlines()
-    assert lines[-1].startswith("| digits | float32 | off | 4 |")
-    failed = result_of(["bash", BENCHMARKS / "gpu_matrix.sh", *toy, "--num_latent_scales", "9"])
-    assert "failed" in failed.splitlines()[-1]
+    matrix = ["bash", BENCHMARKS / "gpu_matrix.sh"]
+    for command in ("export", "run", "run"):
+        result_of([*matrix, command, tmp_path])
+    made = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert len(made) == 1 + 2 + ("jax" in small["KINDS"]) + ("torch" in small["KINDS"])
+    lines = result_of([*matrix, "table", tmp_path]).splitlines()
+    assert any(line.startswith("| digits | float32 | none | 1 |") for line in lines)
+
+    (tmp_path / "digits-float32-none-1.tensorflow-on.json").unlink()
+    monkeypatch.setenv("FLAGS", "--num_latent_scales 9")
+    result_of([*matrix, "run", tmp_path])
+    (failed,) = tmp_path.glob("*.failed")
+    assert "num_latent_scales" in failed.read_text()
+
+
+def test_the_matrix_needs_a_folder_that_has_something(tmp_path):
+    script = BENCHMARKS / "gpu_matrix.sh"
+    for words in (["run", tmp_path / "none"], ["table", tmp_path], []):
+        environment = {**os.environ, "PYTHON": sys.executable}
+        command = ["bash", script, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode in (1, 2) and done.stderr.count("\n") == 1
+
+
+def test_ratios_are_of_the_best_runs(tmp_path):
+    ours = dict(images_per_second=30.0, peak_memory_gib=1.0, compile_seconds=9.0)
+    ours["seconds_by_category"] = {"convolutions": 0.02, "rest": 0.01}
+    flags = dict(channels_last=True, compile=False, cuda_graphs=False)
+    for kind, result in (
+        ("jax", ours),
+        ("torch1", dict(images_per_second=10.0, peak_memory_gib=2.0, **flags)),
+        ("torch2", dict(images_per_second=5.0, peak_memory_gib=9.0, **flags)),
+    ):
+        (tmp_path / f"cifar10-float32-none-8.{kind}.json").write_text(json.dumps(result))
+    (tmp_path / "cifar10-float32-none-16.jax.failed").write_text("error: too little memory")
+    lines = result_of([sys.executable, BENCHMARKS / "matrix_table.py", tmp_path]).splitlines()
+    row = "30.0 | 1.00 | 9 | 10.0 | 2.00 | channels_last | 3.00 | 0.50 |"
+    assert (
+        f"| cifar10 | float32 | none | 8 | {row}" in lines
+        and "| cifar10 | float32 | none | 8 | 20.0 | 10.0 |" in lines
+    )
+    assert any("failed: error: too little memory" in line for line in lines)

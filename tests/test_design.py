@@ -19,7 +19,7 @@ FLOORS = [
     {"torch_import"},
     {"training", "evaluation"},
     {"api"},
-    {"tuning"},
+    {"tuning", "diagnosis"},
     {"cli"},
 ]
 # Keras gives `compile` and `fit` to the model itself: the one import that points upwards.

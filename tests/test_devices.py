@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_gpus_that_are_not_there_are_not_made_up(run, recipe, tmp_path, monkeypa
         assert "--world_size: 2 GPUs were asked for; TensorFlow finds none here" in error
         assert "NVAE_SPLIT_CPU=1" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_whole_steps_of_several_cpus_are_not_compiled(recipe, tmp_path):
+    script = Path(__file__).parent.parent / "train_keras.py"
+    flags = ["--jit_compile", "on", "--world_size", "2", "--batch_size", "50"]
+    done = subprocess.run(
+        [sys.executable, script, "--config", recipe, "--root", tmp_path, *flags],
+        env={**os.environ, "NVAE_SPLIT_CPU": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("error: jit_compile: on is not allowed with 2 replicas on CPUs")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_cpu_in_use_is_not_divided(monkeypatch):

@@ -44,6 +44,7 @@ ELSEWHERE = {
     "exit $status": "the same",
     "python -m tf2onnx": "another project's converter: tests/test_export_formats.py runs it",
     "python benchmarks/": "minutes: tests below and tests/test_benchmarks.py run them",
+    "bash benchmarks/": "a GPU: tests/test_benchmarks.py runs it at toy size",
 }
 
 # Commands that run with other flags, by how they begin: what is put in their place, or added.
@@ -53,6 +54,8 @@ INSTEAD = {
     "python train_keras.py --config celeba64 --dataset": "python train_keras.py --help",
     "python train_keras.py --config celeba256": "python train_keras.py --help",
     "nvae-prepare images --input DIR": "nvae-prepare --help",
+    # Whether that fits depends on the machine.
+    "nvae-doctor --config": "nvae-doctor --help",
     # Scores with Inception's weights, which are not here.
     f"{EVALUATE} --eval_mode fid": "python evaluate_keras.py --help",
     f"{EVALUATE} --eval_mode evaluate_fid": "python evaluate_keras.py --help",

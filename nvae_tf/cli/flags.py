@@ -65,11 +65,16 @@ def program(usual: str) -> str:
     return name if name.startswith("nvae-") else usual
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config`` and one flag for every configuration key, grouped by section."""
+def add_config_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds ``--config`` and one flag for every configuration key, grouped by section.
+
+    Args:
+        parser: The parser.
+        required: Whether ``--config`` has to be given.
+    """
     parser.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="NAME|FILE",
         help="recipe: the name of a file in configs/, or the path of a YAML file",
     )

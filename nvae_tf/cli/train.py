@@ -17,6 +17,7 @@ from nvae_tf.cli.flags import (
     program,
 )
 from nvae_tf.data.where import check_data
+from nvae_tf.engine.xla_flags import make_deterministic
 from nvae_tf.io.errors import UserError
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.rendezvous import JOIN_SECONDS
@@ -106,12 +107,16 @@ def _train(arguments) -> int | None:
 
             refuse_to_join(error)
         raise
+    if config.train.deterministic:
+        make_deterministic(os.environ)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
+    from nvae_tf.engine.xla_probe import probe
     from nvae_tf.evaluation.loading import load
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.reports import duration
     from nvae_tf.training.run import train
 
+    xla_problem = probe(config.train.jit_compile)  # before this process takes the GPUs' memory
     cluster = connect(arguments.world_size, arguments.join_timeout)
     if note and cluster.is_chief:
         print(note, flush=True)
@@ -120,7 +125,12 @@ def _train(arguments) -> int | None:
         with cluster.agreement():
             start_from = load(arguments.init_from).model
     results = train(
-        config, folder, resume=arguments.cont_training, cluster=cluster, start_from=start_from
+        config,
+        folder,
+        resume=arguments.cont_training,
+        cluster=cluster,
+        start_from=start_from,
+        xla_problem=xla_problem,
     )
     if results is None:
         return STOPPED_EARLY

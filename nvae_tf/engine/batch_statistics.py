@@ -27,12 +27,13 @@ def global_statistics(inputs, scope: Scope, exchanged=None):
         A vector (see `BatchStatistics`), whose gradient reaches the inputs of all replicas.
     """
 
+    def exchange():
+        parts = call_shared(_local_statistics, [inputs, scope.replica_row], scope)
+        return call_shared(_combine, [sum_over_replicas(parts)], scope)
+
     @tf.custom_gradient
-    def run(inputs):
-        statistics = exchanged
-        if statistics is None:
-            parts = call_shared(_local_statistics, [inputs, scope.replica_row], scope)
-            statistics = call_shared(_combine, [sum_over_replicas(parts)], scope)
+    def with_gradient(inputs):
+        statistics = exchange() if exchanged is None else exchanged
 
         def gradient(upstream):
             tensors = [inputs, statistics, sum_over_replicas(upstream)]
@@ -40,7 +41,7 @@ def global_statistics(inputs, scope: Scope, exchanged=None):
 
         return statistics, gradient
 
-    return run(inputs)
+    return with_gradient(inputs) if scope.differentiated else exchange()
 
 
 def _local_statistics(inputs, replica_row):

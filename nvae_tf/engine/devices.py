@@ -14,6 +14,11 @@ import tensorflow as tf
 from nvae_tf.io.errors import UserError
 
 
+def gpu_found() -> bool:
+    """Whether TensorFlow finds a GPU: what `Scope.on_gpu` and ``jit_compile: auto`` are by default."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
     """A strategy over devices of this machine.
 
@@ -45,7 +50,10 @@ def _divide_cpu(count: int) -> None:
     (cpu,) = tf.config.list_physical_devices("CPU")
     if len(tf.config.get_logical_device_configuration(cpu) or ()) == count:
         return
+    cores = len(os.sched_getaffinity(0))
     try:
+        # Every operation would take all cores otherwise, and those of the other devices wait for them.
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // count))
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)
     except RuntimeError:

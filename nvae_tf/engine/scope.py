@@ -65,9 +65,13 @@ class Scope:
             whole residual cells, and per group the draw of its latents and its combiner.
         functions: The functions that identical blocks share (`nvae_tf.engine.shared_functions`); None:
             nothing is shared.
+        differentiated: Gradients are taken through this computation; false for the first one of a
+            block that is rematerialized for its gradient.
         xla_regions: What stands between convolutions is compiled.
+        compiled: The whole pass is compiled with XLA.
         custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
             never frees a graph that contains a custom gradient.
+        on_gpu: The pass is for a GPU, where some operations that are fast on CPUs do not exist.
         data_initialization: Convolutions with ``data_init`` set their norm and bias from their input.
     """
 
@@ -80,8 +84,11 @@ class Scope:
     replica_row: tf.Tensor | None = None
     rematerialize: str = NO_REMAT
     functions: Any = None
+    differentiated: bool = True
     xla_regions: bool = False
+    compiled: bool = False
     custom_gradients: bool = False
+    on_gpu: bool = False
     data_initialization: bool = False
 
     def value(self, weight: Weight) -> tf.Tensor:
@@ -101,6 +108,8 @@ class Scope:
             self.training,
             self.rematerialize,
             self.xla_regions,
+            self.compiled,
             self.custom_gradients,
+            self.on_gpu,
             self.data_initialization,
         )

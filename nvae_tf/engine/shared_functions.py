@@ -17,6 +17,7 @@ from nvae_tf.config import CELLS, NO_REMAT
 from nvae_tf.engine.kernels import NormalizedKernel
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import Weight, walk
+from nvae_tf.engine.xla import optimization_barrier
 
 
 class SharedFunctions:
@@ -98,18 +99,18 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
     if not rematerialize and scope.functions is None:
         return function(*layers, *inputs, scope=scope)
     weights = _BlockTensors(layers if uses is None else uses, scope)
-    exchanges = scope.exchanges_statistics and bool(weights.norms)
-    if exchanges and not rematerialize:
-        return function(*layers, *inputs, scope=scope)
-    share = scope.functions is not None and not exchanges
-    tensors = [*inputs, *weights.tensors]
-    block = _Block(function, layers, weights, len(inputs), scope, rematerialize, share)
-    if share:
+    block = _Block(function, layers, weights, len(inputs), scope)
+    if not (scope.exchanges_statistics and weights.norms) and scope.functions is not None:
         key = (function.__qualname__, *map(trace_key, layers), scope.settings)
-        outputs, statistics = scope.functions.call(key, lambda: block.run, tensors)
+        run = block.rematerialized_function if rematerialize else block.function
+        tensors = [*inputs, *weights.tensors]
+        outputs, statistics = scope.functions.call(key, lambda: run, tensors)
+        statistics = weights.split_statistics(statistics)
+    elif rematerialize:
+        outputs, statistics = block.rematerialized(inputs)
     else:
-        outputs, statistics = block.run(*tensors)
-    scope.statistics.update(weights.split_statistics(statistics))
+        return function(*layers, *inputs, scope=scope)
+    scope.statistics.update(statistics)
     return outputs
 
 
@@ -136,7 +137,8 @@ class _BlockTensors:
 
     Attributes:
         norms: Batch norms of the block that have yet to find out the statistics of their batch.
-        tensors: What `given` gives them back as.
+        differentiable: Those that gradients are taken with respect to.
+        constant: The scales of kernels.
     """
 
     def __init__(self, layers, scope: Scope):
@@ -144,36 +146,42 @@ class _BlockTensors:
         modules = [content for _, content in contents if not isinstance(content, Weight)]
         norms = [module for module in modules if hasattr(module, "moving_mean")]
         self.norms = [norm for norm in norms if norm not in scope.statistics]
-        self.exchanged = [norm for norm in norms if norm in scope.statistics]
+        self._exchanged = [norm for norm in norms if norm in scope.statistics]
         # Kernels that were normalised beforehand come instead of the weights that they are made from.
-        self.convolutions = [module for module in modules if module in scope.kernels]
-        kernels = [scope.kernels[convolution] for convolution in self.convolutions]
-        self.scaled = [kernel.scale is not None for kernel in kernels]
-        replaced = {weight for c in self.convolutions for weight in c.kernel_weights}
-        self.others = [
+        self._convolutions = [module for module in modules if module in scope.kernels]
+        kernels = [scope.kernels[convolution] for convolution in self._convolutions]
+        self._scaled = [kernel.scale is not None for kernel in kernels]
+        replaced = {weight for c in self._convolutions for weight in c.kernel_weights}
+        self._others = [
             content
             for _, content in contents
             if isinstance(content, Weight)
             and content not in replaced
             and (content.trainable or not scope.training)
         ]
-        self.tensors = [kernel.kernel for kernel in kernels]
-        self.tensors += [kernel.scale for kernel in kernels if kernel.scale is not None]
-        self.tensors += [scope.statistics[norm] for norm in self.exchanged]
-        self.tensors += [scope.value(weight) for weight in self.others]
+        self.differentiable = [kernel.kernel for kernel in kernels]
+        self.differentiable += [scope.statistics[norm] for norm in self._exchanged]
+        self.differentiable += [scope.value(weight) for weight in self._others]
+        self.constant = [kernel.scale for kernel in kernels if kernel.scale is not None]
+
+    @property
+    def tensors(self) -> list[tf.Tensor]:
+        """All of them."""
+        return [*self.differentiable, *self.constant]
 
     def given(self, tensors) -> dict:
-        """Other tensors in the place of these, as fields of a `Scope`."""
+        """Other tensors in the place of `tensors`, as fields of a `Scope`."""
         tensors = iter(tensors)
-        kernels = [next(tensors) for _ in self.convolutions]
-        scales = [next(tensors) if scaled else None for scaled in self.scaled]
-        statistics = [next(tensors) for _ in self.exchanged]
+        kernels = [next(tensors) for _ in self._convolutions]
+        statistics = [next(tensors) for _ in self._exchanged]
+        values = [next(tensors) for _ in self._others]
+        scales = [next(tensors) if scaled else None for scaled in self._scaled]
         return dict(
             kernels=dict(
-                zip(self.convolutions, map(NormalizedKernel, kernels, scales), strict=True)
+                zip(self._convolutions, map(NormalizedKernel, kernels, scales), strict=True)
             ),
-            statistics=dict(zip(self.exchanged, statistics, strict=True)),
-            values=dict(zip(self.others, tensors, strict=True)),
+            statistics=dict(zip(self._exchanged, statistics, strict=True)),
+            values=dict(zip(self._others, values, strict=True)),
         )
 
     def concat_statistics(self, statistics):
@@ -181,7 +189,7 @@ class _BlockTensors:
 
         Every output of its own would cost the backward pass a tensor of zeros.
         """
-        parts = [statistics[norm] for norm in self.norms]
+        parts = [statistics[norm] for norm in self.norms if norm in statistics]
         return [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
 
     def split_statistics(self, vectors) -> dict:
@@ -193,55 +201,102 @@ class _BlockTensors:
 
 
 class _Block:
-    """A block as a function of inputs and weights to outputs and its batch norms' statistics."""
+    """A block as functions of tensors.
 
-    def __init__(self, function, layers, weights, num_inputs, scope, rematerialize, share):
+    Args:
+        function: As for `call_block`.
+        layers: As for `call_block`.
+        weights: The tensors of the layers that it uses.
+        num_inputs: Number of inputs, which come before those tensors.
+        scope: How the block is run.
+    """
+
+    def __init__(self, function, layers, weights: _BlockTensors, num_inputs: int, scope: Scope):
         self._function, self._layers, self._weights = function, layers, weights
-        self._num_inputs, self._share = num_inputs, share
-        self._scope = scope
-        if rematerialize:
-            self._scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
-        if share:  # what would be captured
-            self._scope = dataclasses.replace(self._scope, functions=None, replica_row=None)
-        self.run = self._rematerialized if rematerialize else self._compute
+        self._num_inputs, self._scope = num_inputs, scope
 
-    def _compute(self, *tensors, exchanged_statistics=None):
-        inputs, values = tensors[: self._num_inputs], tensors[self._num_inputs :]
-        inner = dataclasses.replace(
-            self._scope,
-            exchanged_statistics=exchanged_statistics or {},
-            **self._weights.given(values),
-        )
-        outputs = self._function(*self._layers, *inputs, scope=inner)
-        if not inner.training:
-            return outputs, []
-        return outputs, self._weights.concat_statistics(inner.statistics)
+    def function(self, *tensors):
+        """The block without its surroundings: of inputs and all tensors of its weights.
 
-    def _rematerialized(self, *tensors):
+        Returns:
+            Outputs, and the statistics of its batch norms as from `_BlockTensors.concat_statistics`.
+        """
+        alone = dataclasses.replace(self._scope, functions=None, replica_row=None)
+        outputs, statistics = self._compute(alone, tensors)
+        return outputs, self._weights.concat_statistics(statistics)
+
+    def rematerialized_function(self, *tensors):
+        """`function` that keeps nothing but its arguments for the backward pass."""
+
         @tf.custom_gradient
         def run(*tensors):
-            outputs, statistics = self._compute(*tensors)
+            outputs, statistics = self.function(*tensors)
 
             def gradients(*upstream):
                 # Statistics, which come last, have no gradients.
-                return self._gradients(
-                    tensors, statistics, upstream[: len(upstream) - len(statistics)]
-                )
+                upstream = upstream[: len(upstream) - len(statistics)]
+                given, upstream = self._not_before(tensors, upstream)
+                with tf.GradientTape() as tape:
+                    tape.watch(given)
+                    outputs, _ = self.function(*given)
+                return tape.gradient(tf.nest.flatten(outputs), given, output_gradients=upstream)
 
             return (outputs, statistics), gradients
 
         return run(*tensors)
 
-    def _gradients(self, tensors, statistics, upstream):
-        inputs, weights = list(tensors[: self._num_inputs]), list(tensors[self._num_inputs :])
-        if not self._share:  # or TensorFlow would compute it all again before the backward pass
-            with tf.control_dependencies(upstream):
-                inputs = [tf.identity(tensor) for tensor in inputs]
-        exchanged = {}
-        if self._scope.exchanges_statistics:
-            exchanged = self._weights.split_statistics(statistics)
-        tensors = inputs + weights
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            outputs, _ = self._compute(*tensors, exchanged_statistics=exchanged)
-        return tape.gradient(tf.nest.flatten(outputs), tensors, output_gradients=upstream)
+    def rematerialized(self, inputs):
+        """Runs the block in the graph of the step, where its batch norms exchange statistics.
+
+        Args:
+            inputs: Its inputs.
+
+        Returns:
+            Outputs, and the statistics of its batch norms by layer.
+        """
+        scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
+        first = dataclasses.replace(scope, differentiated=False)
+        found: dict = {}
+
+        # An argument costs nodes of the graph, so what has no gradient is none.
+        @tf.custom_gradient
+        def run(*tensors):
+            outputs, statistics = self._compute(first, [*tensors, *self._weights.constant])
+            found.update(statistics)
+
+            def gradients(*upstream):
+                given, upstream = self._not_before(tensors, upstream)
+                inputs, weights = given[: self._num_inputs], given[self._num_inputs :]
+                # Otherwise TensorFlow would compute it all again before the backward pass.
+                with tf.control_dependencies(upstream):
+                    inputs = [tf.identity(tensor) for tensor in inputs]
+                again = dataclasses.replace(scope, exchanged_statistics=statistics)
+                with tf.GradientTape() as tape:
+                    tape.watch([*inputs, *weights])
+                    outputs, _ = self._compute(again, [*inputs, *weights, *self._weights.constant])
+                return tape.gradient(
+                    tf.nest.flatten(outputs), [*inputs, *weights], output_gradients=upstream
+                )
+
+            return outputs, gradients
+
+        outputs = run(*inputs, *self._weights.differentiable)
+        return outputs, {norm: tf.stop_gradient(batch) for norm, batch in found.items()}
+
+    def _not_before(self, tensors, upstream):
+        """Tensors and upstream gradients; in compiled steps the former only once the latter are there.
+
+        XLA would otherwise keep what the forward pass computed of the same tensors.
+        """
+        if not self._scope.compiled:
+            return tensors, upstream
+        both = optimization_barrier([*tensors, *upstream])
+        return both[: len(tensors)], both[len(tensors) :]
+
+    def _compute(self, scope: Scope, tensors):
+        """Outputs, and the statistics of batch norms by layer."""
+        inputs, values = tensors[: self._num_inputs], tensors[self._num_inputs :]
+        inner = dataclasses.replace(scope, **self._weights.given(values))
+        outputs = self._function(*self._layers, *inputs, scope=inner)
+        norms = [norm for norm in self._weights.norms if norm in inner.statistics]
+        return outputs, {norm: inner.statistics[norm] for norm in norms}

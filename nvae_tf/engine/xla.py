@@ -9,6 +9,19 @@ of which some regions are compiled.
 import functools
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+
+
+def optimization_barrier(tensors) -> list[tf.Tensor]:
+    """The same tensors, of which XLA does not know that it is; for functions that XLA compiles whole.
+
+    What is computed from them is computed after all of them, and not replaced by an equal value that
+    was computed before.
+
+    Args:
+        tensors: A list of tensors.
+    """
+    return list(xla.optimization_barrier(*tensors))
 
 
 def xla_region(function, min_size: int = 0):

@@ -122,10 +122,10 @@ class Conv2D(Layer):
         if self.data_init and scope.data_initialization:
             self._initialize_from(inputs)
         kernel = tf.cast(self.effective_kernel(scope), inputs.dtype)
-        outputs = self._convolve(inputs, kernel, scope.custom_gradients)
+        outputs = self._convolve(inputs, kernel, scope.custom_gradients and not scope.on_gpu)
         return outputs + tf.cast(scope.value(self.bias), inputs.dtype) if self.use_bias else outputs
 
-    def _convolve(self, inputs, kernel, custom_gradients=False):
+    def _convolve(self, inputs, kernel, cpu_gradients=False):
         pad, strides = self.kernel_size // 2, self.strides
         if self.dilation == 2 and strides == 2:
             # At stride 2 all taps of a dilated kernel fall on even pixels.
@@ -143,8 +143,7 @@ class Conv2D(Layer):
         if self.depthwise:
             # (k, k, 1, C) and TensorFlow's (k, k, C, 1) are the same numbers in the same order.
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, -1, 1])
-            on_gpu = bool(tf.config.list_physical_devices("GPU"))
-            if strides == 1 and not on_gpu and custom_gradients:
+            if strides == 1 and cpu_gradients:
                 return _depthwise_on_cpus(inputs, kernel)
             return tf.nn.depthwise_conv2d(inputs, kernel, [1, strides, strides, 1], padding)
         if self.groups == 1:

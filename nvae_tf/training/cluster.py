@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import zlib
 from typing import NamedTuple
@@ -13,8 +12,8 @@ from nvae_tf.engine.devices import local_strategy
 from nvae_tf.io.errors import UserError, one_line, short_message
 from nvae_tf.training.rendezvous import JOIN_SECONDS, tell_others, wait_for_all
 from nvae_tf.training.slurm import workers_of_step
+from nvae_tf.training.tf_config import TASKS, read_tf_config
 
-TASKS = ("chief", "worker")
 LONGEST_REASON = 1024  # bytes of what other workers are told
 LAST_WORDS_SECONDS = 15.0  # for others that start at the same time, to hear why this one does not
 
@@ -207,7 +206,10 @@ def lost_worker(error: Exception) -> UserError:
 def _resolver():
     """TensorFlow's resolver of the cluster, or None; this worker's number; and all addresses."""
     if "TF_CONFIG" in os.environ:
-        return _from_tf_config(os.environ["TF_CONFIG"])
+        hosts, worker = read_tf_config(os.environ["TF_CONFIG"])
+        if len(hosts) <= 1:
+            return None, 0, hosts
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver(), worker, hosts
     hosts, worker = workers_of_step(os.environ)
     if not hosts:
         return None, 0, []
@@ -220,31 +222,3 @@ def _resolver():
         rpc_layer="grpc",
     )
     return resolver, worker, hosts
-
-
-def _from_tf_config(text: str):
-    def refuse(reason):
-        raise UserError(
-            f"TF_CONFIG: {reason}; expected "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
-        )
-
-    try:
-        content = json.loads(text)
-        cluster = {kind: list(hosts) for kind, hosts in content.get("cluster", {}).items()}
-        if not all(isinstance(host, str) for hosts in cluster.values() for host in hosts):
-            raise ValueError("an address is not text")
-        task = content.get("task", {})
-        kind, index = task.get("type", "worker"), int(task.get("index", 0))
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        refuse(f"not understood ({error})")
-    unknown = [name for name in cluster if name not in TASKS]
-    if unknown:
-        refuse(f"task type {unknown[0]!r} is not used here")
-    hosts = [host for name in TASKS for host in cluster.get(name, [])]
-    if len(hosts) <= 1:
-        return None, 0, hosts
-    if kind not in cluster or not 0 <= index < len(cluster[kind]):
-        refuse(f"there is no task {kind} {index}")
-    before = len(cluster.get("chief", [])) if kind == "worker" else 0
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver(), before + index, hosts

@@ -70,7 +70,7 @@ class KerasOptimizer(Optimizer):
         else:  # of Keras's legacy optimisers
             self.keras_optimizer._create_all_weights(trained)
 
-    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+    def _apply(self, gradients, steps, condition, scope, state) -> None:
         """Lets the optimiser change stacks or weights, and its slots, and takes it back if need be.
 
         Raises:

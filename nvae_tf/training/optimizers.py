@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from nvae_tf.engine.scope import Scope
+from nvae_tf.engine.shared_functions import call_shared
 from nvae_tf.engine.state import VariableState
 
 LARGE = 2**20  # elements of a stack from which on its update is compiled, on CPUs
@@ -40,28 +42,23 @@ class Optimizer(tf.Module):
         """
         raise NotImplementedError
 
-    def apply_gradients(
-        self,
-        gradients,
-        condition=True,
-        compile: bool = False,  # noqa: A002
-        state=None,
-    ) -> None:
+    def apply_gradients(self, gradients, condition=True, scope=None, state=None) -> None:
         """Takes one step.
 
         Args:
             gradients: One for each variable.
             condition: A scalar; where it is false variables and slots stay, and the step counts.
-            compile: Whether to compile the update of large variables (see `nvae_tf.engine.xla`).
+            scope: Says whether to compile the update of large variables, and to share that of the
+                others among replicas (`nvae_tf.engine.scope.Scope`); default: neither.
             state: Where variables, slots and the number of steps are read and changed
                 (`nvae_tf.engine.state`); default: in their variables.
         """
         state = state or VariableState()
         steps = state.value(self.iterations)
-        self._apply(gradients, steps, condition, compile, state)
+        self._apply(gradients, steps, condition, scope or Scope(), state)
         state.assign(self.iterations, steps + 1)
 
-    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+    def _apply(self, gradients, steps, condition, scope, state) -> None:
         """Changes variables and slots; arguments as for `apply_gradients`, and the steps taken."""
         raise NotImplementedError
 
@@ -79,6 +76,7 @@ class StackedOptimizer(Optimizer):
 
     SLOTS: tuple[str, ...] = ()  # attributes that hold the slots, in the formula's order
     DECOUPLED = False  # whether weight decay is added to the update instead of the gradient
+    UPDATE: "ElementwiseUpdate"
 
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)
@@ -91,7 +89,7 @@ class StackedOptimizer(Optimizer):
         for name in self.SLOTS:
             setattr(self, name, zeros_like(variables))
 
-    def _apply(self, gradients, steps, condition, compile, state) -> None:  # noqa: A002
+    def _apply(self, gradients, steps, condition, scope, state) -> None:
         """Changes all weights of a shape at once."""
         count, rate = tf.cast(steps + 1, tf.float32), self.learning_rate_after(steps)
         coefficients = tf.stack(
@@ -105,37 +103,8 @@ class StackedOptimizer(Optimizer):
             ]
         )
         slots = [getattr(self, name) for name in self.SLOTS]
-        for gradient, *variables in zip(gradients, self._variables, *slots, strict=True):
-            update_in_state(
-                self.update, state, variables, gradient, coefficients, condition, compile=compile
-            )
-
-    @staticmethod
-    def update(variables, gradient, coefficients, condition, compile):  # noqa: A002
-        """Changes a stack and its slots, unless the condition is false.
-
-        Args:
-            variables: The stack and its slots: variables, or tensors that stand for them.
-            gradient: Gradient with respect to the stack.
-            coefficients: Numbers of the formula.
-            condition: A scalar.
-            compile: Whether to compile the update if it is large.
-
-        Returns:
-            The new values.
-        """
-        raise NotImplementedError
-
-
-def update_in_state(update, state, variables, *arguments, compile) -> None:  # noqa: A002
-    """Changes variables by an `in_place_update`: themselves, or the tensors that stand for them."""
-    if isinstance(state, VariableState):
-        local = [state.local[variable] for variable in variables]
-        update(local, *arguments, compile=compile)
-        return
-    values = update(list(map(state.value, variables)), *arguments, compile=False)
-    for variable, value in zip(variables, values, strict=True):
-        state.assign(variable, value)
+        stacks = list(zip(self._variables, *slots, strict=True))
+        self.UPDATE(stacks, gradients, coefficients, condition, scope, state)
 
 
 def zeros_like(variables) -> list[tf.Variable]:
@@ -154,43 +123,68 @@ def _variable_of_zeros(shape) -> tf.Variable:
     return variable
 
 
-def in_place_update(formula):
-    """An update of variables, or of tensors that stand for them.
+class ElementwiseUpdate:
+    """A change of variables, a stack of weights with its slots at a time.
 
-    Compiled, it changes the variables in place. For that the formula selects between new and old values
-    *before* it computes what depends on them; otherwise XLA copies the old values first.
+    Large stacks are changed in place where that is compiled; the small ones together, in a function
+    that replicas share. For the former the formula selects between new and old values *before* it
+    computes what depends on them; otherwise XLA copies the old values first.
 
     Args:
-        formula: A function of where_applied (new, old) -> value, the values of the variables, a tensor
-            of their shape, and further arguments, to the new values.
-
-    Returns:
-        A function of variables or tensors, the tensor of their shape, the further arguments, a
-        condition (a scalar; where it is false nothing changes), and the keyword ``compile``: whether
-        to compile it if it is large.
+        formula: A function of where_applied (new, old) -> value, the values of a stack and its slots,
+            a tensor of their shape, and coefficients, to the new values.
     """
 
-    def update(variables, tensor, *arguments):
-        *arguments, condition = arguments
+    def __init__(self, formula):
+        self._formula = formula
+        self._compiled = tf.function(self._in_place, autograph=False, jit_compile=True)
 
-        def where_applied(new, old):
-            return tf.where(condition, new, old)
+    def __call__(self, stacks, tensors, coefficients, condition, scope: Scope, state) -> None:
+        """Changes variables.
 
-        before = [tf.convert_to_tensor(variable) for variable in variables]
-        after = formula(where_applied, *before, tensor, *arguments)
-        if isinstance(variables[0], tf.Tensor):
-            return after
+        Args:
+            stacks: Each stack with its slots, variables of one shape.
+            tensors: For each of them a tensor of that shape, such as its gradient.
+            coefficients: Numbers of the formula, a tensor.
+            condition: A scalar; where it is false nothing changes.
+            scope: As for `Optimizer.apply_gradients`.
+            state: Where the variables are (`nvae_tf.engine.state`).
+        """
+        condition = tf.convert_to_tensor(condition)
+        small, values = [], []
+        for stack, tensor in zip(stacks, tensors, strict=True):
+            large = tensor.shape.num_elements() >= LARGE
+            if large and isinstance(state, VariableState):
+                update = self._compiled if scope.xla_regions else self._in_place
+                local = [state.local[variable] for variable in stack]
+                update(local, tensor, coefficients, condition)
+            else:
+                small += stack
+                values += [tensor, *map(state.value, stack)]
+        if small:
+            arguments, size = [coefficients, condition, *values], len(stacks[0])
+            values = call_shared(_update_all, arguments, scope, formula=self._formula, size=size)
+            for variable, value in zip(small, values, strict=True):
+                state.assign(variable, value)
+
+    def _in_place(self, variables, tensor, coefficients, condition):
+        values = [variable.read_value() for variable in variables]
+        after = self._formula(_where(condition), *values, tensor, coefficients)
         for variable, value in zip(variables, after, strict=True):
             variable.assign(value)
-        return []
 
-    compiled = tf.function(update, autograph=False, jit_compile=True)
 
-    def run(variables, tensor, *arguments, compile):  # noqa: A002
-        large = tensor.shape.num_elements() >= LARGE
-        return (compiled if large and compile else update)(variables, tensor, *arguments)
+def _update_all(coefficients, condition, *tensors, formula, size: int):
+    """The new values of stacks of ``size`` variables, each after a tensor of its shape in `tensors`."""
+    values = []
+    for begin in range(0, len(tensors), size + 1):
+        tensor, *before = tensors[begin : begin + size + 1]
+        values += formula(_where(condition), *before, tensor, coefficients)
+    return values
 
-    return run
+
+def _where(condition):
+    return lambda new, old: tf.where(condition, new, old)
 
 
 def _adamax(where_applied, weight, m, u, gradient, coefficients):
@@ -199,6 +193,10 @@ def _adamax(where_applied, weight, m, u, gradient, coefficients):
     m = where_applied(beta_1 * m + (1.0 - beta_1) * gradient, m)
     u = where_applied(tf.maximum(beta_2 * u, tf.abs(gradient) + epsilon), u)
     return where_applied(weight - rate * (m / u), weight), m, u
+
+
+def _move_average(where_applied, average, value, decay):
+    return [where_applied(decay * average + (1.0 - decay) * value, average)]
 
 
 def _adam_step(where_applied, gradient, m, v, rate, correction, beta_1, beta_2, epsilon):
@@ -230,7 +228,7 @@ class Adamax(StackedOptimizer):
     """
 
     SLOTS = ("_m", "_u")
-    update = staticmethod(in_place_update(_adamax))
+    UPDATE = ElementwiseUpdate(_adamax)
 
     def __init__(
         self, learning_rate=1e-2, weight_decay=3e-4, beta_1=0.9, beta_2=0.999, epsilon=1e-3
@@ -242,7 +240,7 @@ class Adam(StackedOptimizer):
     """Adam with L2 decay inside the gradient: Kingma & Ba, *Adam*, 2015."""
 
     SLOTS = ("_m", "_v")
-    update = staticmethod(in_place_update(_adam))
+    UPDATE = ElementwiseUpdate(_adam)
 
     def __init__(
         self, learning_rate=1e-3, weight_decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8
@@ -257,7 +255,7 @@ class AdamW(Adam):
     """
 
     DECOUPLED = True
-    update = staticmethod(in_place_update(_adamw))
+    UPDATE = ElementwiseUpdate(_adamw)
 
 
 class MovingAverage(tf.Module):
@@ -272,14 +270,21 @@ class MovingAverage(tf.Module):
         stacks: The averages, one variable for each of the variables.
     """
 
+    UPDATE = ElementwiseUpdate(_move_average)
+
     def __init__(self, variables, decay: float):
         super().__init__()
         self._variables, self.decay = list(variables), decay
         self.stacks = zeros_like(variables)
 
-    def values(self) -> list[tf.Tensor]:
-        """The averages as tensors of the variables' shapes."""
-        pairs = zip(self.stacks, self._variables, strict=True)
+    def values(self, state=None) -> list[tf.Tensor]:
+        """The averages as tensors of the variables' shapes.
+
+        Args:
+            state: Where they are read (`nvae_tf.engine.state`); default: in their variables.
+        """
+        state = state or VariableState()
+        pairs = zip(map(state.value, self.stacks), self._variables, strict=True)
         return [tf.ensure_shape(average, variable.shape) for average, variable in pairs]
 
     def start(self) -> None:
@@ -287,31 +292,17 @@ class MovingAverage(tf.Module):
         for average, variable in zip(self.stacks, self._variables, strict=True):
             average.assign(variable)
 
-    def update(
-        self,
-        step,
-        condition=True,
-        compile: bool = False,  # noqa: A002
-        state=None,
-    ) -> None:
+    def update(self, step, condition=True, scope=None, state=None) -> None:
         """Moves the averages towards the variables.
 
         Args:
             step: Steps taken, this one included.
             condition: A scalar; where it is false nothing changes.
-            compile: As for `Optimizer.apply_gradients`.
+            scope: As for `Optimizer.apply_gradients`.
             state: As for `Optimizer.apply_gradients`.
         """
         state = state or VariableState()
         done = tf.cast(step, tf.float32)
         decay = tf.minimum(self.decay, (done - 1.0) / (done + 9.0))
-        for average, variable in zip(self.stacks, self._variables, strict=True):
-            value = state.value(variable)
-            update_in_state(
-                _move_average, state, [average], value, decay, condition, compile=compile
-            )
-
-
-@in_place_update
-def _move_average(where_applied, average, value, decay):
-    return [where_applied(decay * average + (1.0 - decay) * value, average)]
+        stacks, values = [[s] for s in self.stacks], map(state.value, self._variables)
+        self.UPDATE(stacks, list(values), decay, condition, scope or Scope(), state)

@@ -330,7 +330,9 @@ class _Meeting:
 
     def _ask(self, number: int, question: _Message) -> None:
         try:
-            with socket.create_connection(_parts(self._hosts[number]), TALK_SECONDS) as connection:
+            with socket.create_connection(
+                host_and_port(self._hosts[number]), TALK_SECONDS
+            ) as connection:
                 connection.sendall(question.encode())
                 line = _read(connection)
                 answer = _decode(line)
@@ -414,9 +416,9 @@ class _Meeting:
 def _talking(hosts: list[str], worker: int):
     """A meeting whose threads run; at the end nothing listens any more."""
     for host in hosts:
-        _parts(host)
+        host_and_port(host)
     meeting = _Meeting(hosts, worker)
-    with _listening(hosts[worker]) as listener:
+    with listening(hosts[worker]) as listener:
         answering = _start_thread(meeting.answer_all, listener)
         try:
             for number in range(len(hosts)):
@@ -440,8 +442,13 @@ def _listed(names: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _listening(address: str):
-    _, port = _parts(address)
+def listening(address: str):
+    """A socket that listens on a worker's own port.
+
+    Raises:
+        UserError: It cannot.
+    """
+    _, port = host_and_port(address)
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
         listener = socket.create_server(
@@ -456,7 +463,12 @@ def _listening(address: str):
         yield listener
 
 
-def _parts(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of a worker's address.
+
+    Raises:
+        UserError: It is malformed.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(

@@ -15,7 +15,7 @@ from nvae_tf.config import KEYS, Config, ImageSpec, ModelConfig, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.own import OwnImages
 from nvae_tf.data.source import Source, reading
-from nvae_tf.engine.devices import describe_devices
+from nvae_tf.engine.devices import describe_devices, gpu_found
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
@@ -54,6 +54,7 @@ def train(
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
     start_from: NVAE | None = None,
     hparams: dict | None = None,
+    xla_problem: str | None = None,
 ) -> dict[str, float] | None:
     """Trains the model of a configuration, and leaves everything in the run's folder.
 
@@ -67,6 +68,8 @@ def train(
         callbacks: Callbacks of Keras, or ours.
         start_from: A trained model whose weights and running averages a new run begins with.
         hparams: Values for TensorBoard's tab HParams; default: the whole configuration.
+        xla_problem: Why XLA does not work in this process; then nothing is compiled, whatever the
+            configuration says.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
@@ -89,6 +92,8 @@ def train(
             if start_from is not None:
                 check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
+            _check_exchanges_compile(config, cluster)
+        jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(config.data.seed)
@@ -100,10 +105,45 @@ def train(
         grappler_disabled(),
         Termination() as termination,
     ):
-        run = _set_up(config, folder, cluster, dataset, sources, epochs, facts, start_from, hparams)
+        run = _set_up(
+            config,
+            folder,
+            cluster,
+            dataset,
+            sources,
+            epochs,
+            jit_compile,
+            facts,
+            start_from,
+            hparams,
+        )
         results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
+
+
+def _check_exchanges_compile(config: Config, cluster: Cluster) -> None:
+    """Refuses to compile whole steps of several replicas where XLA cannot exchange values.
+
+    Raises:
+        ConfigError: That is asked for.
+    """
+    if config.train.jit_compile == "on" and cluster.replicas > 1 and not gpu_found():
+        raise ConfigError(
+            f"jit_compile: on is not allowed with {cluster.replicas} replicas on CPUs, whose exchanges "
+            "XLA cannot compile; expected auto or off"
+        )
+
+
+def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> str:
+    """The configuration's ``jit_compile``, or ``off`` if XLA does not work in one of the workers."""
+    # All of them, since replicas have to compute identical updates.
+    if not any(broken for (broken,) in cluster.gather_from_workers([int(xla_problem is not None)])):
+        return config.train.jit_compile
+    if cluster.is_chief:
+        where = f"here ({xla_problem})" if xla_problem else "in another worker"
+        print(f"XLA does not work {where}: training goes on as with --jit_compile off", flush=True)
+    return "off"
 
 
 @contextlib.contextmanager
@@ -240,6 +280,7 @@ def _set_up(
     dataset: catalog.DatasetInfo,
     sources: tuple[Source, Source],
     epochs: int | None,
+    jit_compile: str,
     facts: dict[str, int] | None,
     start_from: NVAE | None,
     hparams: dict | None,
@@ -260,7 +301,7 @@ def _set_up(
     )
 
     # Model and optimiser.
-    trainer = _build_trainer(config, dataset, counts)
+    trainer = _build_trainer(config, dataset, counts, jit_compile)
     model = trainer.model
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
 
@@ -415,8 +456,10 @@ def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
         report.pictures(step)
 
 
-def _build_trainer(config: Config, dataset: catalog.DatasetInfo, counts: StepCounts) -> Trainer:
-    settings = config.train
+def _build_trainer(
+    config: Config, dataset: catalog.DatasetInfo, counts: StepCounts, jit_compile: str
+) -> Trainer:
+    settings = dataclasses.replace(config.train, jit_compile=jit_compile)
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
     schedule = WarmupCosineByEpoch.from_train_config(settings, counts.steps_per_epoch)
     optimizer = make_optimizer(settings, schedule)

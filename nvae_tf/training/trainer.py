@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from nvae_tf import objective
 from nvae_tf.config import AUTO, BUILT_IN_OPTIMIZERS, TrainConfig
+from nvae_tf.engine.devices import gpu_found
 from nvae_tf.engine.kernels import WARM_UP_ITERATIONS, SpectralNorms
 from nvae_tf.engine.replicas import (
     mean_over_replicas,
@@ -89,6 +90,7 @@ class Trainer(tf.Module):
         steps_per_epoch: After how many steps the reported means start anew.
         seed: Seed of the noise.
         optimizer: Changes the weights.
+        on_gpu: Whether steps are traced for a GPU; default: whether TensorFlow finds one.
 
     Attributes:
         weights: The model's trainable variables: stacks of weights.
@@ -114,8 +116,10 @@ class Trainer(tf.Module):
         seed: int = 0,
         *,
         optimizer: Optimizer,
+        on_gpu: bool | None = None,
     ):
         super().__init__()
+        self.on_gpu = gpu_found() if on_gpu is None else on_gpu
         self.model, self.config, self.optimizer = model, config, optimizer
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.alphas = objective.balancing_weights(model.config)
@@ -221,7 +225,9 @@ class Trainer(tf.Module):
                 rematerialize=self.config.gradient_checkpointing,
                 functions=self.functions,
                 xla_regions=self._compiles_regions,
+                compiled=uses_xla(self.config, self.on_gpu),
                 custom_gradients=True,
+                on_gpu=self.on_gpu,
             )
             output = self.model.autoencode(images, noise, scope)
             batch_norm = objective.batch_norm_penalty(self._gammas(tensors))
@@ -246,7 +252,7 @@ class Trainer(tf.Module):
     @property
     def _compiles_regions(self):
         """Whether regions of a step are compiled: with ``jit_compile: auto``, if not the whole step."""
-        return self.config.jit_compile == "auto" and not uses_xla(self.config)
+        return self.config.jit_compile == "auto" and not uses_xla(self.config, self.on_gpu)
 
     def _losses(
         self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
@@ -378,9 +384,10 @@ class Trainer(tf.Module):
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        self.optimizer.apply_gradients(gradients, apply, self._compiles_regions, state)
+        scope = Scope(functions=self.functions, xla_regions=self._compiles_regions)
+        self.optimizer.apply_gradients(gradients, apply, scope, state)
         if self.averages:
-            self.averages.update(step + 1, apply, self._compiles_regions, state)
+            self.averages.update(step + 1, apply, scope, state)
         self.update_state(result, apply, state)
 
         return {
@@ -477,7 +484,7 @@ class Trainer(tf.Module):
         bits = self.model.bits_per_dim(recon + kl)
         return {"nelbo": recon + kl, "bpd": bits, "recon": recon, "kl": kl}
 
-    def validation_step(self, images, indices, weights):
+    def validation_step(self, images, indices, weights, state=None):
         """NELBO of images (beta 1, no balancing), in evaluation mode, on this replica.
 
         It is computed with the moving averages of the weights, if there are any.
@@ -486,16 +493,19 @@ class Trainer(tf.Module):
             images: (batch, height, width, channels).
             indices: Index of each image in its data set, (batch,): its noise depends on nothing else.
             weights: 1 for images that count, 0 for those that only fill a batch, (batch,).
+            state: Where the model's weights and averages are read (`nvae_tf.engine.state`); default: in
+                their variables.
 
         Returns:
             Sums over the images of all replicas: their number, recon, and KL of every latent channel
             (groups, latents).
         """
         noise = self.model.draw_noise(indices, (self.seed, VALIDATION_STREAM))
-        tensors = {stack.ref(): tf.convert_to_tensor(stack) for stack in self.model.stacks}
+        state = state or VariableState()
+        tensors = {stack.ref(): state.value(stack) for stack in self.model.stacks}
         if self.averages:
-            tensors.update(self._by_reference(self.averages.values()))
-        scope = Scope(values=rows_of(weights_below(self.model), tensors))
+            tensors.update(self._by_reference(self.averages.values(state)))
+        scope = Scope(values=rows_of(weights_below(self.model), tensors), on_gpu=self.on_gpu)
         output = self.model.autoencode(images, noise, scope)
         recon = -self.model.log_likelihood(output.parameters, images)
         sums = [
@@ -504,6 +514,18 @@ class Trainer(tf.Module):
             _channel_kl(output, weights),
         ]
         return sum_over_replicas(sums)
+
+    def validation_function(self, values, images, indices, weights):
+        """`validation_step` as a pure function: of all that a step changes, and of its arguments.
+
+        Args:
+            values: A tensor for each of `changed_variables`.
+            images: As for `validation_step`.
+            indices: As for `validation_step`.
+            weights: As for `validation_step`.
+        """
+        state = TensorState(self.changed_variables, values)
+        return self.validation_step(images, indices, weights, state)
 
     def validate(self, run_step, batches, stop=lambda: False) -> dict[str, tf.Tensor] | None:
         """Mean NELBO and its parts over a data set.
@@ -545,17 +567,21 @@ def _assign(variables, values) -> None:
         variable.assign(value)
 
 
-def uses_xla(config: TrainConfig) -> bool:
+def uses_xla(config: TrainConfig, on_gpu: bool | None = None) -> bool:
     """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on a single GPU.
 
     With several replicas a whole step holds exchanges between them, which are compiled only if the user
     says ``on``; and never with an optimiser of TensorFlow Addons, whose updates exchange values outside
     of the compiled step.
+
+    Args:
+        config: Gives ``jit_compile`` and ``optimizer``.
+        on_gpu: Whether the steps are for a GPU; default: whether TensorFlow finds one.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     if config.optimizer not in BUILT_IN_OPTIMIZERS and several:
         return False
-    auto = bool(tf.config.list_physical_devices("GPU")) and not several
+    auto = (gpu_found() if on_gpu is None else on_gpu) and not several
     return {"auto": auto, "on": True, "off": False}[config.jit_compile]
 
 
@@ -672,7 +698,7 @@ def grappler_disabled():
     """
     option = "disable_meta_optimizer"
     before = tf.config.optimizer.get_experimental_options().get(option, False)
-    if not tf.config.list_physical_devices("GPU"):
+    if not gpu_found():
         tf.config.optimizer.set_experimental_options({option: True})
     try:
         yield

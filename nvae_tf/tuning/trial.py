@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from nvae_tf.config import Config
+from nvae_tf.engine.xla_flags import make_deterministic
 from nvae_tf.io.errors import UserError
 from nvae_tf.run_folder import RunFolder
 
@@ -100,6 +101,9 @@ def _follow_parent():
 
 
 def _train(config, path, searched, epochs, parent):
+    if config.train.deterministic:
+        make_deterministic(os.environ)
+    from nvae_tf.engine.xla_probe import probe
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.run import train
 
@@ -107,7 +111,10 @@ def _train(config, path, searched, epochs, parent):
     if parent and not folder.config_file.exists():
         _copy(RunFolder(parent), folder)
     resume = folder.config_file.exists()
-    results = train(config, folder, resume, connect(), epochs, hparams=searched)
+    xla_problem = probe(config.train.jit_compile)  # before this process takes the GPUs' memory
+    results = train(
+        config, folder, resume, connect(), epochs, hparams=searched, xla_problem=xla_problem
+    )
     if results is None:
         raise TrialStopped("stopped, with a checkpoint")
     return results

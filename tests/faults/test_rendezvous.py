@@ -200,18 +200,18 @@ def test_a_wrong_index():
     )  # the second machine's, before the first starts
     meeting = rendezvous._Meeting(hosts, 0)
     threading.Thread(target=meeting.answer_all, args=(mine,), daemon=True).start()
-    original = rendezvous._listening
+    original = rendezvous.listening
 
     @contextlib.contextmanager
     def only_here(address):
         with socket.create_server(("127.0.0.1", port)) as listener:
             yield listener
 
-    rendezvous._listening = only_here
+    rendezvous.listening = only_here
     try:
         (line,) = meet([hosts], seconds=5.0)
     finally:
-        rendezvous._listening = original
+        rendezvous.listening = original
         meeting.end()
     assert f"worker 0 answers at the address of worker 1 ({hosts[1]}); correct the index" in line
 

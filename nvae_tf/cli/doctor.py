@@ -1,0 +1,44 @@
+"""The command ``nvae-doctor``."""
+
+import sys
+
+from nvae_tf.cli.errors import SOFTWARE_ERROR, run_command
+from nvae_tf.cli.flags import Parser, add_config_flags, configured, program
+from nvae_tf.diagnosis.findings import LEVELS, PROBLEM
+from nvae_tf.io.errors import one_line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Says whether this machine can train, and what to do if not.
+
+    Args:
+        argv: Arguments of the command; default: those of the process.
+
+    Returns:
+        The exit status: 0, 1 if there is a problem, or 2 for a mistake in the arguments.
+    """
+    parser = Parser(
+        prog=program("nvae-doctor"),
+        usage="%(prog)s [--config NAME [--KEY VALUE ...]]",
+        description="Say whether this machine can train: versions, GPUs, libraries, XLA, memory, "
+        "limits, other workers. With a recipe, say whether it fits, too.",
+    )
+    add_config_flags(parser, required=False)
+    arguments = parser.parse_args(argv)
+
+    def command():
+        config = configured(arguments).config if arguments.config else None
+        from nvae_tf.diagnosis.checks import diagnose
+
+        counts = dict.fromkeys(LEVELS, 0)
+        for finding in diagnose(config):
+            counts[finding.level] += 1
+            print(one_line(str(finding)), flush=True)
+        print(f"{counts['problem']} problems, {counts['warning']} warnings")
+        return SOFTWARE_ERROR if counts[PROBLEM] else 0
+
+    return run_command(command, if_interrupted="nothing was changed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

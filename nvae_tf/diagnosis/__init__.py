@@ -1,0 +1,1 @@
+"""What `nvae-doctor` finds out about a machine."""

@@ -1,0 +1,118 @@
+"""About how much memory a training step takes, and flags with which it takes less.
+
+Run as a program with a configuration as JSON, this module counts what the estimate is made from.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from nvae_tf.config import BN_ACT, CELLS, NO_REMAT, Config, from_dict
+from nvae_tf.diagnosis.findings import Finding, ok, problem, warning
+from nvae_tf.io.child_process import run_module
+
+GIB = 2.0**30
+COUNT_SECONDS = 300.0
+RESERVED = 1.0  # GiB that the libraries and the framework take
+# Weights, a gradient, two slots of the optimiser, and one for what is computed from them meanwhile.
+COPIES_OF_WEIGHTS = 5
+# How much of the maps at the convolutions is kept or needed at once, by gradient checkpointing.
+PORTIONS = {NO_REMAT: 1.0, BN_ACT: 0.6, CELLS: 0.35}
+HALF = "mixed_bfloat16"
+
+
+class Counts(NamedTuple):
+    """What the estimate is made from.
+
+    Attributes:
+        parameters: Weights of the model.
+        map_values: Values of all maps that enter or leave a convolution, for one image.
+    """
+
+    parameters: int
+    map_values: int
+
+
+def count(config: Config) -> Counts:
+    """Counts weights, and the values of maps of a forward pass."""
+    import tensorflow as tf
+
+    from nvae_tf.data import catalog
+    from nvae_tf.model import NVAE
+
+    image = catalog.get_dataset_info(config.data).image
+    model = NVAE(config.model, image)
+
+    @tf.function(autograph=False)
+    def forward(images):
+        noise = [tf.zeros((1, *shape)) for shape in model.latent_shapes]
+        return model.autoencode(images, noise, model.scope(training=True)).parameters
+
+    graph = forward.get_concrete_function(tf.TensorSpec((1, *image.shape))).graph
+    values = 0
+    for operation in graph.get_operations():
+        if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
+            for tensor in (operation.inputs[0], *operation.outputs):
+                values += tensor.shape.num_elements() or 0
+    return Counts(model.num_parameters, values)
+
+
+def estimate(counts: Counts, config: Config) -> float:
+    """GiB that a training step takes."""
+    train = config.train
+    copies = COPIES_OF_WEIGHTS + bool(train.ema_decay)
+    size = 4 if train.precision == "float32" else 2
+    maps = (
+        config.data.batch_size * counts.map_values * size * PORTIONS[train.gradient_checkpointing]
+    )
+    return RESERVED + (4 * copies * counts.parameters + maps) / GIB
+
+
+def check_fit(config: Config, available: float, where: str) -> list[Finding]:
+    """Whether a recipe fits, or which flags make it fit.
+
+    Args:
+        config: The recipe.
+        available: GiB that are there.
+        where: Of what they are the memory.
+    """
+    words = [json.dumps(config.to_dict())]
+    # On the CPU, so that no GPU's memory is taken.
+    outcome = run_module(__name__, words, seconds=COUNT_SECONDS, CUDA_VISIBLE_DEVICES="-1")
+    if outcome.problem:
+        return [problem(f"the recipe's model cannot be made ({outcome.problem})")]
+    counts = Counts(*outcome.result)
+    needed = estimate(counts, config)
+    text = f"a training step takes about {needed:.0f} GiB; {where} has {available:.0f}"
+    if needed < 0.8 * available:
+        return [ok(text)]
+    for flags, smaller in cheaper(config):
+        if estimate(counts, smaller) < 0.8 * available:
+            advice = f"{flags} makes it {estimate(counts, smaller):.0f} GiB"
+            level = warning if needed < available else problem
+            return [level(text, advice)]
+    least = RESERVED + 4 * COPIES_OF_WEIGHTS * counts.parameters / GIB
+    return [problem(text, f"its weights alone take {least:.0f} GiB: choose a smaller model")]
+
+
+def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
+    """Flags that make a step smaller, those that cost least first, and what they give."""
+    batch, passes = config.data.batch_size, config.train.accumulate_steps
+    while batch >= 1:
+        for precision in dict.fromkeys((config.train.precision, HALF)):
+            for remat in (config.train.gradient_checkpointing, CELLS):
+                flags: dict[str, Any] = {}
+                if precision != config.train.precision:
+                    flags["precision"] = precision
+                if remat != config.train.gradient_checkpointing:
+                    flags["gradient_checkpointing"] = remat
+                if batch != config.data.batch_size:
+                    flags["batch_size"], flags["accumulate_steps"] = batch, passes
+                text = " ".join(f"--{name} {value}" for name, value in flags.items())
+                yield text, from_dict(flags, config)
+        batch, passes = batch // 2, passes * 2
+
+
+if __name__ == "__main__":
+    print(json.dumps(count(from_dict(json.loads(sys.argv[1])))))

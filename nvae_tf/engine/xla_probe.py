@@ -1,0 +1,62 @@
+"""Whether XLA works here, found out in a child process: where it does not, it may end the process.
+
+Run as a program, this module compiles and runs a tiny training step on every GPU, or else on the CPU.
+"""
+
+import json
+
+from nvae_tf.io.child_process import run_module
+
+SECONDS = 300.0  # to wait for the child, which imports TensorFlow and compiles
+
+
+def xla_problem(seconds: float = SECONDS) -> str | None:
+    """Why nothing can be compiled with XLA here, as a part of a line; None if it can be.
+
+    Called before this process uses its GPUs, whose memory it would take.
+
+    Args:
+        seconds: Seconds to wait at most.
+    """
+    return run_module(__name__, seconds=seconds).problem
+
+
+def probe(jit_compile: str) -> str | None:
+    """`xla_problem` where steps are to be compiled for GPUs; None without asking elsewhere.
+
+    Args:
+        jit_compile: The configuration's value.
+    """
+    from nvae_tf.engine.devices import gpu_found
+
+    return xla_problem() if jit_compile != "off" and gpu_found() else None
+
+
+def main() -> None:
+    """Compiles and runs a step of a convolution on each device; prints the devices' names."""
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+    @tf.function(autograph=False, jit_compile=True)
+    def step(images, kernel, seed):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            maps = tf.nn.swish(tf.nn.conv2d(images, kernel, 1, "SAME"))
+            loss = tf.reduce_mean(maps * tf.random.stateless_normal(maps.shape, seed))
+        return kernel - tape.gradient(loss, kernel)
+
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    for device in devices:
+        with tf.device(device.name):
+            kernel = step(tf.ones((2, 8, 8, 3)), tf.ones((3, 3, 3, 4)), tf.constant([1, 0]))
+        if not tf.reduce_all(tf.math.is_finite(kernel)):
+            raise ArithmeticError(
+                f"{device.name}: a compiled step gives values that are not finite"
+            )
+    print(json.dumps([device.name for device in devices]))
+
+
+if __name__ == "__main__":
+    main()
