@@ -29,22 +29,23 @@ class SharedFunctions:
     def __init__(self):
         self._traced = {}
 
-    def call(self, key: tuple, make, tensors):
+    def call(self, key: tuple, make, tensors, has_gradient: bool = True):
         """Calls the function of a key and the tensors' shapes, which is traced at its first call.
 
         Args:
             key: What the function computes; hashable.
             make: Returns the Python function.
             tensors: Its arguments.
+            has_gradient: Whether gradients are taken through it.
         """
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
         key = (key, *specs)
         if key not in self._traced:
-            self._traced[key] = _trace(make(), specs)
+            self._traced[key] = _trace(make(), specs, has_gradient)
         return self._traced[key](*tensors)
 
 
-def _trace(function, specs):
+def _trace(function, specs, has_gradient: bool):
     # Traced in a graph that is thrown away. In that of a replica, the replica's device would be a part
     # of the function, and of its gradient's, which TensorFlow makes at the first gradient.
     with tf.Graph().as_default():
@@ -54,6 +55,8 @@ def _trace(function, specs):
         if traced.captured_inputs:
             names = [tensor.name for tensor in traced.captured_inputs]
             raise ValueError(f"a block of the model uses more than it was given: {names}")
+        if not has_gradient:
+            return traced
         inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -62,13 +65,14 @@ def _trace(function, specs):
     return traced
 
 
-def call_shared(function, tensors, scope: Scope, **settings):
+def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, **settings):
     """``function(*tensors, **settings)``, shared with all calls of the same settings and shapes.
 
     Args:
         function: Of tensors and settings, a function of a module.
         tensors: Tensors.
         scope: Says whether functions are shared.
+        has_gradient: Whether gradients are taken through it.
         settings: Hashable arguments.
     """
 
@@ -78,7 +82,7 @@ def call_shared(function, tensors, scope: Scope, **settings):
     if scope.functions is None:
         return run(*tensors)
     key = (function.__module__, function.__qualname__, *settings.items())
-    return scope.functions.call(key, lambda: run, tensors)
+    return scope.functions.call(key, lambda: run, tensors, has_gradient)
 
 
 def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=CELLS):

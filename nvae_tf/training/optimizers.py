@@ -163,7 +163,14 @@ class ElementwiseUpdate:
                 values += [tensor, *map(state.value, stack)]
         if small:
             arguments, size = [coefficients, condition, *values], len(stacks[0])
-            values = call_shared(_update_all, arguments, scope, formula=self._formula, size=size)
+            values = call_shared(
+                _update_all,
+                arguments,
+                scope,
+                has_gradient=False,
+                formula=self._formula,
+                size=size,
+            )
             for variable, value in zip(small, values, strict=True):
                 state.assign(variable, value)
 
