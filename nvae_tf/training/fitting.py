@@ -168,8 +168,8 @@ class Fitting(TrainingView):
             with self.strategy.scope():
                 if looks and isinstance(batches, tf.distribute.DistributedDataset):
                     raise UserError(
-                        "x: a distributed data set, of which no worker sees a whole batch to initialise "
-                        "the convolutions from; expected a tf.data.Dataset or an array"
+                        "x: a distributed data set, of which no worker sees a whole batch to "
+                        "initialise convolutions from; expected a tf.data.Dataset or an array"
                     )
                 if looks:
                     self.trainer.prepare(next(iter(batches)))
