@@ -129,7 +129,7 @@ def test_the_probe_outlives_a_child_that_dies_or_hangs(monkeypatch):
     assert xla_problem(seconds=0.1) == "no answer within 0.1 seconds"
     monkeypatch.setenv("XLA_FLAGS", "--no_such_flag_of_xla")
     reason = xla_problem()
-    assert re.match("killed by SIG|exit status", reason) and "no_such_flag_of_xla" in reason
+    assert "no_such_flag_of_xla" in reason
 
 
 def test_deterministic_xla_is_known_to_xla_and_leaves_the_users_flags(monkeypatch):

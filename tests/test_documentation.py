@@ -67,6 +67,7 @@ ADDED = {
     "python evaluate_keras.py": "--readjust_batches 1 --num_iw_samples 2",
     "python tests/parity.py tests/reference/cifar10_flow.npz": "--jit_compile off",
     "python examples/interpolation_video.py": "--steps 2 --stations 2",
+    "python examples/start_from_trained.py": "--epochs 2 --few 1",
     "python examples/outliers.py": "--count 20 --draws 1",
 }
 
@@ -185,6 +186,24 @@ def test_the_quickstarts_python_runs(folder, monkeypatch):
         exec(compile(block, "quickstart.md", "exec"), variables)
     assert variables["samples"].shape == (16, 32, 32, 1)
     assert variables["nelbo"].shape == (4,)
+
+
+@pytest.mark.slow
+def test_the_keras_pages_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
+    variables = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "keras.md", "exec"), variables)
+    assert variables["scores"]["nelbo"] < 600 and variables["reconstructions"].shape == (
+        10,
+        32,
+        32,
+        1,
+    )
+    assert variables["results"]["nelbo"] < 600
+    for name in ("keras/samples.png", "keras/checkpoints", "own/images.json", "tuned/config.yaml"):
+        assert (tmp_path / "runs" / name).exists(), name
 
 
 def rows_of(page, recipe):

@@ -13,6 +13,7 @@ import tf_keras
 from processes import free_ports
 
 import nvae_tf
+from nvae_tf import config as configuration
 from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.io.errors import TrainingDivergedError, UserError
@@ -57,15 +58,12 @@ def train_both_ways(out, topology):
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "topology",
-    [
-        "one device",
-        pytest.param("two devices", marks=pytest.mark.slow),
-        pytest.param("two workers", marks=pytest.mark.slow),
-    ],
+    ["one device", "two devices", "two workers"],
 )
-def test_fit_gives_the_commands_weights_to_the_bit(topology, tmp_path):
+def test_fit_gives_the_commands_weights_on_every_topology(topology, tmp_path):
     results = train_both_ways(tmp_path, topology)
     by_command, by_fit = checkpoint(tmp_path / "command"), checkpoint(tmp_path / "fit")
     assert by_command.keys() == by_fit.keys()
@@ -73,6 +71,29 @@ def test_fit_gives_the_commands_weights_to_the_bit(topology, tmp_path):
         np.testing.assert_array_equal(by_fit[name], value, err_msg=name)
     for name, value in results["command"].items():
         np.testing.assert_allclose(results["fit"][f"val_{name}"], value, rtol=1e-5, err_msg=name)
+
+
+def test_fit_gives_the_commands_weights_to_the_bit(run, recipe, tmp_path):
+    config = configuration.load(str(recipe))
+    dataset = catalog.get_dataset_info(config.data)
+    train, test = dataset.open("")
+    view = dict(batch_size=config.data.batch_size, seed=config.data.seed)
+    tf_keras.utils.set_random_seed(config.data.seed)
+    model = nvae_tf.NVAE(config.model, dataset.image)
+    keys = ("warmup_epochs", "weight_decay_norm", "jit_compile")
+    model.compile(**{key: getattr(config.train, key) for key in keys}, seed=config.data.seed)
+    history = model.fit(
+        pipeline.training_batches(train, dataset, **view),
+        epochs=config.train.epochs,
+        steps_per_epoch=len(train) // config.data.batch_size,
+        callbacks=[nvae_tf.callbacks.Checkpoints(tmp_path / "fit")],
+        verbose=0,
+    )
+    by_command, by_fit = checkpoint(run), checkpoint(tmp_path / "fit")
+    assert by_command.keys() == by_fit.keys()
+    for name, value in by_command.items():
+        np.testing.assert_array_equal(by_fit[name], value, err_msg=name)
+    assert history.history["beta"][-1] == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +250,7 @@ def weights_after(optimizer, digits, steps=2, **settings):
     return model, before, model.get_weights()
 
 
+@pytest.mark.slow
 def test_keras_adam_is_ours(digits):
     # A first step moves each number by the rate, whatever its gradient.
     ours = weights_after(Adam(1e-3, epsilon=1e-12), digits, steps=1)[2]
@@ -238,6 +260,7 @@ def test_keras_adam_is_ours(digits):
             assert np.mean(np.abs(one - other)) < 1e-5  # numbers with tiny gradients are rounded
 
 
+@pytest.mark.slow
 def test_norms_per_variable_are_of_weights_not_of_stacks(digits):
     rate, norm = 0.1, 1e-3
     sgd = tf_keras.optimizers.SGD(rate, clipnorm=norm)
@@ -261,6 +284,7 @@ def test_a_given_optimiser_keeps_its_learning_rate(digits):
     np.testing.assert_allclose(history["learning_rate"], [2e-3, 2e-3], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_divergence_ends_fit_with_one_line(digits):
     model = new_model(nvae_tf.Adamax(1e30), max_bad_steps=3)
     with pytest.raises(TrainingDivergedError, match="3 steps in a row, up to step") as error:

@@ -110,16 +110,19 @@ def test_a_running_bound_skips_what_is_far_above_the_typical_norm():
     assert bool(fresh.allows(tf.constant(1e30))) and FIRST_STEPS == 100
 
 
-def test_options_are_keys_with_a_word_or_a_number(recipe, tmp_path, capsys):
+def test_options_are_keys_with_a_word_or_a_number():
     assert check_value("skip_gradient_norm", "auto") == "auto"
     assert check_value("skip_gradient_norm", "250") == 250.0
     assert check_value("min_log_scale", "-9") == -9.0
     for name, value in (("skip_gradient_norm", "-1"), ("min_log_scale", "wide")):
         with pytest.raises(ConfigError, match=f"{name}: .* expected auto or a number"):
             check_value(name, value)
+
+
+@pytest.mark.slow
+def test_a_run_may_begin_to_use_a_running_bound(recipe, tmp_path):
     arguments = ["--config", str(recipe), "--root", str(tmp_path)]
     assert main([*arguments, "--epochs", "1"]) == 0
-    # A run may begin to use the bound.
     more = ["--epochs", "2", "--cont_training", "--skip_gradient_norm", "auto"]
     assert main([*arguments, *more]) == 0
     assert "skip_gradient_norm: auto" in (tmp_path / "tiny" / "config.yaml").read_text()

@@ -88,6 +88,7 @@ def test_the_folder_says_what_the_images_were_and_is_evaluated(own, digits, caps
     assert evaluate([*arguments, "reconstruct", "--images", picture]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_on_own_images_continues_with_the_same_ones_alone(own, recipe, digits, tmp_path):
     folder, *_ = own
     options = dict(image=BINARY, epochs=4, resume=True)
@@ -100,6 +101,7 @@ def test_a_run_on_own_images_continues_with_the_same_ones_alone(own, recipe, dig
         nvae_tf.train(str(recipe), digits, folder=folder, image=BINARY)
 
 
+@pytest.mark.slow
 def test_a_data_set_trains_and_a_callback_stops_it(recipe, digits, tmp_path):
     labels = np.zeros(len(digits[0]), np.int64)
     train = tf.data.Dataset.from_tensor_slices((digits[0], labels)).batch(64)

@@ -69,6 +69,11 @@ class Batching:
         """
         check_count("steps", steps, optional=True)
         if isinstance(x, tf.distribute.DistributedDataset):
+            if not isinstance(x.element_spec, tuple) or len(x.element_spec) != 3:
+                raise UserError(
+                    "x: a distributed data set of other elements; expected tuples of images, their "
+                    "places among all, and weights"
+                )
             return x
         if not _is_array(x):
             images = self._images_of_dataset(x, batch_size)

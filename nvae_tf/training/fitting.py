@@ -9,13 +9,14 @@ import tf_keras
 
 from nvae_tf import config as configuration
 from nvae_tf.config import LARGEST_INT, Config, TrainConfig
-from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.training.callbacks import Divergence
 from nvae_tf.training.fit_data import Batching, check_count
 from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.trainer import (
     Trainer,
+    check_exchanges_compile,
     compiled,
     grappler_disabled,
     on_replicas,
@@ -80,6 +81,8 @@ class Fitting(TrainingView):
         check_count("seed", seed, minimum=0)
         self.model, self.strategy = model, model.distribute_strategy
         self._given, self._settings = settings, _checked(settings, model.precision)
+        replicas = self.strategy.num_replicas_in_sync
+        check_exchanges_compile(self._settings, replicas)
         if self._settings.deterministic:
             tf.config.experimental.enable_op_determinism()
         # The learning rate as a function of the step; None: the constant.
@@ -99,7 +102,7 @@ class Fitting(TrainingView):
         self._needs_preparing, self._initialize = True, initialize
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
         self._sums: list = []  # of the batches of an evaluation
-        replicas, passes = self.strategy.num_replicas_in_sync, self._settings.accumulate_steps
+        passes = self._settings.accumulate_steps
         self._batching = Batching(model, replicas, passes, seed)
 
     def training_data(self, x, batch_size, steps, shuffle):
@@ -156,10 +159,18 @@ class Fitting(TrainingView):
 
         Args:
             batches: Batches of images, of which the first one may be looked at.
+
+        Raises:
+            UserError: It has to be looked at, and is divided among workers.
         """
         if self._needs_preparing:
             looks = self._initialize and self.model.needs_data_initialization
             with self.strategy.scope():
+                if looks and isinstance(batches, tf.distribute.DistributedDataset):
+                    raise UserError(
+                        "x: a distributed data set, of which no worker sees a whole batch to "
+                        "initialise the convolutions from; expected a tf.data.Dataset or an array"
+                    )
                 if looks:
                     self.trainer.prepare(next(iter(batches)))
                 else:

@@ -15,7 +15,7 @@ from nvae_tf.config import KEYS, Config, ImageSpec, ModelConfig, check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.own import OwnImages
 from nvae_tf.data.source import Source, reading
-from nvae_tf.engine.devices import describe_devices, gpu_found
+from nvae_tf.engine.devices import describe_devices
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
@@ -32,6 +32,7 @@ from nvae_tf.training.shared_folder import compare_folders
 from nvae_tf.training.termination import Pace, Termination
 from nvae_tf.training.trainer import (
     Trainer,
+    check_exchanges_compile,
     compiled,
     grappler_disabled,
     on_replicas,
@@ -92,7 +93,7 @@ def train(
             if start_from is not None:
                 check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
-            _check_exchanges_compile(config, cluster)
+            check_exchanges_compile(config.train, cluster.replicas)
         jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -120,19 +121,6 @@ def train(
         results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
         return results
-
-
-def _check_exchanges_compile(config: Config, cluster: Cluster) -> None:
-    """Refuses to compile whole steps of several replicas where XLA cannot exchange values.
-
-    Raises:
-        ConfigError: That is asked for.
-    """
-    if config.train.jit_compile == "on" and cluster.replicas > 1 and not gpu_found():
-        raise ConfigError(
-            f"jit_compile: on is not allowed with {cluster.replicas} replicas on CPUs, whose exchanges "
-            "XLA cannot compile; expected auto or off"
-        )
 
 
 def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> str:

@@ -25,6 +25,7 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import SharedFunctions
 from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
+from nvae_tf.io.errors import ConfigError
 from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.norm_bound import GradientNormBound
@@ -583,6 +584,23 @@ def uses_xla(config: TrainConfig, on_gpu: bool | None = None) -> bool:
         return False
     auto = (gpu_found() if on_gpu is None else on_gpu) and not several
     return {"auto": auto, "on": True, "off": False}[config.jit_compile]
+
+
+def check_exchanges_compile(config: TrainConfig, replicas: int) -> None:
+    """Refuses to compile whole steps of several replicas where XLA cannot exchange values.
+
+    Args:
+        config: Gives ``jit_compile``.
+        replicas: Number of replicas.
+
+    Raises:
+        ConfigError: That is asked for.
+    """
+    if config.jit_compile == "on" and replicas > 1 and not gpu_found():
+        raise ConfigError(
+            f"jit_compile: on is not allowed with {replicas} replicas on CPUs, whose exchanges XLA "
+            "cannot compile; expected auto or off"
+        )
 
 
 def on_replicas(function, strategy, jit: bool):
