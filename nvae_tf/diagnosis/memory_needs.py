@@ -65,8 +65,8 @@ def estimate(counts: Counts, config: Config) -> float:
     train = config.train
     copies = COPIES_OF_WEIGHTS + bool(train.ema_decay)
     size = 4 if train.precision == "float32" else 2
-    maps = config.data.batch_size * counts.map_values * size
-    maps *= COPIES_OF_MAPS[train.gradient_checkpointing]
+    values = COPIES_OF_MAPS[train.gradient_checkpointing] * counts.map_values
+    maps = config.data.batch_size * values * size
     return RESERVED + (4 * copies * counts.parameters + maps) / GIB
 
 
