@@ -338,7 +338,7 @@ class Training:
         else:
             loss.backward()
             self.optimizer.step()
-        return loss
+        return loss.detach()
 
     def captured(self):
         """The step as a CUDA graph."""
@@ -354,7 +354,7 @@ class Training:
 
         def replay():
             graph.replay()
-            return loss
+            return loss.detach()
 
         return replay
 

@@ -397,11 +397,15 @@ def measure_step(arguments) -> dict:
             if number:
                 seconds.append(time.perf_counter() - begin)
             losses.append(loss)
-        parts = _profile(step, state, images, arguments.profile) if arguments.profile else None
     except (ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise StepError(f"the step failed on {step.device.device_kind} ({text})") from None
-    difference = _compare(losses, compared, about["precision"])
+    difference, parts = _compare(losses, compared, about["precision"]), None
+    if arguments.profile:
+        try:
+            parts = _profile(step, state, images, arguments.profile)
+        except (ValueError, RuntimeError, OSError) as error:  # the other figures are there
+            print(f"warning: no profile ({str(error).splitlines()[0][:300]})", file=sys.stderr)
     median, memory = statistics.median(seconds), step.memory
     return {
         "recipe": about["recipe"],

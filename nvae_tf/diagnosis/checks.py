@@ -39,8 +39,9 @@ def diagnose(config: Config | None = None) -> Iterator[Finding]:
     gpus, cuda = report.get("gpus", []), report.get("cuda")
     if report:
         yield from _guarded(lambda: system.check_gpus(gpus, bool(cuda), driver_here))
+    if cuda and driver_here:
+        yield from _guarded(lambda: system.check_driver(cuda))
     if cuda:
-        yield from _guarded(lambda: system.check_driver(cuda, driver_here))
         yield from _guarded(lambda: check_libraries(cuda, report["cudnn"], driver_here))
     if report:
         yield from _guarded(_check_xla)

@@ -75,10 +75,8 @@ def driver_version() -> str | None:
     return rows[0][0] if rows else None
 
 
-def check_driver(cuda: str, driver_here: bool) -> list[Finding]:
-    """Whether there is an NVIDIA driver, new enough for TensorFlow's CUDA."""
-    if not driver_here:
-        return [ok("no NVIDIA driver (libcuda.so.1 is not found): training runs on the CPU")]
+def check_driver(cuda: str) -> list[Finding]:
+    """Whether the NVIDIA driver is new enough for TensorFlow's CUDA."""
     version, oldest = driver_version(), OLDEST_DRIVER.get(cuda.partition(".")[0])
     if version is None:
         return [ok("an NVIDIA driver, whose version is unknown")]
@@ -113,7 +111,7 @@ def check_gpus(gpus: list, built_for_gpus: bool, driver_here: bool) -> list[Find
                     "unset it to train on the CPU, or install the driver",
                 )
             ]
-        return [ok("no GPU: training runs on the CPU")]
+        return [ok("no NVIDIA driver (libcuda.so.1 is not found): training runs on the CPU")]
     if not built_for_gpus:
         return [problem("this TensorFlow was built without CUDA", "install TensorFlow for Linux")]
     return [
