@@ -291,7 +291,8 @@ CHANGES = [
     (
         latent_group.LatentGroup(False, (4, 4, 3), 8, 8, ("mconv_e3k5g0",), 1, True, True, 1),
         dict(first=True, latent_shape=(4, 4, 2), filters_enc=4, filters_dec=4,
-             operations=("mconv_e6k5g0",), num_cells=2, use_se=False, res_dist=False, num_flows=0),
+             operations=("mconv_e6k5g0",), num_cells=2, use_se=False, res_dist=False, num_flows=0,
+             stddev="softplus"),
     ),
 ]  # fmt: skip
 
