@@ -67,7 +67,7 @@ ADDED = {
     "python evaluate_keras.py": "--readjust_batches 1 --num_iw_samples 2",
     "python tests/parity.py tests/reference/cifar10_flow.npz": "--jit_compile off",
     "python examples/interpolation_video.py": "--steps 2 --stations 2",
-    "python examples/start_from_trained.py": "--epochs 2 --few 1",
+    "python examples/start_from_trained.py": "--epochs 2 --few 2",
     "python examples/outliers.py": "--count 20 --draws 1",
 }
 
@@ -195,7 +195,7 @@ def test_the_keras_pages_python_runs(tmp_path, monkeypatch):
     variables = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(block, "keras.md", "exec"), variables)
-    assert variables["scores"]["nelbo"] < 600 and variables["reconstructions"].shape == (
+    assert variables["scores"]["nelbo"] < 1000 and variables["reconstructions"].shape == (
         10,
         32,
         32,
