@@ -225,16 +225,15 @@ class _Block:
         Returns:
             Outputs, and the statistics of its batch norms as from `_BlockTensors.concat_statistics`.
         """
-        alone = dataclasses.replace(self._scope, functions=None, replica_row=None)
-        outputs, statistics = self._compute(alone, tensors)
-        return outputs, self._weights.concat_statistics(statistics)
+        return self._compute_alone(self._scope, tensors)
 
     def rematerialized_function(self, *tensors):
         """`function` that keeps nothing but its arguments for the backward pass."""
+        scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
 
         @tf.custom_gradient
         def run(*tensors):
-            outputs, statistics = self.function(*tensors)
+            outputs, statistics = self._compute_alone(scope, tensors)
 
             def gradients(*upstream):
                 # Statistics, which come last, have no gradients.
@@ -242,7 +241,7 @@ class _Block:
                 given, upstream = self._not_before(tensors, upstream)
                 with tf.GradientTape() as tape:
                     tape.watch(given)
-                    outputs, _ = self.function(*given)
+                    outputs, _ = self._compute_alone(scope, given)
                 return tape.gradient(tf.nest.flatten(outputs), given, output_gradients=upstream)
 
             return (outputs, statistics), gradients
@@ -296,6 +295,11 @@ class _Block:
             return tensors, upstream
         both = optimization_barrier([*tensors, *upstream])
         return both[: len(tensors)], both[len(tensors) :]
+
+    def _compute_alone(self, scope: Scope, tensors):
+        alone = dataclasses.replace(scope, functions=None, replica_row=None)
+        outputs, statistics = self._compute(alone, tensors)
+        return outputs, self._weights.concat_statistics(statistics)
 
     def _compute(self, scope: Scope, tensors):
         """Outputs, and the statistics of batch norms by layer."""
