@@ -49,7 +49,6 @@ def measure(config: Config, arguments) -> dict:
         Trainer,
         compiled,
         grappler_disabled,
-        uses_xla,
         whole_step,
     )
 
@@ -65,8 +64,7 @@ def measure(config: Config, arguments) -> dict:
         shared = images
         if not alone:
             shared = strategy.experimental_distribute_values_from_function(lambda _: images)
-        jit = uses_xla(settings)
-        step = compiled(whole_step(trainer, strategy, jit), strategy)
+        step = compiled(whole_step(trainer, strategy), strategy)
         ready = time.perf_counter()
         counts = count_operations(step.get_concrete_function(shared))
         traced = time.perf_counter()
@@ -102,7 +100,7 @@ def measure(config: Config, arguments) -> dict:
         "threads": threads,
         "batch_size": config.data.batch_size,
         "precision": settings.precision,
-        "jit_compile": jit,
+        "jit_compile": trainer.compiles_steps,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "accumulate_steps": settings.accumulate_steps,
     }

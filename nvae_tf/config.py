@@ -538,7 +538,9 @@ def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfi
         raise ConfigError(f"config: {short_repr(config)} is not allowed; expected a ModelConfig")
     for name in keys:
         if name in KEYS and KEYS[name][0] != "model":
-            raise ConfigError(f"{name}: is no key of a model, but one of {KEYS[name][0]}ing")
+            raise ConfigError(
+                f"{name}: is no key of a model; it belongs to the section {KEYS[name][0]} of a recipe"
+            )
     return from_dict(keys, Config(model=config or ModelConfig())).model
 
 

@@ -22,7 +22,7 @@ from nvae_tf.data import catalog
 from nvae_tf.data.source import reading
 from nvae_tf.training import run
 from nvae_tf.training.cluster import Cluster, connect
-from nvae_tf.training.trainer import compiled, grappler_disabled, uses_xla, whole_step
+from nvae_tf.training.trainer import compiled, grappler_disabled, whole_step
 
 STEPS, GLOBAL_BATCH = 6, 24
 SMALL = dict(num_channels_enc=4, num_channels_dec=4, num_groups_per_scale=2, num_latent_scales=2)
@@ -84,7 +84,7 @@ def train(name, cluster):
         data = run._Data(config, cluster, counts, dataset, sources)
         trainer = run._build_trainer(config, dataset, counts, config.train.jit_compile)
         trainer.prepare(data.first_images(1))
-        step = whole_step(trainer, cluster.strategy, uses_xla(config.train))
+        step = whole_step(trainer, cluster.strategy)
         step, batches = compiled(step, cluster.strategy), data.training(0)
         losses = [float(step(next(batches))["loss"]) for _ in range(STEPS)]
         stacks = [*trainer.weights, *trainer.model.stacks, *trainer.spectral.vectors]

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from event_files import scalars
 from PIL import Image
 from processes import COMMAND, own_lines
 
@@ -15,17 +16,6 @@ from nvae_tf import config
 from nvae_tf.cli.train import main
 
 pytestmark = pytest.mark.core
-
-
-def scalars(folder):
-    """tag -> [(step, value)] of every event file in a folder."""
-    points_by_tag = {}
-    for path in sorted(folder.glob("events*")):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                content = tf.make_ndarray(value.tensor)
-                points_by_tag.setdefault(value.tag, []).append((event.step, content))
-    return points_by_tag
 
 
 def weights(folder):

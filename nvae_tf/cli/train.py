@@ -111,7 +111,6 @@ def _train(arguments) -> int | None:
         make_deterministic(os.environ)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.engine.xla_probe import probe
-    from nvae_tf.evaluation.loading import load
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.reports import duration
     from nvae_tf.training.run import train
@@ -122,6 +121,8 @@ def _train(arguments) -> int | None:
         print(note, flush=True)
     start_from = None
     if arguments.init_from is not None:
+        from nvae_tf.evaluation.loading import load
+
         with cluster.agreement():
             start_from = load(arguments.init_from).model
     results = train(

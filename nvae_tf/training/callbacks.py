@@ -60,11 +60,8 @@ class Checkpoints(Callback):
 
     def __init__(self, folder, save_every: str = "10m", keep: int = 3):
         super().__init__()
-        self.folder, self.save_every, self.keep = (
-            RunFolder(user_path(str(folder))),
-            save_every,
-            keep,
-        )
+        self.folder = RunFolder(user_path(str(folder)))
+        self.save_every, self.keep = save_every, keep
         self._files: CheckpointFiles | None = None
 
     def on_train_begin(self, logs=None):

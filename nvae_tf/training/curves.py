@@ -74,9 +74,16 @@ class Curves:
             values = config.to_dict() if hparams is None else hparams
             hparams_plugin.hparams(values, trial_id=folder.path.name)
 
-    def step(self, step: int, logs) -> None:
-        """Writes a training step's scalars, and how fast the steps since the last ones were."""
-        values = {**_arrays(logs), **self._speed(step)}
+    def step(self, step: int, logs, steps_done: int | None = None) -> None:
+        """Writes a training step's scalars.
+
+        Args:
+            step: Number of the step.
+            logs: What it reports.
+            steps_done: Steps taken by now, to write how fast the latest of them were; None: it is not
+                written.
+        """
+        values = {**_arrays(logs), **({} if steps_done is None else self._speed(steps_done))}
         with writing(self._folder, self.train, step):
             write_scalars(values)
 
@@ -86,6 +93,8 @@ class Curves:
         Args:
             graph: A `tf.Graph`.
         """
+        if len(graph.get_operations()) > LARGEST_GRAPH:
+            return
         definition = graph.as_graph_def()
         functions = definition.library.function
         if len(definition.node) + sum(len(f.node_def) for f in functions) <= LARGEST_GRAPH:

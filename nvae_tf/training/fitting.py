@@ -18,10 +18,10 @@ from nvae_tf.training.trainer import (
     Trainer,
     check_exchanges_compile,
     compiled,
+    compiled_validation,
     grappler_disabled,
-    on_replicas,
     several_steps,
-    uses_xla,
+    step_results,
     whole_step,
 )
 
@@ -193,14 +193,14 @@ class Fitting(TrainingView):
             A function of an iterator over batches to what is reported, and the graph that it runs.
         """
         with self.strategy.scope():
-            step = whole_step(self.trainer, self.strategy, uses_xla(self.trainer.config))
+            step = whole_step(self.trainer, self.strategy)
         several = several_steps(lambda batch: step(_images(batch)), self.strategy)
         one = compiled(step, self.strategy)
 
         def run(iterator):
             count = int(steps_per_call.numpy())
             if count > 1:
-                self.report = several(iterator, tf.constant(count))
+                self.report = step_results(several(iterator, tf.constant(count)), -1)
             else:
                 self.report = one(_images(next(iterator)))
             return {name: self.report[name] for name in REPORTED}
@@ -210,10 +210,7 @@ class Fitting(TrainingView):
     def test_function(self, steps_per_call: tf.Variable):
         """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
         with self.strategy.scope():
-            step = on_replicas(
-                self.trainer.validation_step, self.strategy, uses_xla(self.trainer.config)
-            )
-        run_step = compiled(step, self.strategy)
+            run_step = compiled_validation(self.trainer, self.strategy)
 
         def run(iterator):
             for _ in range(int(steps_per_call.numpy())):
@@ -255,7 +252,8 @@ def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:
             raise ConfigError(f"{name}: is not a key of compile: {_ELSEWHERE[name]}")
         if name in configuration.KEYS and configuration.KEYS[name][0] != "train":
             raise ConfigError(
-                f"{name}: is not a key of training; expected it where the model is made"
+                f"{name}: is not a key of training; it belongs to the section "
+                f"{configuration.KEYS[name][0]} of a recipe"
             )
     mixed = precision if precision == "float32" else f"mixed_{precision}"
     base = Config(train=TrainConfig(epochs=LARGEST_INT, precision=mixed))

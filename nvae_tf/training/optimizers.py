@@ -76,7 +76,7 @@ class StackedOptimizer(Optimizer):
 
     SLOTS: tuple[str, ...] = ()  # attributes that hold the slots, in the formula's order
     DECOUPLED = False  # whether weight decay is added to the update instead of the gradient
-    UPDATE: "ElementwiseUpdate"
+    UPDATE: "ElementwiseUpdate"  # the formula
 
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)

@@ -197,11 +197,20 @@ class Reports:
         writer, seed = self._curves.train, config.data.seed
         self._pictures = Pictures(folder, writer, model, test_images, seed)
 
-    def step(self, step: int, logs) -> None:
-        """Reports a training step."""
-        self._progress.step(step, logs)
-        if step % self._every == 0 or step == 1:
-            self._curves.step(step, logs)
+    def steps(self, step: int, count: int, logs_of: Callable) -> None:
+        """Reports training steps.
+
+        Args:
+            step: Number of steps so far.
+            count: How many of them, the latest, are reported.
+            logs_of: Returns what a step reports, for its place among those; -1 is the last.
+        """
+        self._progress.step(step, logs_of(-1))
+        reported = range(step - count + 1, step + 1)
+        due = [number for number in reported if number % self._every == 0 or number == 1]
+        for number in due:
+            logs = logs_of(number - step - 1)
+            self._curves.step(number, logs, step if number == due[-1] else None)
 
     def trained(self, step: int) -> None:
         """Notes that an epoch's steps are done, before its validation."""

@@ -34,10 +34,10 @@ from nvae_tf.training.trainer import (
     Trainer,
     check_exchanges_compile,
     compiled,
+    compiled_validation,
     grappler_disabled,
-    on_replicas,
     several_steps,
-    uses_xla,
+    step_results,
     whole_step,
 )
 
@@ -331,21 +331,21 @@ def _train(
     take_steps, graph = _steps_in_a_call(trainer, cluster)
     batches, results = run.data.training(step), None
     log_every = interval(settings.log_every, run.steps_per_epoch)
-    pace = Pace(run.steps_per_epoch, log_every, settings.save_every)
+    pace = Pace(run.steps_per_epoch, settings.save_every)
     watched.begin()
     while step < run.end:
         watched.before(step)
         count = pace.steps(step) if cluster.replicas > 1 else 1
-        logs = take_steps(batches, count)
-        step += count
+        logs_of = take_steps(batches, count)
+        logs, step = logs_of(-1), step + count
         epoch, left = divmod(step, run.steps_per_epoch)
         last = step == run.end
         if cluster.replicas > 1:
             pace.done(logs)
-        if left == 0 or step % log_every == 0:
+        if left == 0 or step % log_every < count:
             _check_divergence(trainer, step, folder)
         if report:
-            _report_step(run, report, step, logs, left == 0)
+            _report_steps(run, report, step, count, logs_of, left == 0)
         watched.after(step, count, logs)
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
@@ -375,8 +375,10 @@ def _train(
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
-def _report_step(run: _Run, report: reports.Reports, step: int, logs, ends_epoch: bool) -> None:
-    report.step(step, logs)
+def _report_steps(
+    run: _Run, report: reports.Reports, step: int, count: int, logs_of, ends_epoch: bool
+) -> None:
+    report.steps(step, count, logs_of)
     # Not in a row of skipped steps, which may be the start of a divergence; and before validation,
     # which may take long.
     if ends_epoch or (run.checkpoints.due(step) and not run.trainer.skipped_in_row):
@@ -457,8 +459,7 @@ def _build_trainer(
 
 def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: Termination):
     """A function that validates, and returns None if SIGTERM ended that early."""
-    strategy, jit = cluster.strategy, uses_xla(trainer.config)
-    run_step = compiled(on_replicas(trainer.validation_step, strategy, jit), strategy)
+    run_step = compiled_validation(trainer, cluster.strategy)
 
     def validate():
         number = itertools.count(1)
@@ -477,19 +478,29 @@ def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
     """How steps are taken.
 
     Returns:
-        A function of an iterator over batches and a number of steps, to the last step's results; and a
-        function of the iterator to the graph that it runs.
+        A function of an iterator over batches and a number of steps, to a function of a step's place
+        among those (-1 is the last) to what it reports; and a function of the iterator to the graph
+        that it runs.
     """
-    step = whole_step(trainer, cluster.strategy, uses_xla(trainer.config))
+    step = whole_step(trainer, cluster.strategy)
     if cluster.replicas > 1:
         take = several_steps(step, cluster.strategy)
+
+        def take_several(batches, count):
+            return functools.partial(step_results, take(batches, tf.constant(count)))
+
         return (
-            lambda batches, count: take(batches, tf.constant(count)),
+            take_several,
             lambda batches: take.get_concrete_function(batches, tf.constant(1)).graph,
         )
     run_step = compiled(step, cluster.strategy)
+
+    def take_one(batches, _):
+        logs = run_step(next(batches))
+        return lambda _: logs
+
     return (
-        lambda batches, _: run_step(next(batches)),
+        take_one,
         lambda batches: run_step.get_concrete_function(batches.element_spec).graph,
     )
 

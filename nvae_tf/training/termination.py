@@ -15,14 +15,13 @@ class Pace:
 
     Args:
         steps_per_epoch: Steps in an epoch.
-        log_every: Steps between reports.
         save_every: Steps between checkpoints, if they are counted in steps.
     """
 
     SECONDS, MOST = 5.0, 100
 
-    def __init__(self, steps_per_epoch: int, log_every: int, save_every: str):
-        self._due_every = [steps_per_epoch, log_every]
+    def __init__(self, steps_per_epoch: int, save_every: str):
+        self._due_every = [steps_per_epoch]
         if save_every.isdigit():
             self._due_every.append(int(save_every))
         self._wanted, self._since, self._taken = 1, 0.0, 1

@@ -79,7 +79,7 @@ class PassResult(NamedTuple):
 
 
 class Trainer(tf.Module):
-    """Everything that training changes, and how one step changes it.
+    """Everything that training changes, and how one step changes it; made in the strategy's scope.
 
     Whatever varies during training (annealing, noise, schedules) is a function of the optimiser's step
     count, so a resumed run continues as if it had never stopped.
@@ -121,6 +121,7 @@ class Trainer(tf.Module):
     ):
         super().__init__()
         self.on_gpu = gpu_found() if on_gpu is None else on_gpu
+        self._num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self.model, self.config, self.optimizer = model, config, optimizer
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.alphas = objective.balancing_weights(model.config)
@@ -226,7 +227,7 @@ class Trainer(tf.Module):
                 rematerialize=self.config.gradient_checkpointing,
                 functions=self.functions,
                 xla_regions=self._compiles_regions,
-                compiled=uses_xla(self.config, self.on_gpu),
+                compiled=self.compiles_steps,
                 custom_gradients=True,
                 on_gpu=self.on_gpu,
             )
@@ -251,9 +252,23 @@ class Trainer(tf.Module):
         return [stacked(list(rows.values()), tensors) for _, rows in gammas]
 
     @property
-    def _compiles_regions(self):
+    def compiles_steps(self) -> bool:
+        """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` is on a single GPU.
+
+        With several replicas a whole step holds exchanges between them, which are compiled only if the
+        user says ``on``; and never with an optimiser of Keras or TensorFlow Addons, whose updates
+        exchange values outside of the compiled step.
+        """
+        several = self._num_replicas > 1
+        if self.config.optimizer not in BUILT_IN_OPTIMIZERS and several:
+            return False
+        auto = self.on_gpu and not several
+        return {"auto": auto, "on": True, "off": False}[self.config.jit_compile]
+
+    @property
+    def _compiles_regions(self) -> bool:
         """Whether regions of a step are compiled: with ``jit_compile: auto``, if not the whole step."""
-        return self.config.jit_compile == "auto" and not uses_xla(self.config, self.on_gpu)
+        return self.config.jit_compile == "auto" and not self.compiles_steps
 
     def _losses(
         self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
@@ -568,24 +583,6 @@ def _assign(variables, values) -> None:
         variable.assign(value)
 
 
-def uses_xla(config: TrainConfig, on_gpu: bool | None = None) -> bool:
-    """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` means on a single GPU.
-
-    With several replicas a whole step holds exchanges between them, which are compiled only if the user
-    says ``on``; and never with an optimiser of TensorFlow Addons, whose updates exchange values outside
-    of the compiled step.
-
-    Args:
-        config: Gives ``jit_compile`` and ``optimizer``.
-        on_gpu: Whether the steps are for a GPU; default: whether TensorFlow finds one.
-    """
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    if config.optimizer not in BUILT_IN_OPTIMIZERS and several:
-        return False
-    auto = (gpu_found() if on_gpu is None else on_gpu) and not several
-    return {"auto": auto, "on": True, "off": False}[config.jit_compile]
-
-
 def check_exchanges_compile(config: TrainConfig, replicas: int) -> None:
     """Refuses to compile whole steps of several replicas where XLA cannot exchange values.
 
@@ -621,7 +618,7 @@ def of_one_replica(values, strategy):
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
 
 
-def whole_step(trainer: Trainer, strategy, jit: bool):
+def whole_step(trainer: Trainer, strategy):
     """A step of all replicas, a function of their images; called in a graph.
 
     The passes of a step are a loop around the replicas, since a loop within a replica cannot hold
@@ -630,9 +627,8 @@ def whole_step(trainer: Trainer, strategy, jit: bool):
     Args:
         trainer: The trainer.
         strategy: Strategy over the replicas.
-        jit: Compile with XLA, collectives included.
     """
-    passes = trainer.config.accumulate_steps
+    passes, jit = trainer.config.accumulate_steps, trainer.compiles_steps
     if passes == 1:
         return on_replicas(trainer.train_step, strategy, jit)
     add = on_replicas(trainer.add_pass, strategy, jit)
@@ -650,6 +646,16 @@ def whole_step(trainer: Trainer, strategy, jit: bool):
     return step
 
 
+def step_results(results, place: int):
+    """What one of the steps of `several_steps` reports.
+
+    Args:
+        results: The results of all steps.
+        place: The step's place among them; -1 is the last.
+    """
+    return tf.nest.map_structure(lambda values: values[place], results)
+
+
 def compiled(function, strategy):
     """A graph of a function of all replicas, with results that are identical on all, from one.
 
@@ -665,6 +671,12 @@ def compiled(function, strategy):
     return run
 
 
+def compiled_validation(trainer: Trainer, strategy):
+    """A graph of `Trainer.validation_step` on all replicas, a function of their batches."""
+    step = on_replicas(trainer.validation_step, strategy, trainer.compiles_steps)
+    return compiled(step, strategy)
+
+
 def several_steps(step, strategy):
     """A function that takes several steps in a row in one call.
 
@@ -677,29 +689,29 @@ def several_steps(step, strategy):
         strategy: Strategy over the replicas.
 
     Returns:
-        A function of an iterator over batches and the number of steps, to the last step's results.
+        A function of an iterator over batches and the number of steps, to the results of all of them,
+        each with an axis of steps in front.
     """
     structure = None  # of a step's results, known once one is traced
 
-    def next_step(number, batches):
+    def next_step(number, batches, results):
         nonlocal structure
         structure = of_one_replica(step(next(batches)), strategy)
         flat = [tf.reshape(tf.cast(v, tf.float64), [-1]) for v in tf.nest.flatten(structure)]
-        return number + 1, tf.concat(flat, 0)
+        return number + 1, results.write(number, tf.concat(flat, 0))
 
     @tf.function(autograph=False)
     def run(batches, count):
-        _, flat = tf.while_loop(
+        _, results = tf.while_loop(
             lambda number, _: number < count,
-            lambda number, _: next_step(number, batches),
-            (0, tf.zeros(0, tf.float64)),
-            shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
+            lambda number, results: next_step(number, batches, results),
+            (0, tf.TensorArray(tf.float64, count)),
             parallel_iterations=1,
         )
         specs = tf.nest.flatten(structure)
-        parts = tf.split(flat, [spec.shape.num_elements() for spec in specs])
+        parts = tf.split(results.stack(), [spec.shape.num_elements() for spec in specs], 1)
         values = [
-            tf.cast(tf.reshape(part, spec.shape), spec.dtype)
+            tf.cast(tf.reshape(part, [-1, *spec.shape]), spec.dtype)
             for part, spec in zip(parts, specs, strict=True)
         ]
         return tf.nest.pack_sequence_as(structure, values)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from event_files import scalars
 from PIL import Image
 from processes import (
     COMMAND,
@@ -195,6 +196,7 @@ def test_two_workers_for_hundreds_of_steps(recipe, tmp_path):
             measured.setdefault(epochs, [threads_and_memory(worker) for worker in workers])
     assert_all_finish(workers, tmp_path / "runs")
     assert newest_step(tmp_path / "runs" / "tiny") == 17 * 44
+    assert len(scalars(tmp_path / "runs" / "tiny" / "logs" / "train")["elbo/loss"]) >= 17 * 10
     for worker in range(2):
         threads, memory = zip(*(measured[epoch][worker] for epoch in (3, 9, 15)), strict=True)
         assert max(threads) < 200 and max(threads) - min(threads) < 20, threads
