@@ -7,18 +7,15 @@ python benchmarks/cost_model.py cifar10 celeba256 --roofline
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import math
 from typing import NamedTuple
 
-import nvae_tf  # noqa: F401 - chooses the Keras that TensorFlow shows
+from measuring import fresh_model  # first: it imports nvae_tf
 
 import tensorflow as tf  # isort: skip
 
 from nvae_tf import config as configuration
-from nvae_tf.data import catalog
-from nvae_tf.model import NVAE
 
 REPLICAS = (1, 2, 4, 8, 16, 24)
 
@@ -53,8 +50,7 @@ def count(name: str) -> dict[str, float]:
     term and the optimiser, whose cost does not grow with the batch, are left out.
     """
     config = configuration.load(name)
-    spec = catalog.get_dataset_info(config.data).image
-    model = NVAE(config.model, spec)
+    model = fresh_model(config)
 
     @tf.function(autograph=False)
     def run(images):
@@ -66,7 +62,7 @@ def count(name: str) -> dict[str, float]:
             )
         return nelbo, tape.gradient(nelbo, model.trainable_variables)
 
-    graph = run.get_concrete_function(tf.TensorSpec((1, *spec.shape))).graph
+    graph = run.get_concrete_function(tf.TensorSpec((1, *model.image.shape))).graph
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     options["output"] = "none"
     with contextlib.redirect_stdout(io.StringIO()):
@@ -130,15 +126,12 @@ def program_of(name: str, precision: str):
     from nvae_tf.training.programs import flat_step, lower
     from nvae_tf.training.trainer import Trainer
 
-    config = configuration.load(name)
-    settings = dataclasses.replace(config.train, precision=precision)
-    image = catalog.get_dataset_info(config.data).image
-    model = NVAE(config.model, image, precision.removeprefix("mixed_"))
-    trainer = Trainer(model, settings, 1000, optimizer=make_optimizer(settings, 1e-3), on_gpu=True)
-    step = flat_step(trainer, config.data.batch_size)
-    return hlo_pb2.HloModuleProto.FromString(
-        lower(step.function, step.specs)
-    ), config.data.batch_size
+    config = configuration.override(configuration.load(name), {"precision": precision}).config
+    settings, batch = config.train, config.data.batch_size
+    optimizer = make_optimizer(settings, 1e-3)
+    trainer = Trainer(fresh_model(config), settings, 1000, optimizer=optimizer, on_gpu=True)
+    step = flat_step(trainer, batch)
+    return hlo_pb2.HloModuleProto.FromString(lower(step.function, step.specs)), batch
 
 
 def operations(program) -> tuple[list[Operation], float]:

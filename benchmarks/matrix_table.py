@@ -10,7 +10,7 @@ KEYS = ("recipe", "precision", "checkpointing", "batch")
 
 def read(folder: Path) -> dict[tuple, dict[str, dict | str]]:
     """By recipe, precision, checkpointing and batch: the result of each kind of run, or its error."""
-    found: dict[tuple, dict] = {}
+    results: dict[tuple, dict] = {}
     for path in sorted(folder.glob("*-*-*-*.*")):
         name, kind, ending = (*path.name.rsplit(".", 2), "", "")[:3]
         if ending not in ("json", "failed") or kind == "export":
@@ -18,8 +18,8 @@ def read(folder: Path) -> dict[tuple, dict[str, dict | str]]:
         recipe, precision, remat, batch = name.rsplit("-", 3)
         text = path.read_text(encoding="utf-8", errors="replace")
         result = json.loads(text) if ending == "json" else text.strip()
-        found.setdefault((recipe, precision, remat, int(batch)), {})[kind] = result
-    return found
+        results.setdefault((recipe, precision, remat, int(batch)), {})[kind] = result
+    return results
 
 
 def best(runs: dict, kind: str) -> tuple[str, dict] | None:
@@ -34,9 +34,9 @@ def best(runs: dict, kind: str) -> tuple[str, dict] | None:
 
 def cell(runs: dict, kind: str) -> list[str]:
     """Images per second and GiB, or what the run failed with."""
-    found = best(runs, kind)
-    if found:
-        return [f"{found[1]['images_per_second']:.1f}", f"{found[1]['peak_memory_gib']:.2f}"]
+    fastest = best(runs, kind)
+    if fastest:
+        return [f"{fastest[1]['images_per_second']:.1f}", f"{fastest[1]['peak_memory_gib']:.2f}"]
     errors = [result for name, result in runs.items() if name.startswith(kind)]
     return [f"failed: {errors[0][:60]}" if errors else "-", ""]
 

@@ -143,7 +143,7 @@ def xla_noise(draw):
 
 
 def _inputs(trainer, images) -> list[dict]:
-    """How each input is drawn: alike its variable's first value."""
+    """How each input is drawn: with the mean and deviation of its variable's first value."""
     entries = []
     for variable in trainer.changed_variables:
         value = variable.read_value().numpy()
@@ -326,7 +326,7 @@ def categories(program: str) -> dict[str, str]:
         called = re.search(r"calls=%?([\w.\-]+)", line)
         return line + "\n".join(bodies.get(called[1], []) if called else [])
 
-    found = {}
+    category_of = {}
     for lines in bodies.values():
         for line in lines:
             operation = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = ", line)
@@ -334,8 +334,8 @@ def categories(program: str) -> dict[str, str]:
             if operation and not re.search(r" (?:while|call|conditional)\(", line):
                 text = text_of(line)
                 matching = [kind for kind, form in CATEGORIES.items() if re.search(form, text)]
-                found[operation[1]] = matching[0] if matching else "rest"
-    return found
+                category_of[operation[1]] = matching[0] if matching else "rest"
+    return category_of
 
 
 def run(words: list[str]) -> int:

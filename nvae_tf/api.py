@@ -42,7 +42,7 @@ def load(path: str | Path) -> NVAE:
     for folder in (given, *sorted(given.glob("[0-9]*"))):
         if is_regular(folder / "saved_model.pb"):
             raise UserError(
-                f"{given}: an export, which is no NVAE any more but a program with signatures: load it "
+                f"{given}: an export, which is a program with signatures and not an NVAE: load it "
                 f"with tf.saved_model.load({str(folder)!r}) (docs/serving.md), or name the run"
             )
     return loading.load(str(path)).model

@@ -539,7 +539,8 @@ def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfi
     for name in keys:
         if name in KEYS and KEYS[name][0] != "model":
             raise ConfigError(
-                f"{name}: is no key of a model; it belongs to the section {KEYS[name][0]} of a recipe"
+                f"{name}: is not a key of a model; it belongs to the section {KEYS[name][0]} of "
+                "a recipe"
             )
     return from_dict(keys, Config(model=config or ModelConfig())).model
 
@@ -549,7 +550,7 @@ def image_spec(image: ImageSpec | tuple[int, int, int] | None, binary: bool = Fa
 
     Args:
         image: An `ImageSpec`, or height, width and channels.
-        binary: Whether pixels are 0 or 1, if it is no `ImageSpec`.
+        binary: Whether pixels are 0 or 1, if `image` is a tuple.
 
     Raises:
         ConfigError: It is neither, or a value is not allowed.
@@ -564,7 +565,7 @@ def image_spec(image: ImageSpec | tuple[int, int, int] | None, binary: bool = Fa
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises a `ConfigError` if a value is none of those that are allowed."""
+    """Raises a `ConfigError` unless a value is one of the choices."""
     if value not in choices:
         raise ConfigError(
             f"{name}: {short_repr(value)} is not allowed; expected one of {', '.join(choices)}"
@@ -637,7 +638,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
 
 def number_type(field: dataclasses.Field) -> type[int] | type[float] | None:
-    """The type of a key's numbers; None if its values are none."""
+    """The type of a key's numbers; None if its values are not numbers."""
     if field.type is int:
         return int
     return float if field.type is float or field.metadata["word"] else None

@@ -46,7 +46,7 @@ class KerasTraining(tf_keras.Model):
 
         Raises:
             ConfigError: A key or its value is not allowed.
-            UserError: The optimiser is none, or cannot be used here.
+            UserError: It is not an optimiser, or it cannot be used here.
         """
         from nvae_tf.training.fitting import Fitting
 

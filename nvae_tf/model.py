@@ -95,7 +95,7 @@ class NVAE(KerasTraining):
         image: The images; an `ImageSpec`, or their height, width and channels.
         precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights,
             latents, distributions and statistics are float32 always.
-        binary: Whether pixels are 0 or 1, if `image` is no `ImageSpec`.
+        binary: Whether pixels are 0 or 1, if `image` is a tuple.
         name: The model's name in Keras.
         **keys: Keys of `ModelConfig` that change `config`.
 

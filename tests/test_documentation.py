@@ -224,6 +224,7 @@ SLOW_TO_COUNT = ("cifar10", "imagenet32", "celeba64", "celeba256")
     ["digits", "mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_COUNT)],
 )
 def test_costs_are_what_the_command_prints(recipe, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     main = runpy.run_path(str(ROOT / "benchmarks" / "cost_model.py"))["main"]
     # The command counts once for all bandwidths.
     monkeypatch.setitem(main.__globals__, "count", functools.cache(main.__globals__["count"]))

@@ -46,12 +46,12 @@ def query_gpus(fields: str) -> list[list[str]]:
 
 def gpu_memory() -> list[GPUMemory]:
     """Memory of the machine's GPUs, as far as NVIDIA's tool knows it."""
-    found = []
+    memories = []
     for row in query_gpus("memory.free,memory.total"):
         with contextlib.suppress(ValueError):
             free, total = map(float, row)
-            found.append(GPUMemory(free / 1024, total / 1024))
-    return found
+            memories.append(GPUMemory(free / 1024, total / 1024))
+    return memories
 
 
 def available_memory() -> float | None:
@@ -60,17 +60,17 @@ def available_memory() -> float | None:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(found[1]) / 2**20 if found else None
+    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(match[1]) / 2**20 if match else None
 
 
 def driver_version() -> str | None:
     """The version of the NVIDIA driver; None if there is none, or it does not say."""
     with contextlib.suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"Kernel Module\D+?(\d+\.[\d.]+)", text)
-        if found:
-            return found[1]
+        match = re.search(r"Kernel Module\D+?(\d+\.[\d.]+)", text)
+        if match:
+            return match[1]
     rows = query_gpus("driver_version")
     return rows[0][0] if rows else None
 

@@ -13,15 +13,15 @@ TESTED = re.compile(r"2\.15\.|2\.21\.")  # lines of TensorFlow
 
 def check_versions() -> list[Finding]:
     """Whether the packages are there, in versions that go together; nothing is imported."""
-    found, findings = {}, []
+    versions, findings = {}, []
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             findings.append(problem(f"{name} is not installed", "pip install nvae-tf"))
-    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     findings.append(ok(f"nvae-tf {__version__}, Python {platform.python_version()}, {listed}"))
-    flow, keras = found.get("tensorflow", ""), found.get("tf-keras", "")
+    flow, keras = versions.get("tensorflow", ""), versions.get("tf-keras", "")
     if flow and not TESTED.match(flow):
         findings.append(
             problem(f"tensorflow {flow} is not supported", 'pip install "tensorflow==2.21.*"')

@@ -259,13 +259,13 @@ class _Block:
         """
         scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
         first = dataclasses.replace(scope, differentiated=False)
-        found: dict = {}
+        by_norm: dict = {}
 
-        # An argument costs nodes of the graph, so what has no gradient is none.
+        # Arguments cost nodes of the graph, so only tensors with gradients are arguments.
         @tf.custom_gradient
         def run(*tensors):
             outputs, statistics = self._compute(first, [*tensors, *self._weights.constant])
-            found.update(statistics)
+            by_norm.update(statistics)
 
             def gradients(*upstream):
                 given, upstream = self._not_before(tensors, upstream)
@@ -284,7 +284,7 @@ class _Block:
             return outputs, gradients
 
         outputs = run(*inputs, *self._weights.differentiable)
-        return outputs, {norm: tf.stop_gradient(batch) for norm, batch in found.items()}
+        return outputs, {norm: tf.stop_gradient(batch) for norm, batch in by_norm.items()}
 
     def _not_before(self, tensors, upstream):
         """Tensors and upstream gradients; in compiled steps the former only once the latter are there.
