@@ -93,7 +93,7 @@ def pipeline_rate(source, dataset, config) -> float:
             dataset,
             batch_size=config.data.batch_size,
             seed=1,
-            num_bits=config.model.num_x_bits,
+            num_bits=config.model.x_bits(dataset.image),
         )
     )
     for _ in range(3):

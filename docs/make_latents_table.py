@@ -38,7 +38,7 @@ def tables(run: str) -> list[list[str]]:
 def _encoded(loaded, dataset, source) -> dict:
     """KL, latents, pixels and label of each image of a data set, as arrays by name."""
     groups = list(range(len(loaded.model.groups)))
-    options = dict(batch_size=BATCH, seed=SEED, num_bits=loaded.config.model.num_x_bits)
+    options = dict(batch_size=BATCH, seed=SEED, num_bits=loaded.model.num_bits)
     with reading(source):
         batches = list(pipeline.evaluation_batches(source, dataset, **options))
         encoded = list(latents.encode_batches(loaded.model, batches, groups, SEED))

@@ -32,7 +32,7 @@ model, config = loaded.model, loaded.config
 dataset = catalog.get_dataset_info(config.data)
 _, test = dataset.open(config.data.data)
 batches = pipeline.evaluation_batches(
-    test, dataset, batch_size=options.count, seed=1, num_bits=config.model.num_x_bits
+    test, dataset, batch_size=options.count, seed=1, num_bits=loaded.model.num_bits
 )
 images = next(iter(batches)).numpy()
 

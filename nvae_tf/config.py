@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
@@ -27,16 +27,22 @@ RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "con
 # What is recomputed in the backward pass (gradient checkpointing).
 NO_REMAT, BN_ACT, CELLS = REMAT_MODES = ("none", "bn_swish", "cells")
 AUTO = "auto"
+OFFICIAL, EXACT = "official", "exact"  # likelihoods of colour pixels
+FULL = "full"  # the value range that the type of the values allows
+DROP, WHITE, BLACK, KEEP = ALPHA_MODES = ("drop", "white", "black", "keep")
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # for images that are not split yet
 LARGEST_INT = 2**31 - 1  # whole numbers are TensorFlow's int32
 LARGEST_FLOAT = 3e38  # other numbers are float32
 MAX_HALVINGS = 16  # how often a model may halve an image's height and width
+MAX_CHANNELS, MAX_BITS = 16, 16  # of images
+OFFICIAL_CHANNELS, OFFICIAL_BITS = 3, 8  # of images, at most, that the official likelihood is for
 LARGEST_FILE = 100_000  # bytes of a YAML file; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_RANGE = f"{AUTO}|{FULL}|{_NUMBER.pattern},{_NUMBER.pattern}"
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,16 @@ class ImageSpec:
     Attributes:
         height: Height in pixels of the images that enter the model.
         width: Their width in pixels.
-        channels: Number of colour channels.
-        bits: Bits per value of the images: a value of 1 is level 2**bits - 1.
+        channels: Number of channels, 1 to 16.
+        bits: Bits per value of the images, 1 to 16: a value of 1 is level 2**bits - 1.
         binary: Whether pixels are 0 or 1 and scored under a Bernoulli distribution.
         scored_size: Height and width of the centre that the reconstruction term counts; None: the whole
             image. (Images of 28x28 are zero-padded to 32x32, and the padding is not scored.)
+        value_range: The stored values that level 0 and the last level stand for, as Hounsfield units or
+            counts of a detector; None: the levels themselves.
 
     Raises:
-        ConfigError: A value is not allowed, or the model cannot be trained on such images.
+        ConfigError: A value is not allowed.
     """
 
     height: int
@@ -62,16 +70,25 @@ class ImageSpec:
     bits: int = 8
     binary: bool = False
     scored_size: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self):
-        if isinstance(self.scored_size, list):  # as JSON has it
-            object.__setattr__(self, "scored_size", tuple(self.scored_size))
-        sizes = {"height": self.height, "width": self.width, "channels": self.channels}
-        for name, value in {**sizes, "bits": self.bits}.items():
-            if not _is_count(value):
+        for name in ("scored_size", "value_range"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        limits = {
+            "height": LARGEST_INT,
+            "width": LARGEST_INT,
+            "channels": MAX_CHANNELS,
+            "bits": MAX_BITS,
+        }
+        for name, largest in limits.items():
+            value = getattr(self, name)
+            if not _is_count(value) or value > largest:
+                expected = "above 0" if largest == LARGEST_INT else f"from 1 to {largest}"
                 raise ConfigError(
                     f"{name}: {short_repr(value)} is not allowed in an ImageSpec; expected a whole "
-                    "number above 0"
+                    f"number {expected}"
                 )
         if not isinstance(self.binary, bool):
             raise ConfigError(
@@ -85,26 +102,21 @@ class ImageSpec:
                 f"scored_size: {short_repr(scored)} is not allowed; expected the height and width of "
                 f"a part of images of {self.height}x{self.width}"
             )
-        self._refuse_unsupported()
-
-    def _refuse_unsupported(self) -> None:
-        """Refuses what the likelihood and the hierarchy cannot do yet."""
-        if self.height != self.width:
+        if self.value_range is not None and not _is_interval(self.value_range):
             raise ConfigError(
-                f"width: {self.width} is not supported with height {self.height}; expected square "
-                "images"
+                f"value_range: {short_repr(self.value_range)} is not allowed; expected the smallest "
+                "and the largest value"
             )
-        if self.bits != 8:
-            raise ConfigError(f"bits: {self.bits} is not supported; expected 8")
-        if self.channels not in (1, 3):
-            raise ConfigError(f"channels: {self.channels} is not supported; expected 1 or 3")
-        if self.channels == 1 and not self.binary:
-            raise ConfigError("channels: 1 is supported for binary images only; expected 3")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return (self.height, self.width, self.channels)
+
+    @property
+    def size_text(self) -> str:
+        """Width x height as text, as users write it."""
+        return f"{self.width}x{self.height}"
 
     @property
     def scored_part(self) -> tuple[slice, slice]:
@@ -127,6 +139,14 @@ def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_interval(value) -> bool:
+    """Whether a value is a pair of finite numbers in rising order."""
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    if not is_pair or not all(isinstance(end, (int, float)) for end in value):
+        return False
+    return -LARGEST_FLOAT <= value[0] < value[1] <= LARGEST_FLOAT
+
+
 def _field(
     default,
     help,
@@ -137,15 +157,17 @@ def _field(
     below=None,
     choices=None,
     even=False,
-    word=None,
+    words=(),
+    pattern=None,
 ):
     """A configuration key: its default, its help text and the values it may take.
 
-    A key with a `word` is a number, or that word.
+    A key with `words` takes one of those in place of a value of its type. A `pattern` is a regular
+    expression for a text, and what it stands for in words; such a text may be given as an integer.
     """
     metadata = dict(
         help=help, minimum=minimum, above=above, maximum=maximum, below=below, choices=choices,
-        even=even, word=word,
+        even=even, words=words, pattern=pattern,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -196,14 +218,31 @@ class ModelConfig:
         "linearly (Efficient-VDVAE, Hazami et al., 2022)",
         choices=("exp", "softplus"),
     )
-    min_log_scale: float | str = _field(
-        -7.0,
-        "smallest log-scale of the logistics of a colour pixel, officially -7; auto: as many levels "
-        "wide as -7 is with 8 bits",
-        maximum=0,
-        word=AUTO,
+    likelihood: str = _field(
+        AUTO,
+        "probabilities of colour pixels: official (3 channels of at most 8 bits; approximates small "
+        "ones, and counts level 255 twice) or exact; auto: official where it applies",
+        choices=(AUTO, OFFICIAL, EXACT),
     )
-    num_x_bits: int = _field(8, "bits per colour value that the model sees", minimum=1, maximum=8)
+    min_log_scale: float | str = _field(
+        OFFICIAL,
+        "smallest log-scale of the logistics of a colour pixel; official: -7 for at most 8 bits; "
+        "auto, and official for more bits: as many levels wide as -7 is with 8 bits",
+        minimum=-40,
+        maximum=0,
+        words=(OFFICIAL, AUTO),
+    )
+    num_x_bits: int | str = _field(
+        AUTO,
+        "bits per colour value that the model sees; auto: those of the images",
+        minimum=1,
+        maximum=MAX_BITS,
+        words=(AUTO,),
+    )
+
+    def x_bits(self, image: ImageSpec) -> int:
+        """Bits per value that the model sees of images."""
+        return image.bits if isinstance(self.num_x_bits, str) else self.num_x_bits
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
@@ -221,21 +260,65 @@ class DataConfig:
 
     dataset: str = _field("mnist", "name of the data set")
     data: str = _field("", "folder that holds the data set; empty: the library's own cache")
-    image_size: int = _field(
+    image_size: str = _field(
+        "0",
+        "size of the images in pixels, for images and tfrecords: 64, or width x height as 96x64; 0: "
+        "the data set's own",
+        pattern=(r"0|[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side (64), or width x height (96x64)"),
+    )
+    channels: int = _field(
         0,
-        "side of the images in pixels, for images and tfrecords; 0: the data set's own",
+        "channels, for images and tfrecords: 1 makes colours grey; 0: those that the files have",
         minimum=0,
+        maximum=MAX_CHANNELS,
+    )
+    bits: int = _field(
+        0,
+        "bits per value, for images and tfrecords; 0: as many as the files need",
+        minimum=0,
+        maximum=MAX_BITS,
+    )
+    value_range: str = _field(
+        AUTO,
+        "values in the files that become black and white, for images: MIN,MAX; full: all that their "
+        "type allows; auto: 0 to the smallest 2^bits - 1 that holds the largest value, for floats 0 "
+        "to 1 or else from the smallest to the largest",
+        pattern=(_RANGE, "auto, full or MIN,MAX (0,4095)"),
+    )
+    alpha: str = _field(
+        DROP,
+        "what becomes of transparency, for images: dropped, laid on white or black, or kept as a "
+        "channel",
+        choices=ALPHA_MODES,
+    )
+    flip: bool | str = _field(
+        AUTO,
+        "mirror images at random in training; auto: as is usual for the data set, and never for "
+        "images of your own",
+        words=(AUTO,),
+    )
+    strict: bool = _field(
+        False, "refuse images that are too small or unreadable, instead of skipping them"
     )
     crop: str = _field(
         CENTRE,
-        "how images of a folder become square: the centre, a random crop anew on every visit (of "
-        "the centre in evaluation), or none: squeezed; random also for tfrecords prepared so",
+        "how images of a folder get the shape that is asked for: cut to the centre, or at random "
+        "anew on every visit (in evaluation to the centre), or none: squeezed; random also for "
+        "tfrecords prepared so",
         choices=CROPS,
     )
     batch_size: int = _field(200, "images per replica (GPU) and pass", minimum=1)
     seed: int = _field(
         1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1
     )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that are asked for; None: the data set's own."""
+        if self.image_size == "0":
+            return None
+        width, _, height = self.image_size.partition("x")
+        return int(height or width), int(width)
 
 
 @dataclass(frozen=True)
@@ -312,13 +395,15 @@ class TrainConfig:
         "a step is skipped if the norm of its gradient is above this; 0: no step is; auto: above a "
         "running bound, at least ten times the typical norm",
         minimum=0,
-        word=AUTO,
+        words=(AUTO,),
     )
     max_bad_steps: int = _field(
         20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
     )
     save_every: str = _field(
-        "10m", "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs"
+        "10m",
+        "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs",
+        pattern=(r"[1-9]\d*m?", "steps (500) or minutes (10m)"),
     )
     log_every: int = _field(
         100,
@@ -511,17 +596,48 @@ def check_image(config: ModelConfig, image: ImageSpec) -> None:
         image: Description of the images.
 
     Raises:
-        ConfigError: The image cannot be halved as often as the model halves it.
+        ConfigError: The image cannot be halved as often as the model halves it, has fewer bits than the
+            model is to see, or has no likelihood of the kind that the model is to use.
     """
     halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
     if image.height % 2**halvings or image.width % 2**halvings:
         common = math.gcd(image.height, image.width)
         most = int(math.log2(common & -common))
         raise ConfigError(
-            f"num_latent_scales: images of {image.height}x{image.width} can be halved at most {most} "
+            f"num_latent_scales: images of {image.size_text} can be halved at most {most} "
             f"times, but num_preprocess_blocks {config.num_preprocess_blocks} + num_latent_scales "
-            f"{config.num_latent_scales} - 1 halve them {halvings} times"
+            f"{config.num_latent_scales} - 1 halve them {halvings} times; the nearest sizes for that "
+            f"are {_nearest_sizes(image, 2**halvings)}"
         )
+    if config.x_bits(image) > image.bits:
+        raise ConfigError(
+            f"num_x_bits: {config.num_x_bits} is not allowed; the images have {image.bits} bits"
+        )
+    if config.likelihood == EXACT and config.num_mixture_dec == 1 and not image.binary:
+        raise ConfigError(
+            "likelihood: exact is not allowed with num_mixture_dec 1, a normal density; expected auto"
+        )
+    if config.likelihood == OFFICIAL and not has_official_likelihood(config, image):
+        raise ConfigError(
+            f"likelihood: official is not allowed for {image.channels} channels of "
+            f"{config.x_bits(image)} bits; it is for {OFFICIAL_CHANNELS} channels of at most "
+            f"{OFFICIAL_BITS} bits"
+        )
+
+
+def has_official_likelihood(config: ModelConfig, image: ImageSpec) -> bool:
+    """Whether the official implementation has a likelihood for such images."""
+    if image.binary or config.num_mixture_dec == 1:
+        return True
+    return image.channels == OFFICIAL_CHANNELS and config.x_bits(image) <= OFFICIAL_BITS
+
+
+def _nearest_sizes(image: ImageSpec, divisor: int) -> str:
+    """The next smaller and the next larger size whose sides a number divides, as text."""
+    smaller = [max(divisor, side // divisor * divisor) for side in (image.width, image.height)]
+    larger = [-(-side // divisor) * divisor for side in (image.width, image.height)]
+    sizes = dict.fromkeys("{}x{}".format(*size) for size in (smaller, larger))
+    return " and ".join(sizes)
 
 
 def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfig:
@@ -606,16 +722,16 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         ) from None
 
     converted = value
-    number = number_type(field)
-    if field.metadata["word"] and value == field.metadata["word"]:
+    number, words = number_type(field), field.metadata["words"]
+    alternative = f"{', '.join(words)} or " if words else ""
+    if isinstance(value, str) and value in words:
         return value
-    if field.type is bool:
+    if value_type(field) is bool:
         converted = BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
         if not isinstance(converted, bool):
-            refuse("true or false")
+            refuse(alternative + "true or false")
     elif number:
-        kind = "a whole number" if number is int else "a number"
-        kind = f"{field.metadata['word']} or {kind}" if field.metadata["word"] else kind
+        kind = alternative + ("a whole number" if number is int else "a number")
         try:
             if isinstance(value, bool) or (number is int and isinstance(value, float)):
                 raise ValueError
@@ -630,18 +746,25 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         largest = LARGEST_INT if number is int else LARGEST_FLOAT
         if not -largest <= converted <= largest:  # NaN is refused, too
             refuse(f"{kind} of at most {largest}")
-    elif not isinstance(value, str):
-        refuse("text")
+    else:
+        pattern, meaning = field.metadata["pattern"] or (".*", "text")
+        if field.metadata["pattern"] and isinstance(value, int) and not isinstance(value, bool):
+            converted = str(value)
+        if not isinstance(converted, str) or not re.fullmatch(pattern, converted, re.ASCII | re.S):
+            refuse(meaning)
     if field.metadata["choices"]:
         check_choice(field.name, converted, field.metadata["choices"])
     return converted
 
 
+def value_type(field: dataclasses.Field) -> type:
+    """The type of a key's values, apart from words that it takes as well."""
+    return (get_args(field.type) or (field.type,))[0]
+
+
 def number_type(field: dataclasses.Field) -> type[int] | type[float] | None:
     """The type of a key's numbers; None if its values are not numbers."""
-    if field.type is int:
-        return int
-    return float if field.type is float or field.metadata["word"] else None
+    return value_type(field) if value_type(field) in (int, float) else None
 
 
 def _in_range(field: dataclasses.Field, value: float) -> bool:
@@ -696,11 +819,6 @@ def _check_combinations(config: Config) -> None:
             f"learning_rate_min: {train.learning_rate_min} is not allowed; expected at most "
             f"learning_rate ({train.learning_rate})",
             keys=("learning_rate_min", "learning_rate"),
-        )
-    if not re.fullmatch(r"[1-9]\d*m?", train.save_every):
-        raise ConfigError(
-            f"save_every: {train.save_every!r} is not allowed; expected steps (500) or minutes (10m)",
-            keys=("save_every",),
         )
     if train.warmup_epochs >= train.epochs:
         raise ConfigError(

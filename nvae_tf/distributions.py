@@ -5,14 +5,16 @@ colour images can turn given noise into a sample: `from_uniform` takes `num_unif
 pixel.
 """
 
+import functools
 import math
+import operator
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
 from nvae_tf import stateless_random
-from nvae_tf.config import AUTO
+from nvae_tf.config import OFFICIAL, OFFICIAL_BITS
 
 CLAMP = 5.0
 MINIMUM_SCALE = 1e-2  # added to the scale of a normal distribution
@@ -121,17 +123,25 @@ class NormalImage(tfd.Distribution):
 
 
 class DiscretizedLogisticMixture(tfd.Distribution):
-    """Mixture of discretised logistics over RGB images.
+    """Mixture of discretised logistics over images with 1 to 16 channels.
 
-    Within a pixel the mean of green depends on red, and that of blue on red and green.
+    Within a pixel and a component the mean of a channel depends linearly on channels before it: with up
+    to three channels on all of them, as in PixelCNN++, and with more on the one just before it, so that
+    the number of coefficients grows linearly.
+
+    The official probabilities approximate those below 1e-5, and with 8 bits level 254 is given the
+    probability of level 255 too. The exact ones sum to 1 over all levels.
 
     Args:
-        parameters: (..., height, width, 10 * num_mixtures): the mixture's logits, then for each of R,
-            G and B: means, log-scales and coefficients (before tanh).
+        parameters: (..., height, width, `num_mixture_parameters`). First the mixture's logits. Then,
+            with three channels, for each of R, G and B: means, log-scales and coefficients (before
+            tanh); otherwise for each channel means and log-scales, and after those all coefficients.
         num_bits: Bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
         temperature: Temperature of samples. It divides the mixture's logits and, as in the official
             implementation, the scales too.
-        min_log_scale: Smallest log-scale; ``"auto"``: `minimum_log_scale` of the bits.
+        min_log_scale: Smallest log-scale; ``"official"`` or ``"auto"``: see `minimum_log_scale`.
+        channels: Number of channels.
+        exact: Whether probabilities are exact, and samples rounded to levels; default: as officially.
         name: Name of the distribution.
 
     Reference: Salimans et al., *PixelCNN++*, 2017.
@@ -142,22 +152,34 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         parameters,
         num_bits=8,
         temperature=1.0,
-        min_log_scale=MINIMUM_LOG_SCALE,
+        min_log_scale=OFFICIAL,
+        channels=3,
+        exact=False,
         name="DiscretizedLogisticMixture",
     ):
-        self.mixtures = parameters.shape[-1] // 10
+        parameters = tf.convert_to_tensor(parameters)
+        count = len(_chain(channels))
+        self.mixtures = parameters.shape[-1] // num_mixture_parameters(channels, 1)
+        self.channels, self.exact = channels, exact
         self.max_level = 2.0**num_bits - 1.0
         self.temperature = temperature
         shape = tf.shape(parameters)[:-1]
         self.logits = parameters[..., : self.mixtures]  # (..., h, w, M)
-        # (..., h, w, 3, M) each; at most five dimensions, since TFLite cannot slice more.
-        logistic_parameters = tf.reshape(
-            parameters[..., self.mixtures :], tf.concat([shape, [3, 3 * self.mixtures]], 0)
-        )
-        self.means, log_scales, coefficients = tf.split(logistic_parameters, 3, -1)
-        smallest = minimum_log_scale(num_bits) if min_log_scale == AUTO else min_log_scale
-        self.log_scales = tf.maximum(log_scales, smallest)
-        self.coefficients = tf.tanh(coefficients)
+        rest = parameters[..., self.mixtures :]
+        # (..., h, w, channels, M) each; at most five dimensions, since TFLite cannot slice more.
+        if channels == 3:
+            rest = tf.reshape(rest, tf.concat([shape, [3, 3 * self.mixtures]], 0))
+            self.means, log_scales, coefficients = tf.split(rest, 3, -1)
+        else:
+            values = rest[..., : 2 * channels * self.mixtures]
+            values = tf.reshape(values, tf.concat([shape, [channels, 2 * self.mixtures]], 0))
+            self.means, log_scales = tf.split(values, 2, -1)
+            coefficients = tf.reshape(
+                rest[..., 2 * channels * self.mixtures :],
+                tf.concat([shape, [count, self.mixtures]], 0),
+            )
+        self.log_scales = tf.maximum(log_scales, minimum_log_scale(num_bits, min_log_scale))
+        self.coefficients = tf.tanh(coefficients)  # (..., h, w, coefficients, M)
         self._pixels_shape = parameters.shape[:-1]
         super().__init__(
             dtype=parameters.dtype,
@@ -169,6 +191,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
                 num_bits=num_bits,
                 temperature=temperature,
                 min_log_scale=min_log_scale,
+                channels=channels,
+                exact=exact,
             ),
             name=name,
         )
@@ -180,35 +204,26 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return tf.shape(self.logits)[:-3]
 
     def _event_shape(self):
-        return self._pixels_shape[-2:].concatenate([3])
+        return self._pixels_shape[-2:].concatenate([self.channels])
 
     def _event_shape_tensor(self):
-        return tf.concat([tf.shape(self.logits)[-3:-1], [3]], 0)
+        return tf.concat([tf.shape(self.logits)[-3:-1], [self.channels]], 0)
 
     def _log_prob(self, x):
-        x = (2.0 * x - 1.0)[..., None]  # (..., h, w, 3, 1)
-        red, green = x[..., 0, :], x[..., 1, :]
-        to_green, red_to_blue, green_to_blue = tf.unstack(self.coefficients, axis=-2)
-        green_shift = to_green * red
-        blue_shift = red_to_blue * red + green_to_blue * green
-        shifts = [tf.zeros_like(green_shift), green_shift, blue_shift]
-        means = self.means + tf.stack(shifts, -2)
-        centred = x - means
-        inverse_scale = tf.exp(-self.log_scales)
-        upper = inverse_scale * (centred + 1.0 / self.max_level)
-        lower = inverse_scale * (centred - 1.0 / self.max_level)
-        middle = inverse_scale * centred
-        mass = tf.sigmoid(upper) - tf.sigmoid(lower)
-        # If the mass is lost in rounding, it is the density at the bin's centre times the bin's width.
-        log_density = middle - self.log_scales - 2.0 * tf.nn.softplus(middle)
-        log_mass = tf.where(
-            mass > 1e-5,
-            tf.math.log(tf.maximum(mass, 1e-10)),
-            log_density - math.log(self.max_level / 2.0),
-        )
-        log_lowest = upper - tf.nn.softplus(upper)
-        log_highest = -tf.nn.softplus(lower)
-        log_prob = tf.where(x < -0.999, log_lowest, tf.where(x > 0.99, log_highest, log_mass))
+        levels = tf.round(x * self.max_level)[..., None]  # (..., h, w, channels, 1)
+        x = (2.0 * x - 1.0)[..., None]
+        values, coefficients = tf.unstack(x, axis=-2), tf.unstack(self.coefficients, axis=-2)
+        shifts = [
+            _shift(values, coefficients, channel, self.channels)
+            for channel in range(1, self.channels)
+        ]
+        means = self.means
+        if shifts:
+            means += tf.stack([tf.zeros_like(shifts[0]), *shifts], -2)
+        if self.exact:
+            log_prob = exact_log_mass(levels, means, self.log_scales, self.max_level)
+        else:
+            log_prob = _official_log_mass(x, means, self.log_scales, self.max_level)
         log_prob = tf.reduce_sum(log_prob, -2) + tf.nn.log_softmax(self.logits)
         return tf.reduce_sum(tf.reduce_logsumexp(log_prob, -1), [-2, -1])
 
@@ -219,10 +234,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """The sample for given noise.
 
         Args:
-            uniform: Values in (0, 1), (..., height, width, num_mixtures + 3): for the choice of the
-                component, then for R, G and B.
+            uniform: Values in (0, 1), (..., height, width, num_mixtures + channels): for the choice of
+                the component, then for each channel.
         """
-        component_uniform, value_uniform = tf.split(uniform, [self.mixtures, 3], -1)
+        component_uniform, value_uniform = tf.split(uniform, [self.mixtures, self.channels], -1)
         temperature = tf.cast(self.temperature, self.dtype)
         gumbel = -tf.math.log(-tf.math.log(component_uniform))
         component = tf.argmax(self.logits / temperature + gumbel, -1)
@@ -233,32 +248,144 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         )
         logistic = tf.math.log(value_uniform) - tf.math.log1p(-value_uniform)
         values = means + tf.exp(log_scales) / temperature * logistic
-        return _to_unit(_shift_colours(values, coefficients))
+        return _to_unit(self._shifted(values, coefficients, to_levels=self.exact))
 
     @property
     def num_uniform(self) -> int:
         """Number of noise values per pixel."""
-        return self.mixtures + 3
+        return self.mixtures + self.channels
 
     def mean_image(self):
         """The image to show for the distribution, as in the official implementation.
 
         It is not E[x], which has no closed form (so TFP's `mean` is not implemented): means and
-        coefficients are averaged over the components first, and then green is shifted by red, and blue
-        by red and green. Values are not rounded to levels.
+        coefficients are averaged over the components first, and then each channel is shifted by those
+        before it. Values are not rounded to levels.
 
         Returns:
-            Images (..., height, width, 3) in [0, 1].
+            Images (..., height, width, channels) in [0, 1].
         """
         weights = tf.nn.softmax(self.logits)[..., None, :]
         means = tf.reduce_sum(weights * self.means, -1)
         coefficients = tf.reduce_sum(weights * self.coefficients, -1)
-        return _to_unit(_shift_colours(means, coefficients))
+        return _to_unit(self._shifted(means, coefficients, to_levels=False))
+
+    def _shifted(self, values, coefficients, to_levels: bool):
+        """Each channel shifted by those before it and clipped to [-1, 1], or to the nearest level."""
+        coefficients, shifted = tf.unstack(coefficients, axis=-1), []
+        for channel, mean in enumerate(tf.unstack(values, axis=-1)):
+            shift = _shift(shifted, coefficients, channel, self.channels) if channel else 0.0
+            value = tf.clip_by_value(mean + shift, -1.0, 1.0)
+            level = tf.round(_to_unit(value) * self.max_level)
+            shifted.append(2.0 * level / self.max_level - 1.0 if to_levels else value)
+        return tf.stack(shifted, -1)
 
 
-def minimum_log_scale(num_bits: int) -> float:
-    """The log-scale that is as many levels wide as the official -7 is with 8 bits."""
+def num_mixture_parameters(channels: int, mixtures: int) -> int:
+    """Number of parameters per pixel of a mixture of discretised logistics.
+
+    Args:
+        channels: Number of channels.
+        mixtures: Number of components.
+    """
+    return mixtures * (1 + 2 * channels + len(_chain(channels)))
+
+
+def minimum_log_scale(num_bits: int, chosen: float | str) -> float:
+    """The smallest log-scale of the logistics.
+
+    Args:
+        num_bits: Bits per value.
+        chosen: A number, which is returned; ``"auto"``: the log-scale that is as many levels wide as -7
+            is with 8 bits; ``"official"``: the same for more than 8 bits, and -7 for others.
+    """
+    if not isinstance(chosen, str):
+        return chosen
+    if chosen == OFFICIAL and num_bits <= OFFICIAL_BITS:
+        return MINIMUM_LOG_SCALE
     return MINIMUM_LOG_SCALE + math.log(255.0 / (2.0**num_bits - 1.0))
+
+
+def _official_log_mass(x, means, log_scales, max_level):
+    """Logarithms of the probabilities of levels, as the official implementation has them.
+
+    Args:
+        x: Values in [-1, 1], (..., channels, 1).
+        means: Means of the logistics, (..., channels, M).
+        log_scales: Logarithms of their scales, of the same shape.
+        max_level: The last level.
+    """
+    centred = x - means
+    inverse_scale = tf.exp(-log_scales)
+    upper = inverse_scale * (centred + 1.0 / max_level)
+    lower = inverse_scale * (centred - 1.0 / max_level)
+    middle = inverse_scale * centred
+    mass = tf.sigmoid(upper) - tf.sigmoid(lower)
+    # If the mass is lost in rounding, it is the density at the bin's centre times the bin's width.
+    log_density = middle - log_scales - 2.0 * tf.nn.softplus(middle)
+    log_mass = tf.where(
+        mass > 1e-5,
+        tf.math.log(tf.maximum(mass, 1e-10)),
+        log_density - math.log(max_level / 2.0),
+    )
+    log_lowest = upper - tf.nn.softplus(upper)
+    log_highest = -tf.nn.softplus(lower)
+    return tf.where(x < -0.999, log_lowest, tf.where(x > 0.99, log_highest, log_mass))
+
+
+def exact_log_mass(level, means, log_scales, max_level):
+    """Logarithms of the exact probabilities of levels: those of all levels sum to 1.
+
+    Level l holds what a logistic has between l - 1/2 and l + 1/2, and the outermost levels hold all
+    beyond. With F its distribution function, ``F(u) - F(v) = F(u) F(-v) (1 - exp(v - u))``, whose
+    logarithm stays accurate where the difference of two sigmoids would be 0. Edges are computed from
+    whole numbers, in units of half a level, in which the range of values is [-max_level, max_level]:
+    so neighbours share theirs to the bit, also with 16 bits.
+
+    Args:
+        level: Whole numbers from 0 to `max_level`, as floats, (..., channels, 1).
+        means: Means of the logistics on the scale [-1, 1], (..., channels, M).
+        log_scales: Logarithms of their scales, of the same shape.
+        max_level: The last level.
+    """
+    middle = means * max_level
+    per_half_level = tf.exp(-log_scales) / max_level
+    upper = (2.0 * level + (1.0 - max_level) - middle) * per_half_level
+    lower = (2.0 * level - (1.0 + max_level) - middle) * per_half_level
+    log_below_upper, log_above_lower = -tf.nn.softplus(-upper), -tf.nn.softplus(lower)
+    log_inner = log_below_upper + log_above_lower
+    # 1 - exp(-w) of the width w. Where that is small, its logarithm is taken apart, so as to round
+    # once; values and gradients are finite for every w from 0 on.
+    width, small = 2.0 * per_half_level, 1e-2
+    wide, narrow = tf.maximum(width, small), tf.minimum(width, small)
+    log_narrow = log_inner - narrow / 2.0 + tf.square(narrow) / 24.0 - log_scales
+    log_inner = tf.where(
+        width < small,
+        log_narrow + math.log(2.0 / max_level),
+        log_inner + tf.math.log(-tf.math.expm1(-wide)),
+    )
+    log_mass = tf.where(level > 0.0, log_inner, log_below_upper)
+    return tf.where(level < max_level, log_mass, log_above_lower)
+
+
+def _chain(channels: int) -> list[tuple[int, int]]:
+    """Pairs of a channel and one before it on which its mean depends, in the order of coefficients."""
+    first = (lambda channel: 0) if channels <= 3 else (lambda channel: max(channel - 1, 0))
+    return [(c, before) for c in range(channels) for before in range(first(c), c)]
+
+
+def _shift(values, coefficients, channel: int, channels: int):
+    """What is added to the mean of a channel, for values of the channels before it.
+
+    Args:
+        values: Values of each channel in [-1, 1].
+        coefficients: A coefficient for each pair of `_chain`.
+        channel: Index of the channel, not 0.
+        channels: Number of channels.
+    """
+    pairs = zip(_chain(channels), coefficients, strict=True)
+    terms = [coefficient * values[before] for (c, before), coefficient in pairs if c == channel]
+    return functools.reduce(operator.add, terms)
 
 
 def mean_image(distribution):
@@ -273,16 +400,6 @@ def _draw_uniform(distribution, n, seed):
     shape = tf.concat([[n], batch, event[:-1], [distribution.num_uniform]], 0)
     seed = tfp.random.sanitize_seed(seed)
     return tf.random.stateless_uniform(shape, seed, minval=stateless_random.SMALLEST)
-
-
-def _shift_colours(values, coefficients):
-    """R, then G shifted by R, then B shifted by R and G, each clipped to [-1, 1]."""
-    to_green, red_to_blue, green_to_blue = tf.unstack(coefficients, axis=-1)
-    red, green, blue = tf.unstack(values, axis=-1)
-    red = tf.clip_by_value(red, -1.0, 1.0)
-    green = tf.clip_by_value(green + to_green * red, -1.0, 1.0)
-    blue = tf.clip_by_value(blue + red_to_blue * red + green_to_blue * green, -1.0, 1.0)
-    return tf.stack([red, green, blue], -1)
 
 
 def _to_unit(x):

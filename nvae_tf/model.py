@@ -14,10 +14,14 @@ import tensorflow as tf
 from nvae_tf import checks, stateless_random
 from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config import (
+    AUTO,
+    EXACT,
+    OFFICIAL,
     ImageSpec,
     ModelConfig,
     check_choice,
     check_image,
+    has_official_likelihood,
     image_spec,
     load,
     model_config,
@@ -28,6 +32,7 @@ from nvae_tf.distributions import (
     NormalImage,
     bernoulli_image,
     mean_image,
+    num_mixture_parameters,
 )
 from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
@@ -214,9 +219,9 @@ class NVAE(KerasTraining):
     def __repr__(self):
         height, width, channels = self.image.shape
         groups = " + ".join(map(str, reversed(self.config.groups_per_scale)))
-        kind = "binary" if self.image.binary else f"{self.config.num_x_bits}-bit"
+        kind = "binary" if self.image.binary else f"{self.num_bits}-bit"
         return (
-            f"<NVAE {self.name!r}: {kind} images {height}x{width}x{channels}, {groups} latent groups "
+            f"<NVAE {self.name!r}: {kind} images {width}x{height}x{channels}, {groups} latent groups "
             f"(coarsest scale first), {self.num_parameters:,} parameters>"
         )
 
@@ -405,9 +410,13 @@ class NVAE(KerasTraining):
             return bernoulli_image(parameters)
         if self.config.num_mixture_dec == 1:
             return NormalImage(parameters)
-        config = self.config
         return DiscretizedLogisticMixture(
-            parameters, config.num_x_bits, temperature, config.min_log_scale
+            parameters,
+            self.num_bits,
+            temperature,
+            self.config.min_log_scale,
+            self.image.channels,
+            exact=self.likelihood == EXACT,
         )
 
     def log_likelihood(self, parameters, images):
@@ -432,8 +441,20 @@ class NVAE(KerasTraining):
         """
         bits = self.image.bits_per_dim(nats)
         if not self.image.binary and self.config.num_mixture_dec == 1:
-            bits += math.log2((2**self.config.num_x_bits - 1) / 2)
+            bits += math.log2((2**self.num_bits - 1) / 2)
         return bits
+
+    @property
+    def num_bits(self) -> int:
+        """Bits per value that the model sees: images are multiples of 1 / (2**num_bits - 1)."""
+        return self.config.x_bits(self.image)
+
+    @property
+    def likelihood(self) -> str:
+        """Which probabilities of images are computed: ``"official"`` or ``"exact"``."""
+        if self.config.likelihood != AUTO:
+            return self.config.likelihood
+        return OFFICIAL if has_official_likelihood(self.config, self.image) else EXACT
 
     @property
     def num_parameters(self) -> int:
@@ -520,7 +541,8 @@ class NVAE(KerasTraining):
         if self.image.binary:
             return self.image.channels
         mixtures = self.config.num_mixture_dec
-        return 2 * self.image.channels if mixtures == 1 else 10 * mixtures
+        channels = self.image.channels
+        return 2 * channels if mixtures == 1 else num_mixture_parameters(channels, mixtures)
 
     def _create_weights(self):
         """Makes all weights from the shapes of the maps, and the stacks that hold them."""

@@ -60,7 +60,11 @@ def test_every_recipe_fits_its_images_and_survives_writing(path, tmp_path):
         ({"num_nf": 1.5}, "num_nf: 1.5 .* whole number"),
         ({"learning_rate": "fast"}, "learning_rate: 'fast' .* number, above 0"),
         ({"learning_rate": float("nan")}, "learning_rate: nan"),
-        ({"num_x_bits": 9}, "num_x_bits: 9 .* at most 8"),
+        ({"num_x_bits": 17}, "num_x_bits: 17 .* auto or a whole number, at least 1, at most 16"),
+        ({"image_size": "96x"}, "image_size: '96x' .* a side .64., or width x height .96x64."),
+        ({"value_range": "4095,0,"}, "value_range: '4095,0,' .* auto, full or MIN,MAX"),
+        ({"flip": "sometimes"}, "flip: 'sometimes' .* auto or true or false"),
+        ({"likelihood": "better"}, "likelihood: 'better' .* auto, official, exact"),
         ({"use_se": "maybe"}, "use_se: 'maybe' .* true or false"),
         ({"num_nf": True}, "num_nf: True .* whole number"),
         ({"arch_instance": "resnet"}, "arch_instance: 'resnet' .* res_mbconv"),
@@ -130,6 +134,32 @@ def test_a_warm_up_that_is_given_has_to_fit(given):
 def test_a_model_that_halves_too_often_is_refused():
     with pytest.raises(ConfigError, match="num_latent_scales: .* at most 5 times"):
         check_image(ModelConfig(num_latent_scales=5), ImageSpec(32, 32, 3))
+    with pytest.raises(ConfigError, match="of 100x64 .* halved at most 2 .* 96x64 and 104x64$"):
+        check_image(ModelConfig(num_latent_scales=2), ImageSpec(64, 100, 3))
+
+
+@pytest.mark.parametrize(
+    ("keys", "image", "message"),
+    [
+        (dict(num_x_bits=9), (32, 32, 3), "num_x_bits: 9 is not allowed; the images have 8 bits"),
+        (dict(likelihood="official"), (32, 32, 1), "likelihood: official .* 1 channels of 8 bits"),
+        (dict(likelihood="official"), (32, 32, 3, 12), "official is not .* 3 channels of 12 bits"),
+        (
+            dict(likelihood="exact", num_mixture_dec=1),
+            (32, 32, 3),
+            "exact is not .* normal density",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_its_images_is_refused(keys, image, message):
+    with pytest.raises(ConfigError, match=message):
+        check_image(ModelConfig(**keys), ImageSpec(*image))
+
+
+def test_sizes_are_width_x_height():
+    sizes = {text: config.DataConfig(image_size=text).size for text in ("0", "64", "96x64")}
+    assert sizes == {"0": None, "64": (64, 64), "96x64": (64, 96)}
+    assert config.from_dict({"image_size": 64}).data.size == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +180,12 @@ def test_a_model_that_halves_too_often_is_refused():
             "scored_size: 28 is not allowed; expected the height and width",
         ),
         ((32, 32, 3, 8, False, (28, 33)), r"scored_size: \(28, 33\) .* of images of 32x32"),
-        ((32, 48, 3), "width: 48 is not supported with height 32; expected square images"),
-        ((32, 32, 3, 16), "bits: 16 is not supported; expected 8"),
-        ((32, 32, 4), "channels: 4 is not supported; expected 1 or 3"),
-        ((32, 32, 1), "channels: 1 is supported for binary images only; expected 3"),
+        ((32, 48, 17), "channels: 17 is not allowed .* a whole number from 1 to 16"),
+        ((32, 32, 3, 17), "bits: 17 is not allowed .* a whole number from 1 to 16"),
+        ((32, 32, 3, 8, False, None, (1, 1)), r"value_range: \(1, 1\) is not allowed; .* smallest"),
     ],
 )
-def test_images_that_cannot_be_trained_on_are_refused_by_name(values, message):
+def test_images_that_do_not_exist_are_refused_by_name(values, message):
     with pytest.raises(ConfigError, match=message):
         ImageSpec(*values)
 

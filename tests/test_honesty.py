@@ -194,9 +194,7 @@ def test_bits_per_dim_of_a_normal_decoder_are_those_of_masses(bits):
     bits_per_dim = model.bits_per_dim(-model.log_likelihood(parameters, image))
     expected = -np.log2(np.take_along_axis(masses, levels[..., None], -1)).mean()
     np.testing.assert_allclose(bits_per_dim, [expected], rtol=0.02)
-    assert (
-        bits_per_dim < model.config.num_x_bits
-    )  # than a uniform guess, since the image was drawn from it
+    assert bits_per_dim < model.num_bits  # than a uniform guess, since the image was drawn from it
 
     # The masses of all levels do not sum to more than 1 (but for rounding).
     each = np.arange(last + 1)[:, None, None, None] / last * np.ones((1, 8, 8, 3))

@@ -75,12 +75,14 @@ def test_a_model_with_softplus_deviations_uses_them_everywhere(photographs):
     np.testing.assert_array_less(model.sample(2), 1.001)
 
 
-@pytest.mark.parametrize(("bits", "scale"), [(8, -7.0), (5, -4.893), (1, -1.459)])
+@pytest.mark.parametrize(("bits", "scale"), [(8, -7.0), (5, -4.893), (1, -1.459), (16, -12.549)])
 def test_the_smallest_scale_follows_the_bits(bits, scale):
-    assert minimum_log_scale(bits) == pytest.approx(scale, abs=1e-3)
+    assert minimum_log_scale(bits, "auto") == pytest.approx(scale, abs=1e-3)
     parameters = tf.fill((1, 1, 1, 20), -50.0)
     distribution = DiscretizedLogisticMixture(parameters, bits, min_log_scale="auto")
     np.testing.assert_allclose(distribution.log_scales, scale, atol=1e-3)
+    official = DiscretizedLogisticMixture(parameters, bits)
+    np.testing.assert_allclose(official.log_scales, min(scale, -7.0), atol=1e-3)
     lower = DiscretizedLogisticMixture(parameters, bits, min_log_scale=-9.5)
     np.testing.assert_allclose(lower.log_scales, -9.5)
 
@@ -115,7 +117,7 @@ def test_options_are_keys_with_a_word_or_a_number():
     assert check_value("skip_gradient_norm", "250") == 250.0
     assert check_value("min_log_scale", "-9") == -9.0
     for name, value in (("skip_gradient_norm", "-1"), ("min_log_scale", "wide")):
-        with pytest.raises(ConfigError, match=f"{name}: .* expected auto or a number"):
+        with pytest.raises(ConfigError, match=f"{name}: .* auto or a number"):
             check_value(name, value)
 
 
@@ -129,7 +131,7 @@ def test_a_run_may_begin_to_use_a_running_bound(recipe, tmp_path):
 
 
 def test_every_option_is_off_unless_it_is_asked_for():
-    assert (ModelConfig().latent_stddev, ModelConfig().min_log_scale) == ("exp", -7.0)
+    assert (ModelConfig().latent_stddev, ModelConfig().min_log_scale) == ("exp", "official")
     assert (TrainConfig().kl_max_coeff, TrainConfig().skip_gradient_norm) == (1.0, 0.0)
     for name in nvae_tf.list_recipes():
         assert configuration.load(name).train.ema_decay == 0.0

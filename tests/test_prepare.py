@@ -309,7 +309,7 @@ def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, t
 
 
 def test_a_plain_folder_needs_no_preparation(folder):
-    config = DataConfig(dataset="images", data=str(folder), image_size=32)
+    config = DataConfig(dataset="images", data=str(folder), image_size="32")
     dataset = catalog.get_dataset_info(config)
     train, test = dataset.open(str(folder))
     assert (len(train), len(test)) == (18, 2)

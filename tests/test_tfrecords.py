@@ -73,7 +73,7 @@ def test_any_folder_above_will_do_and_the_size_is_found(glow, tmp_path, photogra
     )
     with pytest.raises(ConfigError, match=r"choose one of \[16, 32\] with --image_size"):
         open_dataset(glow, dataset="tfrecords")
-    assert open_dataset(glow, dataset="tfrecords", image_size=32)[0].image.shape == (32, 32, 3)
+    assert open_dataset(glow, dataset="tfrecords", image_size="32")[0].image.shape == (32, 32, 3)
 
 
 def test_shards_are_not_held_open(glow):

@@ -19,6 +19,7 @@ from nvae_tf.config import (
     load,
     number_type,
     override,
+    value_type,
 )
 from nvae_tf.io.errors import ConfigError, UserError, one_line
 from nvae_tf.io.paths import user_path
@@ -92,14 +93,13 @@ def add_key_flags(group, names) -> None:
         options: dict[str, Any] = dict(
             dest=name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%")
         )
-        if field.type is bool:
+        if value_type(field) is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
-            options["metavar"] = ({int: "N", float: "X", None: "TEXT"}[number_type(field)]) + (
-                f"|{field.metadata['word']}" if field.metadata["word"] else ""
-            )
+            kind = {int: "N", float: "X", None: "TEXT"}[number_type(field)]
+            options["metavar"] = "|".join([kind, *field.metadata["words"]])
         group.add_argument(f"--{name}", **options)
 
 

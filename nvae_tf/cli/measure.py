@@ -44,7 +44,7 @@ def evaluate(arguments) -> None:
         dataset,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        num_bits=config.model.num_x_bits,
+        num_bits=loaded.model.num_bits,
     )
     with reading(source):
         results = likelihood.evaluate(

@@ -220,7 +220,7 @@ def _batches(arguments, loaded, source, dataset, **options):
         dataset,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        num_bits=loaded.config.model.num_x_bits,
+        num_bits=loaded.model.num_bits,
         **options,
     )
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nvae_tf.config import DataConfig, ImageSpec
+from nvae_tf.config import AUTO, DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, tfrecords
 from nvae_tf.data.photographs import read_photos
 from nvae_tf.data.source import CachedSource, Source
@@ -51,7 +51,8 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
         UserError: The image size depends on the data set's files, and those are missing.
     """
     dataset = _find_dataset(config)
-    return dataclasses.replace(dataset, open=functools.partial(_open, dataset))
+    flip = dataset.flip if config.flip == AUTO else bool(config.flip)
+    return dataclasses.replace(dataset, flip=flip, open=functools.partial(_open, dataset))
 
 
 def given_images(image: ImageSpec) -> DatasetInfo:
@@ -81,9 +82,9 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
     if config.dataset == "images":
         return _images(config)
     if config.dataset == "tfrecords":
-        if not config.image_size:
+        if not config.size:
             check_data(config)  # whose tfrecords have the size
-        size = config.image_size or _only_size(config.data)
+        size = config.size[0] if config.size else _only_size(config.data)
         return _tfrecords(config.dataset, size, cropped=config.crop == images.RANDOM)
     dataset = _BUILT_IN.get(config.dataset) or _lsun(config.dataset)
     if dataset is None:
@@ -91,11 +92,17 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
             [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
         )
         raise ConfigError(f"dataset: {config.dataset!r} is not allowed; expected one of {known}")
-    if config.image_size not in (0, dataset.image.height):
+    if config.size not in (None, dataset.image.shape[:2]):
         raise ConfigError(
             f"image_size: {config.image_size} is not allowed; the images of {config.dataset} are "
-            f"{dataset.image.height}x{dataset.image.width}"
+            f"{dataset.image.size_text}"
         )
+    for name in ("channels", "bits"):
+        chosen, value = getattr(config, name), getattr(dataset.image, name)
+        if chosen not in (0, value):
+            raise ConfigError(
+                f"{name}: {chosen} is not allowed; the images of {config.dataset} have {value}"
+            )
     return dataset
 
 
@@ -124,11 +131,11 @@ def _only_size(folder: str) -> int:
 
 def _images(config: DataConfig) -> DatasetInfo:
     """A plain folder of image files."""
-    if not config.image_size:
+    if not config.size:
         raise ConfigError(
             "image_size: 0 is not allowed with dataset images; give their side in pixels"
         )
-    spec = ImageSpec(config.image_size, config.image_size, 3)
+    spec = ImageSpec(*config.size, 3)
 
     def cached_if_small(source):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

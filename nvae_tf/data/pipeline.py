@@ -21,7 +21,7 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     start_step: int = 0,
     worker: int = 0,
     num_workers: int = 1,
@@ -39,7 +39,7 @@ def training_batches(
         dataset: Description of the data set.
         batch_size: Number of images per batch, over all workers.
         seed: Seed of order, augmentation and binarisation.
-        num_bits: Number of bits per colour value that are kept.
+        num_bits: Number of bits per colour value that are kept; default: all.
         start_step: Number of batches to skip.
         worker: Index of this worker.
         num_workers: Number of workers that share each batch; it divides the batch size.
@@ -87,7 +87,7 @@ def evaluation_batches(
     *,
     batch_size: int,
     seed: int,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     with_labels: bool = False,
 ) -> tf.data.Dataset:
     """Returns batches of every image once, in order, cropped to the centre; the last may be smaller.
@@ -97,7 +97,7 @@ def evaluation_batches(
         dataset: Description of the data set.
         batch_size: Number of images per batch.
         seed: Seed of the binarisation.
-        num_bits: Number of bits per colour value that are kept.
+        num_bits: Number of bits per colour value that are kept; default: all.
         with_labels: Whether to yield pairs of images and labels, (up to batch_size,) int64.
 
     Returns:
@@ -118,7 +118,7 @@ def validation_batches(
     *,
     batch_size: int,
     seed: int,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     worker: int = 0,
     num_workers: int = 1,
     parts: int = 1,
@@ -130,7 +130,7 @@ def validation_batches(
         dataset: Description of the data set.
         batch_size: Number of images per batch, over all workers.
         seed: Seed of the binarisation.
-        num_bits: Number of bits per colour value that are kept.
+        num_bits: Number of bits per colour value that are kept; default: all.
         worker: As for `training_batches`.
         num_workers: As for `training_batches`.
         parts: As for `training_batches`.
@@ -170,12 +170,13 @@ def _crop(image, spec: ImageSpec, portions):
     return tf.ensure_shape(image, spec.shape)
 
 
-def _to_unit(image, spec: ImageSpec, num_bits: int, seed):
-    """Converts 8 bits to [0, 1]: binarised at random, or reduced to fewer bits."""
+def _to_unit(image, spec: ImageSpec, num_bits: int | None, seed):
+    """Converts levels to [0, 1]: binarised at random, or reduced to fewer bits."""
     if spec.binary:
-        grey = tf.cast(image, tf.float32) / 255.0
+        grey = tf.cast(image, tf.float32) / (2.0**spec.bits - 1.0)
         return tf.cast(tf.random.stateless_uniform(spec.shape, seed) < grey, tf.float32)
-    levels = tf.bitwise.right_shift(image, tf.constant(8 - num_bits, tf.uint8))
+    num_bits = num_bits or spec.bits
+    levels = tf.bitwise.right_shift(image, tf.constant(spec.bits - num_bits, image.dtype))
     return tf.cast(levels, tf.float32) / (2.0**num_bits - 1.0)
 
 

@@ -41,7 +41,7 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
             dataset,
             batch_size=min(config.data.batch_size, len(sources[0])),
             seed=config.data.seed,
-            num_bits=config.model.num_x_bits,
+            num_bits=config.model.x_bits(dataset.image),
         )
         images = np.concatenate(list(batches.unbatch().batch(COLUMNS * ROWS).take(1)))
         values = len(np.unique(images))

@@ -26,7 +26,8 @@ class Source:
             index: Index of the image, a scalar int64 tensor.
 
         Returns:
-            The image (height, width, channels), uint8, and its label, scalar int64.
+            The image (height, width, channels), uint8 or, for more than 8 bits, uint16, and its label,
+            scalar int64.
         """
         raise NotImplementedError
 
@@ -35,7 +36,7 @@ class ArraySource(Source):
     """Images in memory.
 
     Args:
-        images: 8-bit images (n, height, width, channels).
+        images: Images (n, height, width, channels), uint8 or uint16.
         labels: Integers (n,); default: zeros.
     """
 
@@ -86,19 +87,23 @@ class PythonSource(Source):
 
     Subclasses implement `fetch`. tf.data turns its exceptions into errors of TensorFlow, so the first
     `UserError` is stored here, for `reading` to raise instead.
+
+    Args:
+        dtype: Type of the images' values, uint8 or uint16.
     """
 
-    def __init__(self):
+    def __init__(self, dtype=np.uint8):
+        self.dtype = np.dtype(dtype)
         self.failure: UserError | None = None
 
     def fetch(self, index: int) -> tuple[np.ndarray, int]:
-        """Fetches one 8-bit image (height, width, channels) and its label."""
+        """Fetches one image (height, width, channels) of the source's type, and its label."""
         raise NotImplementedError
 
     def example(self, index):
         """Calls `fetch`."""
         image, label, readable = tf.numpy_function(
-            self._guarded_fetch, [index], [tf.uint8, tf.int64, tf.bool]
+            self._guarded_fetch, [index], [tf.as_dtype(self.dtype), tf.int64, tf.bool]
         )
         # Raised here, because TensorFlow writes the traceback of what Python raises to standard error.
         with tf.control_dependencies([tf.debugging.Assert(readable, ["an image is not readable"])]):
@@ -110,7 +115,7 @@ class PythonSource(Source):
             image, label = self.fetch(int(index))
         except UserError as error:
             self.failure = self.failure or error
-            return np.zeros((0, 0, 0), np.uint8), np.int64(0), np.bool_(False)
+            return np.zeros((0, 0, 0), self.dtype), np.int64(0), np.bool_(False)
         return image, np.int64(label), np.bool_(True)
 
 
@@ -151,9 +156,9 @@ class CachedSource(PythonSource):
     """
 
     def __init__(self, source: PythonSource, shape: tuple[int, int, int]):
-        super().__init__()
+        super().__init__(source.dtype)
         self.source = source
-        self._images = np.empty((len(source), *shape), np.uint8)
+        self._images = np.empty((len(source), *shape), source.dtype)
         self._labels = np.zeros(len(source), np.int64)
         self._cached = np.zeros(len(source), bool)
 

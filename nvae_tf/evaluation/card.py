@@ -53,12 +53,12 @@ def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     groups = " + ".join(map(str, config.model.groups_per_scale))
     runs = itertools.groupby("x".join(map(str, shape)) for shape in model.latent_shapes)
     shapes = ", then ".join(f"{len(list(run))} of {shape}" for shape, run in runs)
-    kind = "binary" if image.binary else f"{config.model.num_x_bits}-bit"
+    kind = "binary" if image.binary else f"{model.num_bits}-bit"
     return [
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
         ("software", f"nvae-tf {__version__}"),
         ("data set", config.data.dataset),
-        ("images", f"{image.height}x{image.width}, {image.channels} channels, {kind}"),
+        ("images", f"{image.size_text}, {image.channels} channels, {kind}"),
         ("latent groups", f"{groups} (finest scale first)"),
         ("latents", f"{shapes} (height x width x latents, in the order of their use)"),
         ("parameters", f"{model.num_parameters:,}"),

@@ -232,9 +232,8 @@ def _test_images(loaded):
 
     dataset = catalog.get_dataset_info(loaded.config.data)
     _, test = dataset.open(loaded.config.data.data)
-    bits = loaded.config.model.num_x_bits
     batches = pipeline.evaluation_batches(
-        test, dataset, batch_size=NUM_ENCODED, seed=1, num_bits=bits
+        test, dataset, batch_size=NUM_ENCODED, seed=1, num_bits=loaded.model.num_bits
     )
     with reading(test):
         return next(iter(batches)).numpy()

@@ -176,14 +176,14 @@ class Batching:
 
     def _check_levels(self, images) -> None:
         """Refuses values that the likelihood does not know: other ones than the levels of the bits."""
-        image, bits = self.model.image, self.model.config.num_x_bits
+        image, bits = self.model.image, self.model.num_bits
         last = 1 if image.binary else 2**bits - 1
         levels = np.asarray(images) * last
         if np.abs(levels - np.round(levels)).max() > ROUNDING:
             advice = (
                 "0 or 1: binarise them, images > 0.5 for example"
                 if image.binary
-                else f"multiples of 1/{last}, the levels of num_x_bits {bits}: "
+                else f"multiples of 1/{last}, the levels of {bits} bits: "
                 f"np.round(images * {last}) / {last} for example"
             )
             raise UserError(f"images: values between levels; expected {advice}")

@@ -196,7 +196,7 @@ class _Data:
             dataset,
             sources,
         )
-        self._view = dict(seed=config.data.seed, num_bits=config.model.num_x_bits)
+        self._view = dict(seed=config.data.seed, num_bits=config.model.x_bits(dataset.image))
         self._share = dict(
             worker=cluster.worker,
             num_workers=cluster.num_workers,
