@@ -1,5 +1,6 @@
 """Errors of commands: one line on standard error, and an exit status."""
 
+import logging
 import os
 import re
 import sys
@@ -30,7 +31,9 @@ def run_command(command: Callable[[], int | None], if_interrupted: str) -> int:
     """
     _print_any_name()
     # Images that are too large raise an error anyway, and odd metadata do not matter.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom|nibabel|tifffile)\b")
+    for name in ("tifffile", "pydicom", "nibabel"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         status = command() or 0
         sys.stdout.flush()

@@ -2,21 +2,20 @@
 
 import dataclasses
 import functools
-import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from nvae_tf.config import AUTO, DataConfig, ImageSpec
-from nvae_tf.data import arrays, images, tfrecords
+from nvae_tf.config import AUTO, RANDOM, DataConfig, ImageSpec
+from nvae_tf.data import arrays, images, prepared, settling, survey, tfrecords
 from nvae_tf.data.photographs import read_photos
-from nvae_tf.data.source import CachedSource, Source
+from nvae_tf.data.source import Source
 from nvae_tf.data.where import check_data
 from nvae_tf.io.errors import ConfigError, UserError
 
 OWN = "own"  # the data set of a run whose images were given in Python
-CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
+IMAGES, TFRECORDS = "images", "tfrecords"  # data sets of whatever images
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class DatasetInfo:
         flip: Whether images are mirrored at random in training.
         fid_on_all: Whether FID compares with training and test images, as published for this data
             set, instead of with training images alone.
+        skipped: Lines about images that cannot be used, for the end of a command.
     """
 
     name: str
@@ -38,10 +38,51 @@ class DatasetInfo:
     open: Callable[[str], tuple[Source, Source]]
     flip: bool = True
     fid_on_all: bool = False
+    skipped: tuple[str, ...] = ()
+
+
+class Settled(NamedTuple):
+    """A configuration of which nothing is left open, and its data set.
+
+    Attributes:
+        config: Section ``data``, with what was found.
+        dataset: The data set.
+        lines: What was found and decided, to print.
+    """
+
+    config: DataConfig
+    dataset: DatasetInfo
+    lines: list[str]
+
+
+def settle(config: DataConfig) -> Settled:
+    """Finds out what a configuration leaves open: size, channels, bits and value range.
+
+    Those of ``images`` and ``tfrecords`` depend on the files, which are looked through; other data sets
+    are known. With what is found, other files are mapped in exactly the same way.
+
+    Args:
+        config: Section ``data`` of the configuration.
+
+    Raises:
+        ConfigError: As for `get_dataset_info`.
+        UserError: Files are missing, or none can be used.
+    """
+    if config.dataset == IMAGES:
+        check_data(config)
+        folder = images.look(config)
+        settled, lines = folder.decision.config, folder.decision.lines
+        return Settled(settled, _with_flip(_images(settled, folder), config), lines)
+    if config.dataset == TFRECORDS:
+        check_data(config)
+        config = prepared.settle(config)
+    return Settled(config, get_dataset_info(config), [])
 
 
 def get_dataset_info(config: DataConfig) -> DatasetInfo:
     """Returns the description of the data set that a configuration names.
+
+    What `settle` finds is found here, too, if the configuration leaves it open.
 
     Args:
         config: Section ``data`` of the configuration.
@@ -50,7 +91,12 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
         ConfigError: There is no data set of that name, or it has another ``image_size``.
         UserError: The image size depends on the data set's files, and those are missing.
     """
-    dataset = _find_dataset(config)
+    if config.dataset in (IMAGES, TFRECORDS) and settling.is_open(config):
+        return settle(config).dataset
+    return _with_flip(_find_dataset(config), config)
+
+
+def _with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
     flip = dataset.flip if config.flip == AUTO else bool(config.flip)
     return dataclasses.replace(dataset, flip=flip, open=functools.partial(_open, dataset))
 
@@ -79,17 +125,17 @@ def _open(dataset: DatasetInfo, folder: str) -> tuple[Source, Source]:
 def _find_dataset(config: DataConfig) -> DatasetInfo:
     if config.dataset == OWN:
         _not_kept(config.data)
-    if config.dataset == "images":
+    if config.dataset == IMAGES:
         return _images(config)
-    if config.dataset == "tfrecords":
-        if not config.size:
-            check_data(config)  # whose tfrecords have the size
-        size = config.size[0] if config.size else _only_size(config.data)
-        return _tfrecords(config.dataset, size, cropped=config.crop == images.RANDOM)
+    if config.dataset == TFRECORDS:
+        cropped = config.crop == RANDOM
+        return dataclasses.replace(
+            _tfrecords(TFRECORDS, settling.image_spec(config), cropped=cropped), flip=False
+        )
     dataset = _BUILT_IN.get(config.dataset) or _lsun(config.dataset)
     if dataset is None:
         known = ", ".join(
-            [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", "images", "tfrecords"]
+            [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", IMAGES, TFRECORDS]
         )
         raise ConfigError(f"dataset: {config.dataset!r} is not allowed; expected one of {known}")
     if config.size not in (None, dataset.image.shape[:2]):
@@ -103,54 +149,54 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
             raise ConfigError(
                 f"{name}: {chosen} is not allowed; the images of {config.dataset} have {value}"
             )
+    if config.value_range != AUTO:
+        raise ConfigError(
+            f"value_range: {config.value_range} is not allowed; it is for {IMAGES} alone"
+        )
     return dataset
 
 
-def _tfrecords(name: str, size: int, evaluation="validation", cropped=False) -> DatasetInfo:
-    """A data set kept as GLOW's tfrecords."""
+def _tfrecords(
+    name: str, image: ImageSpec | int, evaluation="validation", cropped=False
+) -> DatasetInfo:
+    """A data set kept as GLOW's tfrecords: colours of 8 bits if only the size is given."""
+    spec = ImageSpec(image, image, 3) if isinstance(image, int) else image
 
     def open_splits(folder):
         root = tfrecords.find_root(folder)
         sources = [
-            tfrecords.TFRecordSource(root, split, size, cropped) for split in ("train", evaluation)
+            tfrecords.TFRecordSource(root, split, spec, cropped) for split in ("train", evaluation)
         ]
         return tuple(sources)
 
-    return DatasetInfo(name, ImageSpec(size, size, 3), open_splits)
+    return DatasetInfo(name, spec, open_splits)
 
 
-def _only_size(folder: str) -> int:
-    root = tfrecords.find_root(folder)
-    sizes = tfrecords.sizes(root, "train")
-    if len(sizes) != 1:
-        raise ConfigError(
-            f"image_size: {root} holds images of several sizes; choose one of {sizes} with --image_size"
-        )
-    return sizes[0]
+def _images(config: DataConfig, looked_through: images.Folder | None = None) -> DatasetInfo:
+    """A plain folder of image files.
+
+    Args:
+        config: Section ``data``, of which nothing is left open.
+        looked_through: The folder that it names; default: it is looked through when it is opened.
+    """
+
+    def open_splits(name):
+        if looked_through is not None and name == config.data:
+            return images.open_folder(looked_through)
+        folder = images.look(dataclasses.replace(config, data=name))
+        for line in (*folder.decision.warnings, *_skipped(folder)):
+            print(line, flush=True)
+        return images.open_folder(folder)
+
+    skipped = tuple(_skipped(looked_through)) if looked_through else ()
+    spec = settling.image_spec(config)
+    return DatasetInfo(IMAGES, spec, open_splits, flip=False, skipped=skipped)
 
 
-def _images(config: DataConfig) -> DatasetInfo:
-    """A plain folder of image files."""
-    if not config.size:
-        raise ConfigError(
-            "image_size: 0 is not allowed with dataset images; give their side in pixels"
-        )
-    spec = ImageSpec(*config.size, 3)
-
-    def cached_if_small(source):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        bytes_needed = len(source) * math.prod(spec.shape)
-        one_shape = config.crop != images.RANDOM
-        return (
-            CachedSource(source, spec.shape)
-            if one_shape and bytes_needed < CACHE_PORTION * memory
-            else source
-        )
-
-    open_splits = functools.partial(
-        images.open_folder, spec=spec, crop=config.crop, wrap=cached_if_small
-    )
-    return DatasetInfo("images", spec, open_splits)
+def _skipped(folder: images.Folder) -> list[str]:
+    decision = folder.decision
+    total = len(decision.images) + len(decision.skipped)
+    return survey.skipped_lines(decision.skipped, total)
 
 
 def _lsun(name: str) -> DatasetInfo | None:

@@ -1,133 +1,57 @@
-"""Finds, decodes and resizes image files with Pillow."""
+"""Images of files as a data set: one folder, two splits, each image as the model wants it."""
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from nvae_tf.config import CENTRE, RANDOM, SPLIT_SEED, VALIDATION_PORTION, ImageSpec
-from nvae_tf.data.source import PythonSource
-from nvae_tf.io.errors import UserError, short_message
-from nvae_tf.io.paths import is_regular, user_path
+from nvae_tf.config import (
+    CENTRE, DROP, RANDOM, SPLIT_SEED, VALIDATION_PORTION, DataConfig, ImageSpec,
+)  # fmt: skip
+from nvae_tf.data import image_files, levels, settling, survey
+from nvae_tf.data.image_files import ImageReader, find_images
+from nvae_tf.data.settling import Decision
+from nvae_tf.data.source import CachedSource, PythonSource
+from nvae_tf.data.stored import Item, Stored, UnreadableImage
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.paths import user_path
 
-# Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory per pixel
-
-
-class UnreadableImage(UserError):
-    """A file cannot be decoded as an image."""
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Finds every image file below a folder.
-
-    Args:
-        folder: Path of the folder.
-
-    Returns:
-        Paths of the files whose names have an image's ending, sorted.
-
-    Raises:
-        UserError: There is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name the folder that holds the images")
-    Image.init()
-    endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
-    paths = [
-        Path(parent) / name
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
-    ]
-    if not paths:
-        raise UserError(f"{folder}: no image files here or below; name the folder that holds them")
-    return sorted(paths)
+CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
+FEW_FILES = 10  # of which single images are held out, not whole files
 
 
-def load_image(file, name, size: int, crop: str) -> np.ndarray:
-    """Decodes an image to RGB, turns it upright as its EXIF data say, and resizes it.
+
+def load_image(file, name, spec: ImageSpec, crop: str = CENTRE, alpha: str = DROP) -> np.ndarray:
+    """Decodes one image with Pillow, turns it upright, and makes of it what a spec says.
 
     Args:
         file: Path of a file, or a binary file.
         name: Name of the image in errors.
-        size: Height and width of the result in pixels; with a random crop, its shorter side.
-        crop: ``"centre"``: the middle square; ``"random"``: no crop yet, the shorter side gets the
-            size; ``"none"``: the whole image, squeezed into the square.
+        spec: What the image becomes.
+        crop: As for `levels.to_levels`.
+        alpha: As for `levels.to_levels`.
 
     Returns:
-        8-bit image (height, width, 3).
+        Levels (height, width, channels).
 
     Raises:
         UnreadableImage: The image cannot be decoded.
-        UserError: The image is smaller than the size asked for.
+        UserError: The image is smaller than the size asked for, or has other channels.
     """
-    image = decode(file, name)
-    if min(image.size) < size:
-        raise UserError(
-            f"{name}: the image is {image.height}x{image.width}, smaller than {size}x{size}; ask for a "
-            "smaller size or remove it"
-        )
-    return np.asarray(resize(image, size, crop))
+    return _fitted(image_files.decode(file, name), name, spec, crop, alpha)
 
 
-def decode(file, name) -> Image.Image:
-    """Decodes an image to RGB and turns it upright as its EXIF data say.
-
-    Args:
-        file: Path of a file, or a binary file.
-        name: Name of the image in errors.
-
-    Raises:
-        UnreadableImage: The file is not an image in one of `FORMATS`, is damaged, or has more than
-            `MAX_PIXELS`.
-    """
+def _fitted(image: Stored, name, spec: ImageSpec, crop: str, alpha: str) -> np.ndarray:
+    height, width = image.values.shape[:2]
+    if height < spec.height or width < spec.width:
+        raise UserError(settling.too_small(str(name), height, width, spec.shape[:2]))
     try:
-        if isinstance(file, Path) and not is_regular(file):
-            raise ValueError("not a file")
-        with Image.open(file, formats=FORMATS) as stored:
-            if stored.width * stored.height > MAX_PIXELS:
-                raise ValueError(f"{stored.width}x{stored.height} pixels are too many")
-            return _to_rgb(_upright(stored))
-    except Exception as error:  # noqa: BLE001 - decoders raise what they like for damaged files
-        raise UnreadableImage(
-            f"{name}: not a readable image ({short_message(error)}); mend or remove it"
-        ) from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - damaged EXIF data
-        return image
-
-
-def resize(image: Image.Image, size: int, crop: str) -> Image.Image:
-    """Resizes an image as `load_image` does, bilinearly with antialiasing."""
-    box = None
-    target = (size, size)
-    width, height = image.size
-    if crop == CENTRE:
-        side = min(image.size)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-    elif crop == RANDOM:
-        scale = size / min(image.size)
-        target = max(size, round(width * scale)), max(size, round(height * scale))
-    return image.resize(target, Image.Resampling.BILINEAR, box=box)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # Pillow would clip these to 255 instead of scaling them.
-        values = np.nan_to_num(np.array(image, np.float32), copy=False)
-        values *= 255.0 / (65535.0 if values.max(initial=0.0) > 255.0 else 255.0)
-        image = Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
-    return image.convert("RGB")
+        return levels.to_levels(image, spec, crop, alpha)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; ask for others with --channels or remove it") from None
 
 
 def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
@@ -158,57 +82,142 @@ def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
 
 
 class FolderSource(PythonSource):
-    """Image files that are decoded when they are fetched, and made grey and padded if the spec says so.
+    """Image files that are decoded when they are fetched, and padded if the spec says so.
 
     Args:
-        paths: Paths of the image files.
-        spec: What the images are to become: their size and channels.
-        crop: As for `load_image`.
+        images: The images, or paths of files, of which every image is taken.
+        spec: What the images are to become: size, channels, bits and value range.
+        crop: As for `levels.to_levels`.
+        alpha: As for `levels.to_levels`.
+        reader: What reads the files; default: a new one.
     """
 
-    def __init__(self, paths: list[Path], spec: ImageSpec, crop: str = CENTRE):
-        super().__init__()
-        self.paths, self.spec, self.crop = paths, spec, crop
+    def __init__(
+        self,
+        images: Sequence[Item | Path],
+        spec: ImageSpec,
+        crop: str = CENTRE,
+        alpha: str = DROP,
+        reader: ImageReader | None = None,
+    ):
+        super().__init__(np.uint8 if spec.bits <= 8 else np.uint16)
+        self.spec, self.crop, self.alpha = spec, crop, alpha
+        self._reader = reader or ImageReader()
+        self.items: list[Item] = []
+        for image in images:
+            self.items += [image] if isinstance(image, Item) else self._reader.items(image)
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.items)
 
     def fetch(self, index):
-        """Decodes one file; its label is 0."""
-        path, spec = self.paths[index], self.spec
-        side, _ = spec.scored_size or spec.shape[:2]
-        image = load_image(path, path, side, self.crop)
-        if spec.channels == 1:
-            image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+        """Decodes one image; its label is 0."""
+        item, spec = self.items[index], self.spec
         rows, columns = spec.scored_part
+        inner = ImageSpec(
+            rows.stop - rows.start, columns.stop - columns.start, spec.channels, spec.bits,
+            value_range=spec.value_range,
+        )  # fmt: skip
+        image = _fitted(self._reader.read(item), item.name, inner, self.crop, self.alpha)
         above, left = rows.start, columns.start
         below, right = spec.height - rows.stop, spec.width - columns.stop
         return np.pad(image, [(above, below), (left, right), (0, 0)]), 0
 
 
-def open_folder(
-    folder: str, spec: ImageSpec, crop: str, wrap: Callable[[FolderSource], PythonSource]
-) -> tuple[PythonSource, PythonSource]:
-    """Opens the training and validation images of a plain folder.
+class Folder(NamedTuple):
+    """A folder whose images were looked through.
+
+    Attributes:
+        splits: Files for training and for validation, or all files alone if they are not split yet.
+        decision: What its images become.
+        reader: What has read them.
+    """
+
+    splits: list[list[Path]]
+    decision: Decision
+    reader: ImageReader
+
+
+def look(config: DataConfig) -> Folder:
+    """Looks through the images of a plain folder.
+
+    Raises:
+        UserError: There is no such folder, or nothing in it can be used.
+    """
+    root = user_path(config.data)
+    if not config.data or not root.is_dir():
+        raise UserError(
+            f"{config.data or '--data'}: no such folder; --data names the folder that holds the images"
+        )
+    held_out = [root / name for name in ("validation", "test") if (root / name).is_dir()]
+    if held_out and (root / "train").is_dir():
+        splits = [find_images(root / "train"), find_images(held_out[0])]
+    else:
+        splits = [find_images(root)]
+    reader = ImageReader()
+    paths = [path for split in splits for path in split]
+    found = survey.look_through(paths, reader, settling.limits(config), config.strict)
+    return Folder(splits, settling.decide(config, found, root), reader)
+
+
+def split(folder: Folder, portion: float, seed: int) -> list[list[Item]]:
+    """Returns the images for training and for validation that can be used.
+
+    If the folder is not split, a portion of its files is drawn for validation, always the same: images
+    of one file stay together. With few files, images are drawn.
+
+    Raises:
+        UserError: A split would be empty.
+    """
+    usable = {facts.item for facts in folder.decision.images}
+    everything = usable | {each.item for each in folder.decision.skipped}
+    splits = folder.splits
+    if len(splits) == 1:
+        items = sorted(everything, key=lambda item: (item.path, item.index or 0))
+        if len(splits[0]) >= FEW_FILES or len(items) == len(splits[0]):
+            splits = list(split_randomly(splits[0], portion, seed))
+        else:
+            parts = split_randomly(items, portion, seed)
+            return _non_empty([[item for item in part if item in usable] for part in parts])
+    by_path: dict[Path, list[Item]] = {}
+    for facts in folder.decision.images:
+        by_path.setdefault(facts.item.path, []).append(facts.item)
+    return _non_empty([[i for path in part for i in by_path.get(path, [])] for part in splits])
+
+
+def _non_empty(parts: list[list[Item]]) -> list[list[Item]]:
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        if not part:
+            raise UserError(
+                f"all images of the {name} split are skipped; mend them, or ask for a smaller size"
+            )
+    return parts
+
+
+def open_folder(folder: Folder) -> tuple[PythonSource, PythonSource]:
+    """Opens the training and validation images of a folder, in memory if they fit well.
 
     If the folder holds ``train`` and ``validation`` (or ``test``), those are the splits. Otherwise a
     tenth of all images is drawn for validation, always the same.
 
     Args:
-        folder: Folder that holds image files, at any depth.
-        spec: What the images are to become: their size and channels.
-        crop: As for `load_image`.
-        wrap: Applied to both sources.
+        folder: The folder, looked through.
+
+    Raises:
+        UserError: A split is empty.
     """
-    root = user_path(folder)
-    if not folder or not root.is_dir():
-        raise UserError(
-            f"{folder or '--data'}: no such folder; --data names the folder that holds the images"
-        )
-    held_out = [root / name for name in ("validation", "test") if (root / name).is_dir()]
-    if held_out and (root / "train").is_dir():
-        splits = find_images(root / "train"), find_images(held_out[0])
-    else:
-        splits = split_randomly(find_images(root), VALIDATION_PORTION, SPLIT_SEED)
-    train, test = (wrap(FolderSource(paths, spec, crop)) for paths in splits)
+    config = folder.decision.config
+    spec = settling.image_spec(config)
+    train, test = (
+        _cached_if_small(FolderSource(part, spec, config.crop, config.alpha, folder.reader))
+        for part in split(folder, VALIDATION_PORTION, SPLIT_SEED)
+    )
     return train, test
+
+
+def _cached_if_small(source: FolderSource) -> PythonSource:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = len(source) * math.prod(source.spec.shape) * source.dtype.itemsize
+    if source.crop == RANDOM or needed >= CACHE_PORTION * memory:
+        return source
+    return CachedSource(source, source.spec.shape)

@@ -1,0 +1,243 @@
+"""Reads the images of files of every format: one by one, as the values that the file holds.
+
+The first bytes of a file say how it is read, whatever its name is. A file of several images (pages of
+a TIFF, slices of a scan, arrays) is read image by image; where its compression does not allow that,
+the file is kept in memory.
+"""
+
+import collections
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from nvae_tf.data import scans, tiff
+from nvae_tf.data.stored import (
+    Item,
+    Stored,
+    UnreadableImage,
+    check_bounds,
+    check_inflation,
+    stored,
+)
+from nvae_tf.io import npz
+from nvae_tf.io.errors import UserError, short_message
+from nvae_tf.io.paths import is_regular
+
+# Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+OTHER_ENDINGS = (".npy", ".npz", ".dcm", ".dicom", ".nii", ".nii.gz")
+LARGEST_KEPT = 2**31  # bytes of files that are kept in memory
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+class Content(NamedTuple):
+    """The images of an open file.
+
+    Attributes:
+        count: Number of images; None: the file is one image.
+        read: Reads one by its index; raises anything if it is damaged.
+        kept: Bytes that are kept in memory for it.
+    """
+
+    count: int | None
+    read: Callable[[int], Stored]
+    kept: int = 0
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Finds every image file below a folder.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Paths of the files whose names have an image's ending, sorted.
+
+    Raises:
+        UserError: There is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name the folder that holds the images")
+    Image.init()
+    endings = (*(end for end, kind in Image.EXTENSION.items() if kind in FORMATS), *OTHER_ENDINGS)
+    paths = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(endings) and not name.startswith(".")
+    ]
+    if not paths:
+        raise UserError(f"{folder}: no image files here or below; name the folder that holds them")
+    return sorted(paths)
+
+
+class ImageReader:
+    """Reads images, and keeps files in memory that cannot be read image by image."""
+
+    def __init__(self):
+        self._kept: collections.OrderedDict[Path, Content] = collections.OrderedDict()
+        self._lock = threading.Lock()  # tf.data reads with several threads
+
+    def items(self, path: Path) -> list[Item]:
+        """Returns the images of a file.
+
+        Raises:
+            UnreadableImage: The file cannot be read.
+            UserError: A package is missing.
+        """
+        with _unreadable(Item(path)):
+            count = self._open(path).count
+            return [Item(path)] if count is None else [Item(path, i) for i in range(count)]
+
+    def read(self, item: Item) -> Stored:
+        """Reads an image, turned upright as its EXIF data say.
+
+        Raises:
+            UnreadableImage: The file is not an image in a known format, is damaged or too large.
+            UserError: A package is missing.
+        """
+        with _unreadable(item):
+            return self._open(item.path).read(item.index or 0)
+
+    def _open(self, path: Path) -> Content:
+        with self._lock:
+            if path in self._kept:
+                self._kept.move_to_end(path)
+                return self._kept[path]
+        content = _open(path)
+        if content.kept:
+            with self._lock:
+                self._kept[path] = content
+                while sum(c.kept for c in self._kept.values()) > LARGEST_KEPT and len(self._kept) > 1:
+                    self._kept.popitem(last=False)
+        return content
+
+
+def all_items(paths: Iterable[Path]) -> list[Item]:
+    """Returns every image of some files.
+
+    Raises:
+        UnreadableImage: A file cannot be read.
+    """
+    reader = ImageReader()
+    return [item for path in paths for item in reader.items(path)]
+
+
+def decode(file, name) -> Stored:
+    """Decodes one image with Pillow.
+
+    Args:
+        file: Path of a file, or a binary file.
+        name: Name of the image in errors.
+
+    Raises:
+        UnreadableImage: The file is not an image in one of `FORMATS`, is damaged, or has more than
+            `MAX_PIXELS`.
+    """
+    with _unreadable(name):
+        return _read_with_pillow(file)
+
+
+class _unreadable:  # noqa: N801 - a context manager
+    """Turns whatever a decoder raises for damaged files into an `UnreadableImage`."""
+
+    def __init__(self, item):
+        self._name = item.name if isinstance(item, Item) else item
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            raise UnreadableImage(
+                f"{self._name}: not a readable image ({short_message(error)}); mend or remove it"
+            ) from None
+
+
+def _open(path: Path) -> Content:
+    """Opens a file by what its first bytes say."""
+    if not is_regular(path):
+        raise ValueError("not a file")
+    with path.open("rb") as file:
+        head = file.read(352)
+    if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10":
+        return Content(None, lambda _: _read_deep_png(path, head))
+    if head[:4] in tiff.SIGNATURES:
+        return Content(tiff.count(path), lambda index: tiff.read(path, index, _read_with_pillow))
+    if head.startswith(npz.ARRAY_SIGNATURE):
+        array = npz.ArrayFile(path)
+        return Content(_count(array.shape), lambda index: _image_of(array, index))
+    if head.startswith(b"PK\x03\x04") and path.suffix.lower() == ".npz":
+        values = npz.read_only_array(path, lambda shape: len(shape) in (3, 4))
+        return Content(_count(values.shape), lambda index: _image_of(values, index), values.nbytes)
+    if head[128:132] == b"DICM":
+        return Content(scans.count_dicom(path), lambda index: scans.read_dicom(path, index))
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        scan = scans.NiftiScan(path)
+        return Content(scan.count, scan.read, scan.kept)
+    return Content(None, lambda _: _read_with_pillow(path))
+
+
+def _is_one_image(shape) -> bool:
+    """Whether an array is (height, width) or (height, width, channels), and not several images."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[-1] <= 4)
+
+
+def _count(shape) -> int | None:
+    """The number of images of an array (n, height, width) or (n, height, width, channels)."""
+    if len(shape) not in (2, 3, 4):
+        raise ValueError(f"an array of shape {shape}; expected (n, height, width, channels)")
+    check_bounds(*(shape if _is_one_image(shape) else shape[1:]))
+    return None if _is_one_image(shape) else shape[0]
+
+
+def _image_of(array, index: int) -> Stored:
+    return stored(np.asarray(array[:] if _is_one_image(array.shape) else array[index]))
+
+
+def _read_deep_png(path: Path, head: bytes) -> Stored:
+    """Reads a PNG of 16 bits with TensorFlow: Pillow reduces those of several channels to 8."""
+    width, height, _, colour = struct.unpack(">IIBB", head[16:26])
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    check_bounds(height, width, channels)
+    check_inflation(path.stat().st_size, 2 * height * width * channels, compressed=True)
+    with tf.device("CPU"):
+        values = tf.io.decode_png(path.read_bytes(), dtype=tf.uint16).numpy()
+    if values.shape != (height, width, channels):
+        raise ValueError(f"an image of shape {values.shape} in a file of {width}x{height} pixels")
+    with Image.open(path, formats=("PNG",)) as header:
+        turned = tiff.turn_upright(values, header.getexif().get(ORIENTATION, 1))
+    return stored(turned, has_alpha=channels in (2, 4))
+
+
+def _read_with_pillow(file, page: int = 0) -> Stored:
+    with Image.open(file, formats=FORMATS) as image:
+        image.seek(page)
+        check_bounds(image.height, image.width)
+        return _from_pillow(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - damaged EXIF data
+        return image
+
+
+def _from_pillow(image: Image.Image) -> Stored:
+    if image.mode.startswith("I;16"):
+        return stored(np.array(image).astype(np.uint16))
+    if image.mode in ("I", "F"):
+        return stored(np.array(image))
+    has_alpha = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return stored(np.array(image.convert(mode + "A" * has_alpha)), has_alpha)

@@ -1,0 +1,261 @@
+"""Decides what the images of a folder become, where the configuration leaves that open."""
+
+import dataclasses
+import math
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nvae_tf.config import (
+    AUTO, DROP, FULL, KEEP, MAX_BITS, MAX_CHANNELS, DataConfig, ImageSpec,
+)  # fmt: skip
+from nvae_tf.data import levels
+from nvae_tf.data.stored import full_range
+from nvae_tf.data.survey import (
+    OTHER_CHANNELS, TOO_SMALL, Facts, Skipped, Survey, describe, number, skipped_line,
+)  # fmt: skip
+from nvae_tf.io.errors import ConfigError, UserError
+
+STEP, LARGEST_FOUND = 32, 256  # pixels: sizes that are found are multiples of one, up to the other
+REACHING = 0.9  # portion of the images that reach a size that is found
+WARNINGS = ("clipped: ", "not numbers: ", "dark: ")  # what such lines begin with
+DARK = 1 / 16  # of the range: where all values are below that, pictures look black
+
+
+class Decision(NamedTuple):
+    """What the images become.
+
+    Attributes:
+        config: The configuration with nothing left open.
+        images: The images that are used.
+        skipped: Those that are not.
+        lines: What was found and decided, to print.
+        warnings: Those of the lines that matter even where nothing was to be decided.
+    """
+
+    config: DataConfig
+    images: list[Facts]
+    skipped: list[Skipped]
+    lines: list[str]
+    warnings: list[str]
+
+
+def is_open(config: DataConfig) -> bool:
+    """Whether a configuration leaves open what images of one's own become."""
+    chosen = config.size and config.channels and config.bits
+    return not chosen or config.value_range in (AUTO, FULL)
+
+
+def limits(config: DataConfig) -> tuple[float, float] | None:
+    """The smallest and the largest value of ``value_range``, if it gives those.
+
+    Raises:
+        ConfigError: They are not in rising order.
+    """
+    if config.value_range in (AUTO, FULL):
+        return None
+    low, high = map(float, config.value_range.split(","))
+    if not low < high:
+        raise ConfigError(
+            f"value_range: {config.value_range} is not allowed; expected the smaller value first"
+        )
+    return low, high
+
+
+def image_spec(config: DataConfig) -> ImageSpec:
+    """What images become by a configuration that leaves nothing open."""
+    assert config.size is not None
+    span = limits(config)
+    is_levels = span == (0.0, 2.0**config.bits - 1.0)
+    return ImageSpec(
+        *config.size, config.channels, config.bits, value_range=None if is_levels else span
+    )
+
+
+def decide(config: DataConfig, survey: Survey, folder: Path) -> Decision:
+    """Decides size, channels, bits and value range, and leaves out what does not fit.
+
+    Args:
+        config: What was asked for.
+        survey: What there is.
+        folder: Path of the folder, for errors.
+
+    Raises:
+        UserError: No image can be used, or one does not fit and ``strict`` is asked for.
+        ConfigError: What was asked for does not go together.
+    """
+    total = len(survey.images) + len(survey.skipped)
+    if not survey.images:
+        raise _nothing_left(folder, survey.skipped, total)
+    lines = [describe(survey.images)]
+    images, skipped = survey.images, list(survey.skipped)
+    config, images = _channels(config, images, skipped, lines)
+    config = _size(config, images, folder, lines)
+    images = _large_enough(config, images, skipped)
+    if config.strict and skipped:
+        raise UserError(skipped[0].reason)
+    if not images:
+        raise _nothing_left(folder, skipped, total)
+    config = _values(config, images, lines)
+    if skipped:
+        lines.append(f"{skipped_line(skipped, total)}, listed at the end; --strict refuses them")
+    order = {each.item: place for place, each in enumerate([*survey.images, *survey.skipped])}
+    skipped.sort(key=lambda each: order[each.item])
+    warnings = [line for line in lines if line.startswith(WARNINGS)]
+    return Decision(config, images, skipped, lines, warnings)
+
+
+def _nothing_left(folder: Path, skipped: list[Skipped], total: int) -> UserError:
+    counts = Counter(each.kind for each in skipped)
+    reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return UserError(
+        f"{folder}: none of the {total} images can be used ({reasons}); the first: "
+        f"{skipped[0].reason}"
+    )
+
+
+def _channels(config: DataConfig, images: list[Facts], skipped: list[Skipped], lines: list[str]):
+    """Settles ``alpha`` and ``channels``, and leaves out images whose channels cannot become those."""
+    transparent = sum(facts.is_transparent for facts in images)
+    if transparent and config.alpha == DROP:
+        lines.append(
+            f"alpha: {transparent:,} images are transparent in places; that is dropped, and what "
+            "lies under it becomes image (--alpha white, black or keep)"
+        )
+    with_alpha = any(facts.has_alpha for facts in images)
+    alpha = config.alpha if with_alpha or config.channels else DROP
+    kept = int(alpha == KEEP)
+    counts = Counter(facts.channels for facts in images)
+    if config.channels:
+        colours = config.channels - kept
+        if not colours:
+            raise ConfigError("channels: 1 is not allowed with alpha keep, which is a channel more")
+    else:
+        colours = 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0]
+        if colours + kept > MAX_CHANNELS:
+            raise ConfigError(f"alpha: keep is not allowed with images of {colours} channels")
+    if set(counts) == {1, 3}:
+        what = "grey is repeated" if colours == 3 else "colours become grey"
+        lines.append(
+            f"channels: {counts[1]:,} images are grey and {counts[3]:,} in colour; {what} "
+            "(--channels 1 or 3)"
+        )
+    fitting = []
+    for facts in images:
+        if levels.can_become(facts.channels, colours):
+            fitting.append(facts)
+        else:
+            reason = (
+                f"{facts.item.name}: the image has {facts.channels} channels, which cannot become "
+                f"{colours}; ask for others with --channels or remove it"
+            )
+            skipped.append(Skipped(facts.item, OTHER_CHANNELS, reason))
+    return dataclasses.replace(config, channels=colours + kept, alpha=alpha), fitting
+
+
+def _size(config: DataConfig, images: list[Facts], folder: Path, lines: list[str]) -> DataConfig:
+    if config.size or not images:
+        return config
+    sides = sorted((min(facts.height, facts.width) for facts in images), reverse=True)
+    reached = sides[math.ceil(REACHING * len(sides)) - 1]
+    side = min(reached // STEP * STEP, LARGEST_FOUND)
+    if not side:
+        raise UserError(
+            f"{folder}: the images are too small for a size to be found ({REACHING:.0%} of them reach "
+            f"{reached} pixels); choose one with --image_size, or enlarge them"
+        )
+    lines.append(
+        f"image_size: {side}, the largest multiple of {STEP} up to {LARGEST_FOUND} that "
+        f"{REACHING:.0%} of the images reach (--image_size)"
+    )
+    return dataclasses.replace(config, image_size=str(side))
+
+
+def _large_enough(config: DataConfig, images: list[Facts], skipped: list[Skipped]) -> list[Facts]:
+    height, width = config.size or (1, 1)
+    large = []
+    for facts in images:
+        if facts.height >= height and facts.width >= width:
+            large.append(facts)
+        else:
+            reason = too_small(facts.item.name, facts.height, facts.width, (height, width))
+            skipped.append(Skipped(facts.item, TOO_SMALL, reason))
+    return large
+
+
+def too_small(name: str, height: int, width: int, size: tuple[int, int]) -> str:
+    """The line that refuses an image that is smaller than a size (height, width)."""
+    return (
+        f"{name}: the image is {width}x{height}, smaller than {size[1]}x{size[0]}; ask for a smaller "
+        "size or remove it"
+    )
+
+
+def _values(config: DataConfig, images: list[Facts], lines: list[str]) -> DataConfig:
+    """Settles ``bits`` and ``value_range``."""
+    asked, types = config.value_range, {facts.dtype for facts in images}
+    low, high = min(facts.low for facts in images), max(facts.high for facts in images)
+    span = limits(config) or _find_range(asked, types, low, high)
+    bits = config.bits or _find_bits(types, span)
+    settled = dataclasses.replace(config, bits=bits, value_range=",".join(map(_exact, span)))
+    words = asked if asked in (AUTO, FULL) else "as given"
+    lines.append(
+        f"values: {number(span[0])} to {number(span[1])} become {2**bits:,} levels, {bits} bits "
+        f"(--value_range {words}, --bits)"
+    )
+    outside = sum(facts.outside for facts in images)
+    if limits(config) and outside:
+        affected = sum(facts.outside > 0 for facts in images)
+        lines.append(
+            f"clipped: {outside:,} values of {affected:,} images are outside {settled.value_range}"
+        )
+    not_numbers = sum(facts.not_numbers for facts in images)
+    if not_numbers:
+        lines.append(
+            f"not numbers: {not_numbers:,} values are NaN or infinite, and become the nearest end of "
+            "the range (NaN: the smallest value)"
+        )
+    if high - span[0] < DARK * (span[1] - span[0]):
+        lines.append(
+            f"dark: no value is above {number(high)} of {number(span[1])}, so that images will look "
+            f"black; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
+        )
+    if len({dtype.itemsize for dtype in types}) > 1:
+        counts = Counter(str(facts.dtype) for facts in images)
+        kinds = ", ".join(f"{count:,} of {name}" for name, count in sorted(counts.items()))
+        lines.append(f"types: values of several types are mapped alike ({kinds})")
+    return settled
+
+
+def _find_range(asked: str, types: set[np.dtype], low: float, high: float) -> tuple[float, float]:
+    has_floats = any(dtype.kind == "f" for dtype in types)
+    if asked == FULL:
+        if has_floats:
+            raise ConfigError(
+                "value_range: full is not allowed for floating-point values; expected MIN,MAX"
+            )
+        ends = [full_range(dtype) for dtype in types]
+        return min(end[0] for end in ends), max(end[1] for end in ends)
+    if has_floats:
+        if low >= 0.0 and high <= 1.0:
+            return 0.0, 1.0
+        return low, high if high > low else low + 1.0
+    if low >= 0.0:
+        return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1.0
+    # Negative numbers, as Hounsfield units: a level for each whole number from the smallest.
+    bits = max(8, int(high - low).bit_length())
+    return low, low + 2.0**bits - 1.0
+
+
+def _find_bits(types: set[np.dtype], span: tuple[float, float]) -> int:
+    """As many bits as there are whole numbers in a range, 8 to 16; 16 for floats."""
+    if any(dtype.kind == "f" for dtype in types):
+        return MAX_BITS
+    return min(max(8, int(span[1] - span[0]).bit_length()), MAX_BITS)
+
+
+def _exact(value: float) -> str:
+    """A value as a key of the configuration: float32 exactly."""
+    return str(int(value)) if value == int(value) and abs(value) < 2**53 else f"{value:.9g}"

@@ -1,0 +1,201 @@
+"""Finds out what a folder of images holds: sizes, channels, values, and what cannot be used."""
+
+import concurrent.futures
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nvae_tf.data.image_files import ImageReader
+from nvae_tf.data.stored import Item, Stored, UnreadableImage, full_range
+from nvae_tf.io.errors import one_line
+
+UNREADABLE, TOO_SMALL, OTHER_CHANNELS = "unreadable", "too small", "of other channels"
+LISTED = 10  # skipped images that are named
+
+
+class Facts(NamedTuple):
+    """What one image is like.
+
+    Attributes:
+        item: The image.
+        height: Height in pixels.
+        width: Width in pixels.
+        channels: Number of channels apart from opacity.
+        has_alpha: Whether it has opacity.
+        is_transparent: Whether a part of it is.
+        dtype: Type of its values.
+        low: Smallest value apart from opacity.
+        high: Largest value.
+        not_numbers: How many of its values are NaN or infinite.
+        outside: How many of its values are outside the range that was asked for.
+    """
+
+    item: Item
+    height: int
+    width: int
+    channels: int
+    has_alpha: bool
+    is_transparent: bool
+    dtype: np.dtype
+    low: float
+    high: float
+    not_numbers: int
+    outside: int
+
+    @property
+    def size_text(self) -> str:
+        """Width x height."""
+        return f"{self.width}x{self.height}"
+
+
+class Skipped(NamedTuple):
+    """An image that is not used.
+
+    Attributes:
+        item: The image.
+        kind: Why, in a word or two.
+        reason: The line that refuses it.
+    """
+
+    item: Item
+    kind: str
+    reason: str
+
+
+class Survey(NamedTuple):
+    """What some files hold.
+
+    Attributes:
+        images: What is readable, in the order of the files.
+        skipped: What is not.
+    """
+
+    images: list[Facts]
+    skipped: list[Skipped]
+
+
+def look_through(
+    paths: Iterable[Path],
+    reader: ImageReader,
+    limits: tuple[float, float] | None = None,
+    strict: bool = False,
+) -> Survey:
+    """Reads every image of some files, on all cores and with a progress bar.
+
+    Args:
+        paths: The files.
+        reader: What reads them.
+        limits: The range of values that was asked for; values outside it are counted.
+        strict: Whether to refuse the first unreadable image instead of skipping it.
+
+    Raises:
+        UnreadableImage: An image is unreadable, and that is to be refused.
+        UserError: A package for a format is missing.
+    """
+    paths = list(paths)
+    images, skipped = [], []
+    with (
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(paths), unit="file", desc="survey", leave=False, disable=None) as bar,
+    ):
+        futures = [pool.submit(_look_into, path, reader, limits) for path in paths]
+        try:
+            for future in futures:
+                for found in future.result():
+                    if isinstance(found, Facts):
+                        images.append(found)
+                    elif strict:
+                        raise UnreadableImage(found.reason)
+                    else:
+                        skipped.append(found)
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Survey(images, skipped)
+
+
+def _look_into(path: Path, reader: ImageReader, limits) -> list[Facts | Skipped]:
+    try:
+        items = reader.items(path)
+    except UnreadableImage as error:
+        return [Skipped(Item(path), UNREADABLE, str(error))]
+    found: list[Facts | Skipped] = []
+    for item in items:
+        try:
+            found.append(_facts(item, reader.read(item), limits))
+        except UnreadableImage as error:
+            found.append(Skipped(item, UNREADABLE, str(error)))
+    return found
+
+
+def _facts(item: Item, image: Stored, limits) -> Facts:
+    values = image.values[..., :-1] if image.has_alpha else image.values
+    opaque = full_range(values.dtype)[1]
+    transparent = image.has_alpha and bool((image.values[..., -1] < opaque).any())
+    not_numbers = 0
+    finite = values
+    if values.dtype.kind == "f":
+        is_finite = np.isfinite(values)
+        not_numbers = values.size - int(is_finite.sum())
+        finite = values[is_finite] if not_numbers else values
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    outside = 0
+    if limits and (low < limits[0] or high > limits[1]):
+        outside = int(((finite < limits[0]) | (finite > limits[1])).sum())
+    height, width, channels = values.shape
+    return Facts(
+        item, height, width, channels, image.has_alpha, transparent, values.dtype, low, high,
+        not_numbers, outside,
+    )  # fmt: skip
+
+
+def describe(images: list[Facts]) -> str:
+    """One line: how many images, bits, values, channels and sizes."""
+    types = sorted({facts.dtype for facts in images}, key=str)
+    kinds = {True: "floating point", False: ""}
+    bits = sorted({8 * dtype.itemsize for dtype in types if dtype.kind != "f"})
+    words = [f"{' and '.join(map(str, bits))} bits"] if bits else []
+    words += [kinds[True]] if any(dtype.kind == "f" for dtype in types) else []
+    low, high = min(f.low for f in images), max(f.high for f in images)
+    channels = sorted({facts.channels for facts in images})
+    names = {1: "grey", 3: "colour"}
+    colours = " and ".join(names.get(count, f"{count} channels") for count in channels)
+    by_area = sorted(images, key=lambda facts: (facts.height * facts.width, facts.width))
+    sizes = list(dict.fromkeys(facts.size_text for facts in (by_area[0], by_area[-1])))
+    return ", ".join(
+        [
+            f"{len(images):,} images",
+            " and ".join(words),
+            f"values {number(low)} to {number(high)}",
+            colours,
+            " to ".join(sizes),
+        ]
+    )
+
+
+def number(value: float) -> str:
+    """A value for readers: whole ones with commas."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.6g}"
+
+
+def skipped_line(skipped: list[Skipped], total: int) -> str:
+    """How many images are skipped, and why, in one line."""
+    counts = Counter(each.kind for each in skipped)
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f"skipped: {len(skipped):,} of {total:,} images ({reasons})"
+
+
+def skipped_lines(skipped: list[Skipped], total: int) -> list[str]:
+    """The same, and the first of them by name, for the end of a command."""
+    if not skipped:
+        return []
+    lines = [skipped_line(skipped, total)]
+    lines += [f"  {one_line(each.reason)}" for each in skipped[:LISTED]]
+    more = len(skipped) - LISTED
+    return lines + ([f"  and {more:,} more"] if more > 0 else [])

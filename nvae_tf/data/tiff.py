@@ -1,0 +1,146 @@
+"""Reads the pages of TIFF files with tifffile; what that cannot decompress, with Pillow's libtiff."""
+
+import contextlib
+import importlib.util
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from nvae_tf.data.stored import MAX_IMAGES, Stored, check_bounds, check_inflation, stored
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+UNCOMPRESSED, DEFLATE = (1,), (8, 32946)
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+HORIZONTAL = 2  # difference of neighbours, which NumPy undoes
+ALPHA = (1, 2)  # kinds of extra samples that are opacity
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    # OME's metadata may name further files: only this one is opened.
+    with tifffile.TiffFile(path, _multifile=False) as file:
+        yield file
+
+
+def count(path: Path) -> int | None:
+    """The number of images of a file; None: one.
+
+    Raises:
+        Exception: The file is damaged.
+    """
+    with _opened(path) as file:
+        number = len(_images(file))
+    return None if number == 1 else number
+
+
+def read(path: Path, index: int, read_with_pillow: Callable) -> Stored:
+    """Reads one image.
+
+    Args:
+        path: Path of the file.
+        index: Place of the image in the file.
+        read_with_pillow: Reads one page of a file, given path and page.
+
+    Raises:
+        Exception: The image is damaged.
+    """
+    with _opened(path) as file:
+        pages = _images(file)[index]
+        page = pages[0].aspage()
+        check_bounds(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages))
+        if not _is_for_tifffile(page):
+            if len(pages) > 1:
+                raise ValueError(f"channels with the compression {page.compression!r}")
+            return _from_libtiff(path, page, read_with_pillow)
+        values = [_values(each.aspage()) for each in pages]
+        orientation = page.tags.valueof(274, 1)
+        has_alpha = len(pages) == 1 and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
+    return stored(turn_upright(np.concatenate(values, axis=-1), orientation), has_alpha)
+
+
+def _images(file) -> list[list]:
+    """The pages of each image: one, or one for each channel where a microscope wrote those apart."""
+    images = []
+    for series in file.series:
+        apart = series.axes[: len(series.axes) - len(series.keyframe.axes)]
+        shape = series.shape[: len(apart)]
+        pages = list(series.pages)
+        if len(pages) != int(np.prod(shape, dtype=object)):  # tifffile adds axes for a single page
+            apart, shape = "I", (len(pages),)
+        if len(pages) > MAX_IMAGES or any(page is None for page in pages):
+            raise ValueError("pages are missing or too many")
+        grid = np.arange(len(pages)).reshape(shape)
+        channels = apart.find("C")
+        grid = np.moveaxis(grid, channels, -1) if channels >= 0 else grid[..., None]
+        images += [[pages[i] for i in row] for row in grid.reshape(-1, grid.shape[-1])]
+    if not images:
+        raise ValueError("no pages")
+    return images
+
+
+def _is_for_tifffile(page) -> bool:
+    """Whether tifffile alone, or with imagecodecs, decodes a page as it is stored."""
+    if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
+        return False
+    own = page.compression in UNCOMPRESSED + DEFLATE and page.predictor in (1, HORIZONTAL)
+    own = own and page.bitspersample in (8, 16, 32, 64)
+    return own or (importlib.util.find_spec("imagecodecs") is not None)
+
+
+def _values(page) -> np.ndarray:
+    """Decodes a page to (height, width, channels)."""
+    check_bounds(page.imagelength, page.imagewidth, page.samplesperpixel)
+    if len(page.shape) != len(page.axes) or set(page.axes) - set("YXS"):
+        raise ValueError(f"a page with the axes {page.axes}")
+    compressed = page.compression not in UNCOMPRESSED
+    check_inflation(sum(page.databytecounts), page.size * page.dtype.itemsize, compressed)
+    if page.compression in DEFLATE:
+        _check_segments(page)
+    values = page.asarray()
+    for axis in "YXS":
+        values = values if axis in page.axes else values[..., None]
+    order = [(page.axes + "S").index(axis) for axis in "YXS"]
+    values = values.transpose(order)
+    if page.photometric == WHITE_IS_ZERO and values.dtype.kind == "u":
+        values = np.iinfo(values.dtype).max - values
+    return values
+
+
+def _check_segments(page) -> None:
+    """Refuses strips and tiles that unpack to more than they should."""
+    segment = int(np.prod(page.chunks, dtype=object)) * page.dtype.itemsize
+    check_bounds(*((*page.chunks, 1)[:2]))
+    handle = page.parent.filehandle
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        handle.seek(offset)
+        unpacked = zlib.decompressobj().decompress(handle.read(size), segment + 1)
+        if len(unpacked) > segment:
+            raise ValueError("a part that unpacks to more than its pixels")
+
+
+def _from_libtiff(path: Path, page, read_with_pillow: Callable) -> Stored:
+    """Reads a page with Pillow, if that keeps all of its bits."""
+    result = read_with_pillow(path, page.index)
+    deep = page.bitspersample > 8 and result.values.dtype == np.uint8
+    if deep or page.samplesperpixel > 4:
+        raise ValueError(
+            f"the compression {getattr(page.compression, 'name', page.compression)} of "
+            f"{page.bitspersample} bits and {page.samplesperpixel} channels needs another package: "
+            "pip install imagecodecs"
+        )
+    return result
+
+
+def turn_upright(values: np.ndarray, orientation) -> np.ndarray:
+    """Turns an image (height, width, channels) as EXIF's orientation, 1 to 8, says."""
+    orientation = orientation if orientation in range(2, 9) else 1
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
