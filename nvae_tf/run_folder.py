@@ -33,6 +33,21 @@ class RunFolder:
         folders = [path for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()]
         return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
+    def check_free(self, resume: bool) -> None:
+        """Checks that training may use the folder, as far as that depends on no configuration.
+
+        Args:
+            resume: Whether to continue the run that is in the folder.
+
+        Raises:
+            UserError: The folder holds a run and `resume` is not set.
+        """
+        if self.config_file.exists() and not resume:
+            raise UserError(
+                f"{self.path} holds a run already: continue it with --cont_training, or choose "
+                "another name with --save"
+            )
+
     def check(self, config: Config, resume: bool, facts: dict[str, int] | None = None) -> None:
         """Checks that training with this configuration may use the folder.
 
@@ -45,12 +60,8 @@ class RunFolder:
             UserError: The folder holds a run and `resume` is not set, or that run has another model or
                 other data.
         """
+        self.check_free(resume)
         if self.config_file.exists():
-            if not resume:
-                raise UserError(
-                    f"{self.path} holds a run already: continue it with --cont_training, or choose "
-                    "another name with --save"
-                )
             self._check_continues(config)
             before = self.own_images() if facts else {}
             for name, value in (facts or {}).items():
@@ -97,7 +108,10 @@ class RunFolder:
         for name, (part, _) in configuration.KEYS.items():
             # The data may be in another place, and schedule and reports may change. So may the images
             # per replica, as long as the images per step stay the same (see `Checkpoints`).
-            may_change = name in ("data", "batch_size") or (part == "train" and name != "optimizer")
+            elsewhere = name in ("data", "batch_size", "strict")
+            may_change = elsewhere or (part == "train" and name != "optimizer")
+                part == "train" and name != "optimizer"
+            )
             if not may_change and before[name] != after[name]:
                 raise UserError(
                     f"{name}: {after[name]} does not continue the run in {self.path}, which has "

@@ -8,7 +8,10 @@ from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, add_key_flags, overrides, positive, program
 from nvae_tf.io.paths import user_path
 
-KEYS = ("dataset", "data", "image_size", "crop", "num_x_bits", "batch_size", "seed")
+KEYS = (
+    "dataset", "data", "image_size", "channels", "bits", "value_range", "alpha", "crop", "flip",
+    "strict", "num_x_bits", "batch_size", "seed",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

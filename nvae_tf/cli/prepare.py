@@ -1,14 +1,26 @@
 """The command ``nvae-prepare``."""
 
+import collections
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, portion, program
-from nvae_tf.config import CENTRE, CROPS, SPLIT_SEED, VALIDATION_PORTION
-from nvae_tf.io.errors import UserError
+from nvae_tf.cli.flags import Parser, add_key_flags, at_least, overrides, portion, program
+from nvae_tf.config import (
+    CENTRE,
+    CROPS,
+    SPLIT_SEED,
+    VALIDATION_PORTION,
+    DataConfig,
+    check_value,
+)
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.paths import is_regular, user_path
+
+FOLDER_KEYS = ("channels", "bits", "value_range", "alpha", "strict")
+USUAL_SIZES = {"celeba": "64", "ffhq": "256", "images": "0"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,17 +56,19 @@ def _parser() -> Parser:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tfrecords")
     parser.add_argument(
         "--size",
-        type=at_least(8),
-        metavar="N",
-        help="side of the images in pixels, a power of two (celeba: 64, ffhq: 256)",
+        metavar="N|WxH",
+        help="size of the images in pixels: their side (64), or for images also width x height "
+        "(96x64). Default: celeba 64, ffhq 256, images: the largest multiple of 32 up to 256 that "
+        "90%% of them reach",
     )
     parser.add_argument(
         "--crop",
         choices=CROPS,
         default=CENTRE,
-        help="images: centre square; random: cropped anew on every visit of training; none: the whole "
-        "image is squeezed into the square (default: centre)",
+        help="images: cut to the centre; random: cropped anew on every visit of training; none: the "
+        "whole image is squeezed into the size (default: centre)",
     )
+    add_key_flags(parser.add_argument_group("images"), FOLDER_KEYS)
     parser.add_argument(
         "--validation",
         type=portion,
@@ -84,28 +98,49 @@ def _prepare(arguments) -> None:
         return
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; --input names the folder of the images")
-    size = arguments.size or {"celeba": 64, "ffhq": 256}.get(arguments.source)
-    if not size or size & (size - 1) or size > preparing.LARGEST_SIZE:
+    task = _task(arguments, source, preparing)
+    for line in task.lines:
+        print(line, flush=True)
+    manifest = preparing.prepare(task, output)
+    _report(manifest["counts"], output)
+    if manifest["skipped"]:
+        listed, count = output / preparing.MANIFEST, len(manifest["skipped"])
+        reasons = collections.Counter(manifest["skipped"].values())
+        counts = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
+        print(f"skipped: {count} images ({counts}), listed in {listed}")
+
+
+def _task(arguments, source: Path, preparing):
+    """What the flags ask to prepare."""
+    size = arguments.size or USUAL_SIZES.get(arguments.source)
+    try:
+        config = DataConfig(image_size=check_value("image_size", size or ""))
+    except ConfigError:
         raise UserError(
-            f"--size: {size} is not allowed; expected a power of two, 8 to {preparing.LARGEST_SIZE}"
-        )
-    settings = {"source": arguments.source, "size": size}
+            f"--size: {size} is not allowed; expected a side (64), or width x height (96x64)"
+        ) from None
+    if config.size:
+        preparing.check_size(config.size)
+    settings = {"source": arguments.source}
     if arguments.source in ("images", "ffhq"):
         chosen = ("crop", "validation", "seed")
         settings.update({name: getattr(arguments, name) for name in chosen})
-    if arguments.source == "celeba":
-        items = preparing.celeba_items(source, size)
-    elif arguments.source == "lsun":
-        items = preparing.lsun_items(source, size)
-    else:
-        items = preparing.image_items(
-            source, size, arguments.crop, arguments.validation, arguments.seed
+    if arguments.source == "images":
+        config = replace(config, data=str(source), crop=arguments.crop, **overrides(arguments))
+        return preparing.folder_task(config, arguments.validation, arguments.seed, settings)
+    given = [f"--{name}" for name in FOLDER_KEYS if hasattr(arguments, name)]
+    if given:
+        raise UserError(f"{given[0]} is for images alone, not for {arguments.source}")
+    side, width = config.size or (0, 0)
+    if side != width or not side or side & (side - 1):
+        raise UserError(
+            f"--size: {size} is not allowed for {arguments.source}; expected a power of two"
         )
-    manifest = preparing.prepare(items, size, output, settings)
-    _report(manifest["counts"], output)
-    if manifest["unreadable"]:
-        listed = output / preparing.MANIFEST
-        print(f"skipped {len(manifest['unreadable'])} unreadable images, listed in {listed}")
+    if arguments.source == "celeba":
+        return preparing.celeba_task(source, side, settings)
+    if arguments.source == "lsun":
+        return preparing.lsun_task(source, side, settings)
+    return preparing.faces_task(source, side, arguments.validation, arguments.seed, settings)
 
 
 def _report(counts: dict[str, int], output: Path) -> None:

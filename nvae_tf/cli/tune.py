@@ -115,6 +115,7 @@ def _tune(arguments) -> None:
 
     limits = Limits(arguments.max_trials, arguments.max_minutes, arguments.factor)
     recipe, given = configuration.load(arguments.config), overrides(arguments)
+    given.update(_found(recipe, given))
     search = Search(recipe, given, space, folder, arguments.algorithm, arguments.objective, limits)
     try:
         search.search()
@@ -131,6 +132,18 @@ def _tune(arguments) -> None:
         raise UserError(f"no trial was completed; {folder / TABLE} says why")
     print(f"best: trial {best.id}, {arguments.objective} {best.score:.4f}")
     print(f"train with it: python train_keras.py --config {folder / BEST} --save NAME")
+
+
+def _found(recipe, given) -> dict:
+    """What the configuration leaves open of the images, found out once for all trials."""
+    from nvae_tf.data import catalog
+
+    data = configuration.override(recipe, given).config.data
+    settled = catalog.settle(data)
+    for line in (*settled.lines, *settled.dataset.skipped):
+        print(line, flush=True)
+    values = {name: getattr(settled.config, name) for name in catalog.FOUND}
+    return {name: value for name, value in values.items() if value != getattr(data, name)}
 
 
 def _table(trials, objective, names):

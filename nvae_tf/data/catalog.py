@@ -16,6 +16,7 @@ from nvae_tf.io.errors import ConfigError, UserError
 
 OWN = "own"  # the data set of a run whose images were given in Python
 IMAGES, TFRECORDS = "images", "tfrecords"  # data sets of whatever images
+FOUND = ("image_size", "channels", "bits", "value_range", "alpha")  # keys that `settle` may change
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,12 @@ class Content(NamedTuple):
     """The images of an open file.
 
     Attributes:
-        count: Number of images; None: the file is one image.
+        images: Number of images; None: the file is one image.
         read: Reads one by its index; raises anything if it is damaged.
         kept: Bytes that are kept in memory for it.
     """
 
-    count: int | None
+    images: int | None
     read: Callable[[int], Stored]
     kept: int = 0
 
@@ -94,7 +94,7 @@ class ImageReader:
             UserError: A package is missing.
         """
         with _unreadable(Item(path)):
-            count = self._open(path).count
+            count = self._open(path).images
             return [Item(path)] if count is None else [Item(path, i) for i in range(count)]
 
     def read(self, item: Item) -> Stored:
@@ -105,7 +105,7 @@ class ImageReader:
             UserError: A package is missing.
         """
         with _unreadable(item):
-            return self._open(item.path).read(item.index or 0)
+            return self._open(item.path).read(item.place or 0)
 
     def _open(self, path: Path) -> Content:
         with self._lock:
@@ -116,7 +116,9 @@ class ImageReader:
         if content.kept:
             with self._lock:
                 self._kept[path] = content
-                while sum(c.kept for c in self._kept.values()) > LARGEST_KEPT and len(self._kept) > 1:
+                while (
+                    sum(c.kept for c in self._kept.values()) > LARGEST_KEPT and len(self._kept) > 1
+                ):
                     self._kept.popitem(last=False)
         return content
 
@@ -167,23 +169,36 @@ def _open(path: Path) -> Content:
     if not is_regular(path):
         raise ValueError("not a file")
     with path.open("rb") as file:
-        head = file.read(352)
+        head = file.read(132)
+    opened = _open_picture(path, head) or _open_array(path, head) or _open_scan(path, head)
+    return opened or Content(None, lambda _: _read_with_pillow(path))
+
+
+def _open_picture(path: Path, head: bytes) -> Content | None:
     if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10":
         return Content(None, lambda _: _read_deep_png(path, head))
     if head[:4] in tiff.SIGNATURES:
         return Content(tiff.count(path), lambda index: tiff.read(path, index, _read_with_pillow))
+    return None
+
+
+def _open_array(path: Path, head: bytes) -> Content | None:
     if head.startswith(npz.ARRAY_SIGNATURE):
         array = npz.ArrayFile(path)
         return Content(_count(array.shape), lambda index: _image_of(array, index))
     if head.startswith(b"PK\x03\x04") and path.suffix.lower() == ".npz":
         values = npz.read_only_array(path, lambda shape: len(shape) in (3, 4))
         return Content(_count(values.shape), lambda index: _image_of(values, index), values.nbytes)
+    return None
+
+
+def _open_scan(path: Path, head: bytes) -> Content | None:
     if head[128:132] == b"DICM":
         return Content(scans.count_dicom(path), lambda index: scans.read_dicom(path, index))
     if path.name.lower().endswith((".nii", ".nii.gz")):
         scan = scans.NiftiScan(path)
         return Content(scan.count, scan.read, scan.kept)
-    return Content(None, lambda _: _read_with_pillow(path))
+    return None
 
 
 def _is_one_image(shape) -> bool:

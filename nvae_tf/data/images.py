@@ -9,19 +9,24 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf.config import (
-    CENTRE, DROP, RANDOM, SPLIT_SEED, VALIDATION_PORTION, DataConfig, ImageSpec,
-)  # fmt: skip
+    CENTRE,
+    DROP,
+    RANDOM,
+    SPLIT_SEED,
+    VALIDATION_PORTION,
+    DataConfig,
+    ImageSpec,
+)
 from nvae_tf.data import image_files, levels, settling, survey
 from nvae_tf.data.image_files import ImageReader, find_images
 from nvae_tf.data.settling import Decision
 from nvae_tf.data.source import CachedSource, PythonSource
-from nvae_tf.data.stored import Item, Stored, UnreadableImage
+from nvae_tf.data.stored import Item, Stored
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import user_path
 
 CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 FEW_FILES = 10  # of which single images are held out, not whole files
-
 
 
 def load_image(file, name, spec: ImageSpec, crop: str = CENTRE, alpha: str = DROP) -> np.ndarray:
@@ -173,7 +178,7 @@ def split(folder: Folder, portion: float, seed: int) -> list[list[Item]]:
     everything = usable | {each.item for each in folder.decision.skipped}
     splits = folder.splits
     if len(splits) == 1:
-        items = sorted(everything, key=lambda item: (item.path, item.index or 0))
+        items = sorted(everything, key=lambda item: (item.path, item.place or 0))
         if len(splits[0]) >= FEW_FILES or len(items) == len(splits[0]):
             splits = list(split_randomly(splits[0], portion, seed))
         else:

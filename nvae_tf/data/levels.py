@@ -108,9 +108,7 @@ def resize(values: np.ndarray, size: tuple[int, int], crop: str) -> np.ndarray:
         colour = Image.fromarray(np.ascontiguousarray(values))
         return np.array(colour.resize(target, RESAMPLING, box=box))
     channels = [
-        np.array(
-            Image.fromarray(np.ascontiguousarray(channel)).resize(target, RESAMPLING, box=box)
-        )
+        np.array(Image.fromarray(np.ascontiguousarray(channel)).resize(target, RESAMPLING, box=box))
         for channel in np.moveaxis(values, -1, 0)
     ]
     return np.stack(channels, axis=-1)

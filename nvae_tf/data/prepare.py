@@ -14,29 +14,31 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from tqdm import tqdm
 
-from nvae_tf.data import images, tfrecords
+from nvae_tf.config import RANDOM, DataConfig, ImageSpec
+from nvae_tf.data import image_files, images, levels, settling, survey, tfrecords
+from nvae_tf.data.prepared import MANIFEST
+from nvae_tf.data.stored import UnreadableImage
 from nvae_tf.io.errors import UserError, one_line, short_message
 from nvae_tf.io.files import atomic_write, make_folder, read_json, write_error, write_text
 from nvae_tf.io.lock import exclusive_lock
-from nvae_tf.io.paths import is_regular
+from nvae_tf.io.paths import is_regular, user_path
 
+CELEBA_SIZE = 218, 178  # height and width of the aligned images
 CELEBA_BOX = (15, 40, 178 - 15, 218 - 30)  # left, top, right, bottom
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
-MANIFEST = "prepare.json"
 PREPARING = "preparing data"  # what the process that holds an output's lock does
 IMAGES_PER_SHARD = 1000
 MAX_UNREADABLE = 0.01  # portion of all images
 LARGEST_LIST = 2**26  # bytes; CelebA's has 3 million
-LARGEST_SIZE = 4096  # height and width of the images in pixels
+SMALLEST_SIZE, LARGEST_SIZE = 8, 4096  # height and width of the images in pixels
 
 
 class Item(NamedTuple):
@@ -44,7 +46,7 @@ class Item(NamedTuple):
 
     Attributes:
         name: Name of the image in errors.
-        load: Returns the image, 8-bit, (height, width, 3).
+        load: Returns the levels of the image (height, width, channels), uint8 or uint16.
     """
 
     name: str
@@ -52,43 +54,65 @@ class Item(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One shard to write: its path and its images."""
+    """One shard to write: its path, its images and their bits per value."""
 
     path: Path
     items: list[Item]
+    bits: int
 
 
-def prepare(splits: dict[str, list[Item]], size: int, output: Path, settings: dict) -> dict:
+class Task(NamedTuple):
+    """What to write.
+
+    Attributes:
+        splits: The images of each split.
+        spec: What they become: size, channels and bits.
+        settings: Settings that the images depend on; an output prepared with others is not continued.
+        skipped: What is left out already: the reason of each by name.
+        lines: What was found about the images, to print.
+        may_skip: Whether any number of images may be unreadable.
+    """
+
+    splits: dict[str, list[Item]]
+    spec: ImageSpec
+    settings: dict[str, Any]
+    skipped: dict[str, str] = {}
+    lines: Sequence[str] = ()
+    may_skip: bool = False
+
+
+def prepare(task: Task, output: Path) -> dict:
     """Writes the splits as tfrecords.
 
     Args:
-        splits: The images of each split.
-        size: Height and width of the images in pixels, a power of two.
+        task: What to write.
         output: Folder, created if need be; shards that are complete there are kept.
-        settings: Settings that the images depend on; an output prepared with others is not continued.
 
     Returns:
-        The content of ``prepare.json``: settings, the count of each split, and the unreadable files.
+        The content of ``prepare.json``: settings, the count of each split, and the files left out.
 
     Raises:
         UserError: Too many images are unreadable, one is too small, or the output cannot be written
             or was prepared with other settings.
     """
     with exclusive_lock(output, PREPARING):
-        return _prepare_locked(splits, size, output, settings)
+        return _prepare_locked(task, output)
 
 
-def _prepare_locked(splits, size: int, output: Path, settings: dict) -> dict:
-    _check_output(output, settings)
+def _prepare_locked(task: Task, output: Path) -> dict:
+    splits, spec = task.splits, task.spec
+    _check_output(output, task.settings)
     jobs = []
     for split, items in splits.items():
         make_folder(output / split)
         _remove_partial(output / split)
         count = -(-len(items) // IMAGES_PER_SHARD)
         for index, part in enumerate(np.array_split(np.arange(len(items)), count)):
-            path = output / split / tfrecords.shard_name(split, size, index, count)
-            jobs.append(Job(path, [items[i] for i in part]))
-    unreadable = _run(jobs, sum(map(len, splits.values())))
+            path = output / split / tfrecords.shard_name(split, spec.shape[:2], index, count)
+            jobs.append(Job(path, [items[i] for i in part], spec.bits))
+    total = sum(map(len, splits.values()))
+    limit = total if task.may_skip else max(1, int(MAX_UNREADABLE * total))
+    unreadable = _run(jobs, total, limit)
     counts = dict.fromkeys(splits, 0)
     for job in jobs:
         counts[job.path.parent.name] += len(tfrecords.Shard(job.path).offsets)
@@ -99,7 +123,8 @@ def _prepare_locked(splits, size: int, output: Path, settings: dict) -> dict:
                 f"{output / split}: holds {counts[split]} images, expected {len(items) - skipped}; "
                 "remove the folder and prepare it again"
             )
-    manifest = {"settings": settings, "counts": counts, "unreadable": sorted(unreadable)}
+    left_out = {**task.skipped, **dict.fromkeys(sorted(unreadable), survey.UNREADABLE)}
+    manifest = {"settings": task.settings, "counts": counts, "skipped": left_out}
     write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -130,10 +155,9 @@ def _check_output(output: Path, settings: dict) -> None:
         write_text(manifest, json.dumps({"settings": settings}, indent=1) + "\n")
 
 
-def _run(jobs: list[Job], total: int) -> set[str]:
-    """Writes the shards on all cores; returns the names of unreadable images."""
+def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
+    """Writes the shards on all cores; returns the names of unreadable images, `limit` at most."""
     unreadable = set()
-    limit = max(1, int(MAX_UNREADABLE * total))
     with (
         # Pillow releases Python's lock while it decodes and resizes, so threads use every core.
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -176,8 +200,8 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
                     if stop.is_set():  # another shard failed, and its error ends the command
                         raise concurrent.futures.CancelledError
                     try:
-                        writer.write(tfrecords.serialize(item.load()))
-                    except images.UnreadableImage:
+                        writer.write(tfrecords.serialize(item.load(), bits=job.bits))
+                    except UnreadableImage:
                         skipped.add(item.name)
                     progress(1)
         except tf.errors.OpError as error:
@@ -187,20 +211,77 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
     return skipped
 
 
-def image_items(folder: Path, size: int, crop: str, validation: float, seed: int) -> dict:
-    """Returns the items of a folder of images, split at random."""
-    paths = images.find_images(folder)
-    train, held_out = images.split_randomly(paths, validation, seed)
-    load = functools.partial(images.load_image, size=size, crop=crop)
+def folder_task(config: DataConfig, validation: float, seed: int, settings: dict) -> Task:
+    """Looks through a folder of images, which are split at random unless the folder is.
+
+    Args:
+        config: Section ``data`` of a configuration: the folder, and what its images become.
+        validation: Portion of the images that is held out.
+        seed: Seed of that draw.
+        settings: Further settings that the output depends on.
+
+    Raises:
+        UserError: No image can be used.
+    """
+    folder = images.look(config)
+    decision = folder.decision
+    spec = settling.image_spec(decision.config)
+    check_size(spec.shape[:2])
+    parts = images.split(folder, validation, seed)
+    root = user_path(config.data)
+
+    def name(item):
+        return str(item._replace(path=item.path.relative_to(root)).name)
+
+    def load(item):
+        source = images.FolderSource(
+            [item], spec, decision.config.crop, decision.config.alpha, folder.reader
+        )
+        return source.fetch(0)[0]
+
+    splits = {
+        split: [Item(name(item), functools.partial(load, item)) for item in part]
+        for split, part in zip(("train", "validation"), parts, strict=True)
+    }
+    found = ("channels", "bits", "value_range", "alpha", "crop")
+    settings = {
+        **settings,
+        "size": decision.config.image_size,
+        **{key: getattr(decision.config, key) for key in found},
+    }
+    skipped = {name(each.item): each.kind for each in decision.skipped}
+    return Task(splits, spec, settings, skipped, decision.lines, may_skip=True)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuses a size (height, width) that is too small or too large.
+
+    Raises:
+        UserError: It is.
+    """
+    if not SMALLEST_SIZE <= min(size) <= max(size) <= LARGEST_SIZE:
+        raise UserError(
+            f"--size: {tfrecords.size_text(size)} is not allowed; expected sides of {SMALLEST_SIZE} to "
+            f"{LARGEST_SIZE} pixels"
+        )
+
+
+def faces_task(folder: Path, size: int, validation: float, seed: int, settings: dict) -> Task:
+    """FFHQ's images, split at random."""
+    paths = image_files.find_images(folder)
+    parts = images.split_randomly(paths, validation, seed)
+    spec = ImageSpec(size, size, 3)
 
     def items(paths):
+        load = functools.partial(images.load_image, spec=spec, crop=settings["crop"])
         return [Item(str(p.relative_to(folder)), functools.partial(load, p, p)) for p in paths]
 
-    return {"train": items(train), "validation": items(held_out)}
+    splits = {"train": items(parts[0]), "validation": items(parts[1])}
+    return Task(splits, spec, {**settings, "size": size})
 
 
-def celeba_items(folder: Path, size: int) -> dict:
-    """Returns the items of CelebA's aligned images by the official split, cropped to 148x148 faces.
+def celeba_task(folder: Path, size: int, settings: dict) -> Task:
+    """CelebA's aligned images by the official split, cropped to 148x148 faces.
 
     Raises:
         UserError: The images or the split file are missing, or an image has another size.
@@ -210,7 +291,7 @@ def celeba_items(folder: Path, size: int) -> dict:
         raise UserError(
             f"{folder}: no list_eval_partition.txt here or below; it is the split file of CelebA"
         )
-    paths = {path.name: path for path in images.find_images(folder)}
+    paths = {path.name: path for path in image_files.find_images(folder)}
     splits = {name: [] for name in CELEBA_SPLITS.values()}
     for line in _lines(lists[0]):
         name, _, part = line.partition(" ")
@@ -223,7 +304,8 @@ def celeba_items(folder: Path, size: int) -> dict:
     empty = [split for split in ("train", "validation") if not splits[split]]
     if empty:
         raise UserError(f"{lists[0]}: names no image for {empty[0]}; fetch the file again")
-    return {split: items for split, items in splits.items() if items}
+    splits = {split: items for split, items in splits.items() if items}
+    return Task(splits, ImageSpec(size, size, 3), {**settings, "size": size})
 
 
 def _lines(path: Path) -> list[str]:
@@ -239,16 +321,20 @@ def _lines(path: Path) -> list[str]:
 
 
 def _load_celeba(path: Path, size: int) -> np.ndarray:
-    image = images.decode(path, path)
-    if image.size != (178, 218):
+    image = image_files.decode(path, path)
+    height, width = image.values.shape[:2]
+    if (height, width) != CELEBA_SIZE:
         raise UserError(
-            f"{path}: the image is {image.height}x{image.width}; CelebA's aligned images are 218x178"
+            f"{path}: the image is {width}x{height}; CelebA's aligned images are "
+            f"{CELEBA_SIZE[1]}x{CELEBA_SIZE[0]}"
         )
-    return np.asarray(image.crop(CELEBA_BOX).resize((size, size), Image.Resampling.BILINEAR))
+    left, top, right, bottom = CELEBA_BOX
+    face = image._replace(values=image.values[top:bottom, left:right])
+    return levels.to_levels(face, ImageSpec(size, size, 3))
 
 
-def lsun_items(folder: Path, size: int) -> dict:
-    """Returns the items of an LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder.
+def lsun_task(folder: Path, size: int, settings: dict) -> Task:
+    """An LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder.
 
     Raises:
         UserError: An LMDB is missing or damaged, or the package lmdb is not installed.
@@ -259,7 +345,7 @@ def lsun_items(folder: Path, size: int) -> dict:
         raise UserError(
             'reading LSUN needs the package lmdb: pip install "nvae-tf[lsun]"'
         ) from None
-    splits = {}
+    splits, spec = {}, ImageSpec(size, size, 3)
     for split, pattern in (("train", "*_train_lmdb"), ("validation", "*_val_lmdb")):
         paths = sorted(folder.rglob(pattern))
         if len(paths) != 1:
@@ -277,10 +363,10 @@ def lsun_items(folder: Path, size: int) -> dict:
         def load(key, database=database, path=path):
             with database.begin() as transaction:
                 content = io.BytesIO(transaction.get(key))
-            return images.load_image(content, f"{path}, key {key!r}", size, images.RANDOM)
+            return images.load_image(content, f"{path}, key {key!r}", spec, RANDOM)
 
         splits[split] = [Item(f"{path.name} {key!r}", functools.partial(load, key)) for key in keys]
-    return splits
+    return Task(splits, spec, {**settings, "size": size})
 
 
 def unpack(archive: Path, output: Path) -> dict[str, int]:
@@ -304,7 +390,7 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
 
 
 def _unpack_locked(archive: Path, output: Path) -> dict[str, int]:
-    splits: set[tuple[str, int]] = set()  # with their sizes
+    splits: set[tuple[str, tfrecords.Size]] = set()
     try:
         with (
             tarfile.open(archive) as tar,
@@ -316,7 +402,7 @@ def _unpack_locked(archive: Path, output: Path) -> dict[str, int]:
                 match = tfrecords.SHARD.fullmatch(os.path.basename(member.name))
                 if match and member.isfile() and match["split"] in ("train", "validation"):
                     _unpack_member(tar, member, output / match["split"])
-                    splits.add((match["split"], 2 ** int(match["bits"])))
+                    splits.add((match["split"], tfrecords.size_of(match)))
                 bar.n = member.offset_data + member.size
                 bar.refresh()
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -328,7 +414,9 @@ def _unpack_locked(archive: Path, output: Path) -> dict[str, int]:
     counts = {}
     for split, size in sorted(splits):
         shards = tfrecords.find_shards(output, split, size)
-        counts[f"{split} {size}x{size}"] = sum(len(tfrecords.Shard(p).offsets) for p in shards)
+        counts[f"{split} {size[1]}x{size[0]}"] = sum(
+            len(tfrecords.Shard(p).offsets) for p in shards
+        )
     return counts
 
 

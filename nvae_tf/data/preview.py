@@ -14,10 +14,11 @@ from nvae_tf.io.files import write_png
 from nvae_tf.io.image_grid import grid
 
 COLUMNS, ROWS = 10, 6
+BINS, BAR = 16, 40  # of the histogram: number of bins, and length of the longest bar
 
 
 def preview(config: configuration.Config, picture: Path, seconds: float) -> None:
-    """Prints counts, shapes, labels and throughput, and writes a grid of training images.
+    """Prints counts, shapes, labels, values and throughput, and writes a grid of training images.
 
     Args:
         config: Configuration; its data section and ``num_x_bits`` are used.
@@ -27,12 +28,16 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     Raises:
         UserError: The data is missing or damaged, or the picture cannot be written.
     """
-    dataset = catalog.get_dataset_info(config.data)
+    settled = catalog.settle(config.data)
+    for line in settled.lines:
+        print(line)
+    dataset = settled.dataset
     sources = dataset.open(config.data.data)
     with reading(*sources):
         spec = dataset.image
-        kind = "binary" if spec.binary else "colour"
-        print(f"{dataset.name}: {spec.height}x{spec.width}, {spec.channels} channels, {kind}")
+        kind = "binary" if spec.binary else f"{spec.bits} bits"
+        mirrored = "mirrored at random" if dataset.flip else "not mirrored"
+        print(f"{dataset.name}: {spec.size_text}, {spec.channels} channels, {kind}, {mirrored}")
         for name, source in zip(("training", "test"), sources, strict=True):
             low, high = _label_range(source)
             print(f"{name}: {len(source)} images, labels {low} to {high}")
@@ -44,11 +49,44 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
             num_bits=config.model.x_bits(dataset.image),
         )
         images = np.concatenate(list(batches.unbatch().batch(COLUMNS * ROWS).take(1)))
-        values = len(np.unique(images))
-        print(f"values: {images.min():.3f} to {images.max():.3f}, {values} different")
-        write_png(picture, grid(images, COLUMNS))
+        levels = 2 ** (1 if spec.binary else config.model.x_bits(spec))
+        print(f"levels of {len(images)} images:")
+        for line in histogram(images, levels):
+            print(line)
+        write_png(picture, grid(_visible(images), COLUMNS))
         print(f"pipeline: {_throughput(batches, seconds):,.0f} images/s")
+        for line in dataset.skipped:
+            print(line)
         print(f"written: {picture}")
+
+
+def histogram(images: np.ndarray, levels: int) -> list[str]:
+    """A histogram as text.
+
+    Args:
+        images: Images with values in [0, 1].
+        levels: How many values there are.
+
+    Returns:
+        A line on the smallest and the largest value and how many differ, and one for each bin.
+    """
+    found = np.rint(images.astype(np.float64) * (levels - 1)).astype(np.int64)
+    bins = min(BINS, levels)
+    counts = np.bincount((found * bins // levels).ravel(), minlength=bins)
+    different = len(np.unique(found))
+    lines = [f"  {found.min():,} to {found.max():,} of {levels:,}, {different:,} different"]
+    for index, count in enumerate(counts):
+        first, last = -(-index * levels // bins), -(-(index + 1) * levels // bins) - 1
+        name = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        bar = "#" * round(BAR * count / counts.max())
+        lines.append(f"  {name:>16} {count / found.size:6.1%} {bar}".rstrip())
+    return lines
+
+
+def _visible(images: np.ndarray) -> np.ndarray:
+    """The first channel, or the first three, of images of other numbers of channels than those."""
+    channels = images.shape[-1]
+    return images if channels in (1, 3) else images[..., : 3 if channels > 3 else 1]
 
 
 def _label_range(source: Source, max_images: int = 1000) -> tuple[int, int]:

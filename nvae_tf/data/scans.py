@@ -1,5 +1,6 @@
 """Reads the slices of medical scans: DICOM with pydicom, NIfTI with nibabel, both optional."""
 
+import contextlib
 import gzip
 from pathlib import Path
 
@@ -100,14 +101,10 @@ class NiftiScan:
         check_inflation(path.stat().st_size, size, compressed)
         if compressed and size > MAX_VOLUME:
             raise ValueError(f"a compressed volume of {size} bytes; unpack it")
-        opened = gzip.open(path) if compressed else str(path)
-        try:
+        with gzip.open(path) if compressed else contextlib.nullcontext(str(path)) as opened:
             self._proxy = nibabel.arrayproxy.ArrayProxy(opened, header, mmap=False)
             self._values = self._proxy.get_unscaled() if compressed else None
-        finally:
-            if compressed:
-                opened.close()
-        self.kept = self._values.nbytes if compressed else 0
+        self.kept = 0 if self._values is None else self._values.nbytes
 
     def read(self, index: int) -> Stored:
         """Reads one slice."""

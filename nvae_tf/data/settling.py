@@ -9,13 +9,27 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf.config import (
-    AUTO, DROP, FULL, KEEP, MAX_BITS, MAX_CHANNELS, DataConfig, ImageSpec,
-)  # fmt: skip
+    AUTO,
+    DROP,
+    FULL,
+    KEEP,
+    MAX_BITS,
+    MAX_CHANNELS,
+    DataConfig,
+    ImageSpec,
+)
 from nvae_tf.data import levels
 from nvae_tf.data.stored import full_range
 from nvae_tf.data.survey import (
-    OTHER_CHANNELS, TOO_SMALL, Facts, Skipped, Survey, describe, number, skipped_line,
-)  # fmt: skip
+    OTHER_CHANNELS,
+    TOO_SMALL,
+    Facts,
+    Skipped,
+    Survey,
+    describe,
+    number,
+    skipped_line,
+)
 from nvae_tf.io.errors import ConfigError, UserError
 
 STEP, LARGEST_FOUND = 32, 256  # pixels: sizes that are found are multiples of one, up to the other
@@ -101,8 +115,7 @@ def decide(config: DataConfig, survey: Survey, folder: Path) -> Decision:
     config = _values(config, images, lines)
     if skipped:
         lines.append(f"{skipped_line(skipped, total)}, listed at the end; --strict refuses them")
-    order = {each.item: place for place, each in enumerate([*survey.images, *survey.skipped])}
-    skipped.sort(key=lambda each: order[each.item])
+    skipped.sort(key=lambda each: (each.item.path, each.item.place or 0))
     warnings = [line for line in lines if line.startswith(WARNINGS)]
     return Decision(config, images, skipped, lines, warnings)
 

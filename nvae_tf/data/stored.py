@@ -23,16 +23,16 @@ class Item(NamedTuple):
 
     Attributes:
         path: Path of its file.
-        index: Its place among the images of the file, from 0; None if the file holds one image.
+        place: Its place among the images of the file, from 0; None if the file holds one image.
     """
 
     path: Path
-    index: int | None = None
+    place: int | None = None
 
     @property
     def name(self) -> str:
         """How errors and lists name it."""
-        return str(self.path) if self.index is None else f"{self.path}, image {self.index}"
+        return str(self.path) if self.place is None else f"{self.path}, image {self.place}"
 
 
 class Stored(NamedTuple):

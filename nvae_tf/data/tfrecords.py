@@ -4,6 +4,9 @@
 is the binary logarithm of the size. Each record is a ``tf.train.Example`` with ``shape`` (height,
 width, channels), ``data`` (the image's bytes) and ``label``.
 
+Ours may also hold images of other sizes, ``train-96x64-s-...`` (width x height), and of other than 8
+bits: those have the feature ``bits``, and above 8 bits ``data`` holds 16-bit values, little-endian.
+
 A file holds, for each record: its length (8 bytes, little-endian), a checksum of those 8 bytes, the
 record, and its checksum (4 bytes each).
 """
@@ -12,17 +15,20 @@ import mmap
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import MAX_BITS, ImageSpec
 from nvae_tf.data.source import PythonSource
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular, user_path
 
 SHARD = re.compile(
-    r"(?P<split>\w+)-r(?P<bits>\d\d)-s-(?P<index>\d{4})-of-(?P<count>\d{4})\.tfrecords"
+    r"(?P<split>\w+)-(r(?P<log>\d\d)|(?P<width>[1-9]\d{0,4})x(?P<height>[1-9]\d{0,4}))"
+    r"-s-(?P<index>\d{4})-of-(?P<count>\d{4})\.tfrecords"
 )
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
@@ -30,9 +36,32 @@ LARGEST_RECORD = 2**28  # bytes
 FETCH_AGAIN = "fetch or prepare this file again"
 
 
-def shard_name(split: str, size: int, index: int, count: int) -> str:
-    """Returns the name of a shard."""
-    return f"{split}-r{size.bit_length() - 1:02d}-s-{index:04d}-of-{count:04d}.tfrecords"
+Size = tuple[int, int]  # height and width in pixels
+
+
+def shard_name(split: str, size: Size, index: int, count: int) -> str:
+    """Returns the name of a shard of images of a size (height, width)."""
+    return f"{split}-{_size_name(size)}-s-{index:04d}-of-{count:04d}.tfrecords"
+
+
+def _size_name(size: Size) -> str:
+    height, width = size
+    if height == width and height & (height - 1) == 0:
+        return f"r{height.bit_length() - 1:02d}"
+    return f"{width}x{height}"
+
+
+def size_of(match: re.Match) -> Size:
+    """The height and the width that the name of a shard says."""
+    if match["log"]:
+        return 2 ** int(match["log"]), 2 ** int(match["log"])
+    return int(match["height"]), int(match["width"])
+
+
+def size_text(size: Size) -> str:
+    """A size as users write it: its side, or width x height."""
+    height, width = size
+    return str(width) if height == width else f"{width}x{height}"
 
 
 def find_root(folder: str, splits=("train",)) -> Path:
@@ -53,7 +82,7 @@ def find_root(folder: str, splits=("train",)) -> Path:
     roots = {
         path.parent.parent
         for split in splits
-        for path in start.rglob(f"{split}/{split}-r*.tfrecords")
+        for path in start.rglob(f"{split}/{split}-*.tfrecords")
         if SHARD.fullmatch(path.name)
     }
     if len(roots) != 1:
@@ -67,29 +96,27 @@ def find_root(folder: str, splits=("train",)) -> Path:
     return roots.pop()
 
 
-def sizes(root: Path, split: str) -> list[int]:
-    """Returns the image sizes in which a split is present, in pixels."""
+def sizes(root: Path, split: str) -> list[Size]:
+    """Returns the image sizes in which a split is present, height and width in pixels."""
     matches = (SHARD.fullmatch(path.name) for path in (root / split).glob("*.tfrecords"))
-    return sorted(
-        {2 ** int(match["bits"]) for match in matches if match and match["split"] == split}
-    )
+    return sorted({size_of(match) for match in matches if match and match["split"] == split})
 
 
-def find_shards(root: Path, split: str, size: int) -> list[Path]:
+def find_shards(root: Path, split: str, size: Size) -> list[Path]:
     """Finds the shards of a split in one size, in order.
 
     Raises:
         UserError: There are none, or one is missing.
     """
     present = {}
-    for path in (root / split).glob(f"{split}-r{size.bit_length() - 1:02d}-s-*.tfrecords"):
+    for path in (root / split).glob(f"{split}-{_size_name(size)}-s-*.tfrecords"):
         match = SHARD.fullmatch(path.name)
         if match:
             present.setdefault(int(match["count"]), {})[int(match["index"])] = path
     if not present:
-        others = ", ".join(f"{s}x{s}" for s in sizes(root, split)) or "none"
+        others = ", ".join(f"{width}x{height}" for height, width in sizes(root, split)) or "none"
         raise UserError(
-            f"{root / split}: no tfrecords of {size}x{size} images (files r{size.bit_length() - 1:02d})"
+            f"{root / split}: no tfrecords of {size[1]}x{size[0]} images (files {_size_name(size)})"
             f"; sizes present: {others}; choose one with --image_size"
         )
     if len(present) > 1:
@@ -105,6 +132,20 @@ def find_shards(root: Path, split: str, size: int) -> list[Path]:
             "prepare it again"
         )
     return [shards[index] for index in range(count)]
+
+
+class Example(NamedTuple):
+    """The content of a record.
+
+    Attributes:
+        image: Levels (height, width, channels), uint8 or uint16.
+        label: A whole number.
+        bits: Bits per value of the image.
+    """
+
+    image: np.ndarray
+    label: int
+    bits: int
 
 
 class Shard:
@@ -171,8 +212,8 @@ class Shard:
             raise self._damaged(offset, "the record does not match its checksum")
         return data
 
-    def example(self, index: int, channels: int) -> tuple[np.ndarray, int]:
-        """Reads the image (height, width, channels) and the label of a record.
+    def example(self, index: int) -> Example:
+        """Reads a record.
 
         Raises:
             UserError: The record is not an example, or shape and bytes disagree.
@@ -183,20 +224,23 @@ class Shard:
             shape = tuple(features["shape"].int64_list.value[:4])
             (pixels,) = features["data"].bytes_list.value[:2]
             label = next(iter(features["label"].int64_list.value), 0)
+            bits = next(iter(features["bits"].int64_list.value), 8)
         except Exception:  # noqa: BLE001 - protobuf's own classes differ by its implementation
-            raise self._damaged(
-                int(self.offsets[index]), "the record is not an example with shape and data"
-            ) from None
-        if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=object) != len(pixels):
-            raise self._damaged(
-                int(self.offsets[index]),
-                f"its shape {shape} is not that of its {len(pixels)} bytes",
-            )
-        if shape[2] != channels:
-            raise self._damaged(
-                int(self.offsets[index]), f"its image has {shape[2]} channels, not {channels}"
-            )
-        return np.frombuffer(pixels, np.uint8).reshape(shape), label
+            raise self.damaged(index, "the record is not an example with shape and data") from None
+        if not 0 < bits <= MAX_BITS:
+            raise self.damaged(index, f"its image has {bits} bits")
+        dtype = np.dtype(np.uint8 if bits <= 8 else "<u2")
+        needed = len(shape) == 3 and min(shape) > 0 and np.prod(shape, dtype=object)
+        if not needed or needed * dtype.itemsize != len(pixels):
+            raise self.damaged(index, f"its shape {shape} is not that of its {len(pixels)} bytes")
+        values = np.frombuffer(pixels, dtype).reshape(shape)
+        if bits not in (8, 16) and values.max() >= 2**bits:
+            raise self.damaged(index, f"its image has values beyond {bits} bits")
+        return Example(values, label, bits)
+
+    def damaged(self, index: int, what: str) -> UserError:
+        """The error that refuses a record."""
+        return self._damaged(int(self.offsets[index]), what)
 
     def _damaged(self, offset, what) -> UserError:
         return UserError(f"{self.path}: {what}, at byte {offset}; {FETCH_AGAIN}")
@@ -208,18 +252,17 @@ class TFRecordSource(PythonSource):
     Args:
         root: Folder that holds the splits.
         split: ``train``, ``validation`` or ``test``.
-        size: Height and width of the images in pixels.
+        spec: What the images are like: size, channels and bits.
         cropped: Whether the pipeline crops the images, which may then be larger on one side.
-        channels: Number of channels of the images.
 
     Raises:
         UserError: A shard is missing or damaged, or the split is empty.
     """
 
-    def __init__(self, root: Path, split: str, size: int, cropped: bool = False, channels: int = 3):
-        super().__init__()
-        self.size, self.cropped, self.channels = size, cropped, channels
-        self.shards = [Shard(path) for path in find_shards(root, split, size)]
+    def __init__(self, root: Path, split: str, spec: ImageSpec, cropped: bool = False):
+        super().__init__(np.uint8 if spec.bits <= 8 else np.uint16)
+        self.spec, self.cropped = spec, cropped
+        self.shards = [Shard(path) for path in find_shards(root, split, spec.shape[:2])]
         self.ends = np.cumsum([len(shard.offsets) for shard in self.shards])
         if len(self) == 0:
             raise UserError(f"{root / split}: the tfrecords hold no images; {FETCH_AGAIN}")
@@ -232,24 +275,33 @@ class TFRecordSource(PythonSource):
         shard_index = int(np.searchsorted(self.ends, index, side="right"))
         shard = self.shards[shard_index]
         record_index = index - (int(self.ends[shard_index - 1]) if shard_index else 0)
-        image, label = shard.example(record_index, self.channels)
-        height, width, _ = image.shape
-        fits = min(height, width) == self.size and (self.cropped or height == width)
-        if not fits:
-            raise UserError(
-                f"{shard.path}: the image at byte {shard.offsets[record_index]} is {height}x{width}, "
-                f"not {self.size}x{self.size}; {FETCH_AGAIN}"
+        image, label, bits = shard.example(record_index)
+        height, width, channels = image.shape
+        spec = self.spec
+        if channels != spec.channels:
+            raise shard.damaged(
+                record_index, f"its image has {channels} channels, not {spec.channels}"
             )
-        return image, label
+        if bits != spec.bits:
+            raise shard.damaged(record_index, f"its image has {bits} bits, not {spec.bits}")
+        larger = (height == spec.height) + (width == spec.width)
+        if height < spec.height or width < spec.width or larger < (1 if self.cropped else 2):
+            raise UserError(
+                f"{shard.path}: the image at byte {shard.offsets[record_index]} is {width}x{height}, "
+                f"not {spec.size_text}; {FETCH_AGAIN}"
+            )
+        return image.astype(self.dtype, copy=False), label
 
 
-def serialize(image: np.ndarray, label: int = 0) -> bytes:
-    """Serializes an image (height, width, channels) as a ``tf.train.Example``."""
+def serialize(image: np.ndarray, label: int = 0, bits: int = 8) -> bytes:
+    """Serializes an image (height, width, channels), uint8 or uint16, as a ``tf.train.Example``."""
     example = tf.train.Example()
     features = example.features.feature
     features["shape"].int64_list.value.extend(image.shape)
-    features["data"].bytes_list.value.append(image.tobytes())
+    features["data"].bytes_list.value.append(image.astype("u1" if bits <= 8 else "<u2").tobytes())
     features["label"].int64_list.value.append(label)
+    if bits != 8:
+        features["bits"].int64_list.value.append(bits)
     return example.SerializeToString()
 
 

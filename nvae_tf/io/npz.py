@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def read_only_array(path: Path, is_wanted: Callable[[tuple[int, ...]], bool]) ->
         is_wanted: Whether an array of a shape is.
 
     Raises:
-        ValueError: There is none, or more than one, or it is damaged, too large, or no array of numbers.
+        ValueError: There is none, or more than one, or it is damaged or too large.
         Exception: The archive is damaged.
     """
     with zipfile.ZipFile(path) as archive:
@@ -89,7 +89,7 @@ class ArrayFile:
         with path.open("rb") as file:
             self.shape, by_columns, self.dtype = _read_header(file, path.stat().st_size)
             self._offset = file.tell()
-        self._order = "F" if by_columns else "C"
+        self._order: Literal["F", "C"] = "F" if by_columns else "C"
 
     def __getitem__(self, index) -> np.ndarray:
         """Reads one entry, or with ``[:]`` all."""
@@ -116,7 +116,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_header(file: BinaryIO, file_size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: IO[bytes], file_size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Reads shape, whether it is stored by columns, and type of an array.
 
     NumPy allocates what the header asks for, so the header is compared with the size beforehand.

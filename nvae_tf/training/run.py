@@ -87,13 +87,15 @@ def train(
         _check_same_flags(config, resume, cluster, own)
         facts = own.facts if own else None
         with cluster.agreement():
+            folder.check_free(resume)
+            config, dataset = _settle(config, cluster, own)
             folder.check(config, resume, facts)
-            dataset = own.info if own else catalog.get_dataset_info(config.data)
             check_image(config.model, dataset.image)
             if start_from is not None:
                 check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
             check_exchanges_compile(config.train, cluster.replicas)
+        _check_same_images(config, cluster, sources)
         jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -120,6 +122,9 @@ def train(
         )
         results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
+        if cluster.is_chief:
+            for line in dataset.skipped:
+                print(line, flush=True)
         return results
 
 
@@ -535,6 +540,35 @@ def _check_same_flags(config: Config, resume: bool, cluster: Cluster, own) -> No
         here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
         raise UserError(
             f"another worker has another configuration: {here}; start all workers with the same flags"
+        )
+
+
+def _settle(
+    config: Config, cluster: Cluster, own: OwnImages | None
+) -> tuple[Config, catalog.DatasetInfo]:
+    """Finds out what the configuration leaves open of the images; the chief prints it."""
+    if own:
+        return config, own.info
+    settled = catalog.settle(config.data)
+    if cluster.is_chief:
+        for line in settled.lines:
+            print(line, flush=True)
+    return dataclasses.replace(config, data=settled.config), settled.dataset
+
+
+def _check_same_images(config: Config, cluster: Cluster, sources: Sequence[Source]) -> None:
+    """Makes sure that all workers found the same images.
+
+    Raises:
+        UserError: They did not.
+    """
+    found = {name: str(getattr(config.data, name)) for name in catalog.FOUND}
+    found["number of images"] = " and ".join(str(len(source)) for source in sources)
+    different = cluster.disagreements(found)
+    if different:
+        here = ", ".join(f"{name} is {found[name]} here" for name in different)
+        raise UserError(
+            f"another worker found other images: {here}; give all workers the same files in --data"
         )
 
 

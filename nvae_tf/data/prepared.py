@@ -1,0 +1,77 @@
+"""What tfrecords say of their images: size, channels, bits, and the values that those stand for."""
+
+import dataclasses
+from pathlib import Path
+
+from nvae_tf.config import AUTO, FULL, DataConfig, check_value
+from nvae_tf.data import tfrecords
+from nvae_tf.io.errors import ConfigError, UserError
+from nvae_tf.io.files import read_json
+
+MANIFEST = "prepare.json"
+LARGEST_MANIFEST = 2**27  # bytes
+
+
+def settle(config: DataConfig) -> DataConfig:
+    """Replaces what a configuration leaves open by what the tfrecords have.
+
+    Args:
+        config: Section ``data`` of the configuration.
+
+    Raises:
+        ConfigError: They are present in several sizes, or have other channels, bits or values than
+            those asked for.
+        UserError: There are none, or they are damaged.
+    """
+    root = tfrecords.find_root(config.data)
+    size = config.size or _only_size(root)
+    first = _first_example(root, size)
+    bits, channels = first.bits, first.image.shape[-1]
+    span = _value_range(root) or f"0,{2**bits - 1}"
+    for name, value, open_values in (
+        ("channels", channels, (0,)),
+        ("bits", bits, (0,)),
+        ("value_range", span, (AUTO, FULL)),
+    ):
+        if getattr(config, name) not in (*open_values, value):
+            raise ConfigError(
+                f"{name}: {getattr(config, name)} is not allowed; the tfrecords in {root} have {value}"
+            )
+    return dataclasses.replace(
+        config,
+        image_size=tfrecords.size_text(size),
+        channels=channels,
+        bits=bits,
+        value_range=span,
+    )
+
+
+def _only_size(root: Path) -> tfrecords.Size:
+    sizes = tfrecords.sizes(root, "train")
+    if len(sizes) != 1:
+        several = ", ".join(map(tfrecords.size_text, sizes))
+        raise ConfigError(
+            f"image_size: {root} holds images of several sizes; choose one of {several} with "
+            "--image_size"
+        )
+    return sizes[0]
+
+
+def _first_example(root: Path, size: tfrecords.Size) -> tfrecords.Example:
+    for path in tfrecords.find_shards(root, "train", size):
+        shard = tfrecords.Shard(path)
+        if len(shard.offsets):
+            return shard.example(0)
+    raise UserError(f"{root / 'train'}: the tfrecords hold no images; {tfrecords.FETCH_AGAIN}")
+
+
+def _value_range(root: Path) -> str | None:
+    """The values that level 0 and the last level stand for, as ``nvae-prepare`` wrote them."""
+    path = root / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        span = read_json(path, LARGEST_MANIFEST)["settings"].get("value_range")
+        return None if span is None else check_value("value_range", span)
+    except (AttributeError, KeyError, TypeError, UserError):
+        raise UserError(f"{path}: unreadable; prepare the folder again") from None
