@@ -110,8 +110,6 @@ class RunFolder:
             # per replica, as long as the images per step stay the same (see `Checkpoints`).
             elsewhere = name in ("data", "batch_size", "strict")
             may_change = elsewhere or (part == "train" and name != "optimizer")
-                part == "train" and name != "optimizer"
-            )
             if not may_change and before[name] != after[name]:
                 raise UserError(
                     f"{name}: {after[name]} does not continue the run in {self.path}, which has "

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from nvae_tf.data import scans, tiff
 from nvae_tf.data.stored import (
+    MAX_IMAGES,
     Item,
     Stored,
     UnreadableImage,
@@ -210,8 +211,13 @@ def _count(shape) -> int | None:
     """The number of images of an array (n, height, width) or (n, height, width, channels)."""
     if len(shape) not in (2, 3, 4):
         raise ValueError(f"an array of shape {shape}; expected (n, height, width, channels)")
-    check_bounds(*(shape if _is_one_image(shape) else shape[1:]))
-    return None if _is_one_image(shape) else shape[0]
+    if _is_one_image(shape):
+        check_bounds(*shape)
+        return None
+    check_bounds(*shape[1:])
+    if not 0 < shape[0] <= MAX_IMAGES:
+        raise ValueError(f"{shape[0]} images")
+    return shape[0]
 
 
 def _image_of(array, index: int) -> Stored:
