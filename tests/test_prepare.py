@@ -14,11 +14,13 @@ from PIL import Image
 
 from nvae_tf.cli import prepare as prepare_command
 from nvae_tf.cli import train
-from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig
+from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig, ImageSpec
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.lock import exclusive_lock
+
+SMALL = ImageSpec(32, 32, 3)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,10 @@ def run(*arguments):
     return prepare_command.main([str(a) for a in arguments])
 
 
-def records(root, split, size):
+def records(root, split, side):
     """The images as TensorFlow's own reader reads them."""
     loaded = []
-    for path in tfrecords.find_shards(root, split, size):
+    for path in tfrecords.find_shards(root, split, (side, side)):
         for record in tf.data.TFRecordDataset(str(path)):
             features = tf.train.Example.FromString(record.numpy()).features.feature
             shape = features["shape"].int64_list.value
@@ -70,7 +72,7 @@ def test_a_folder_becomes_tfrecords_that_train(folder, tmp_path, capsys):
     assert len(validation) == 2
     np.testing.assert_array_equal([source.fetch(i)[0] for i in range(18)], train)
     manifest = json.loads((out / prepare.MANIFEST).read_text())
-    assert manifest["counts"] == {"train": 18, "validation": 2} and manifest["unreadable"] == []
+    assert manifest["counts"] == {"train": 18, "validation": 2} and manifest["skipped"] == {}
 
 
 def test_a_centre_crop_is_pillows(folder, tmp_path, pictures):
@@ -79,11 +81,11 @@ def test_a_centre_crop_is_pillows(folder, tmp_path, pictures):
         width, height = image.size
         left = (width - height) // 2
         expected = image.crop((left, 0, left + height, height)).resize((32, 32), Image.BILINEAR)
-    centre = images.load_image(path, path, 32, CENTRE)
+    centre = images.load_image(path, path, SMALL, CENTRE)
     np.testing.assert_allclose(centre, np.asarray(expected), atol=3)
-    squeezed = images.load_image(path, path, 32, NONE)
+    squeezed = images.load_image(path, path, SMALL, NONE)
     assert squeezed.shape == (32, 32, 3) and not np.array_equal(squeezed, centre)
-    assert images.load_image(path, path, 32, RANDOM).shape == (
+    assert images.load_image(path, path, SMALL, RANDOM).shape == (
         32,
         round(width * 32 / height),
         3,
@@ -121,13 +123,14 @@ def test_files_of_every_mode_are_read(tmp_path, pictures):
     }
     for name, image in modes.items():
         image.save(tmp_path / name)
-        loaded = images.load_image(tmp_path / name, name, 32, CENTRE)
+        spec = ImageSpec(32, 32, 3, value_range=(0, 65535) if name == "deep.png" else None)
+        loaded = images.load_image(tmp_path / name, name, spec, CENTRE)
         close = np.abs(loaded.astype(int).mean() - np.asarray(picture).astype(int).mean())
         assert loaded.shape == (32, 32, 3) and close < 12, name
     turned = Image.Exif()
     turned[0x0112] = 6  # turn right to see it upright
     picture.crop((0, 0, 64, 32)).save(tmp_path / "turned.jpg", exif=turned, quality=95)
-    upright = images.load_image(tmp_path / "turned.jpg", "turned", 32, NONE)
+    upright = images.load_image(tmp_path / "turned.jpg", "turned", SMALL, NONE)
     sideways = (
         picture.crop((0, 0, 64, 32)).rotate(-90, expand=True).resize((32, 32), Image.BILINEAR)
     )
@@ -154,29 +157,46 @@ def test_preparing_continues_and_keeps_complete_shards(folder, tmp_path, monkeyp
     assert "prepared with another size" in capsys.readouterr().err
 
 
-def test_unreadable_images_are_skipped_and_listed_or_too_many(
-    folder, tmp_path, monkeypatch, capsys
-):
+def test_unreadable_images_are_skipped_and_listed_or_refused(folder, tmp_path, monkeypatch, capsys):
     broken = folder / "broken.jpg"
     broken.write_bytes((folder / "deeper/still/a photo\n00.jpg").read_bytes()[:700])
     out = tmp_path / "out"
     assert run("images", "--input", folder, "--output", out, "--size", 32) == 0
     manifest = json.loads((out / prepare.MANIFEST).read_text())
-    assert manifest["unreadable"] == ["broken.jpg"] and sum(manifest["counts"].values()) == 20
+    assert manifest["skipped"] == {"broken.jpg": "unreadable"}
+    assert sum(manifest["counts"].values()) == 20
     status = run("images", "--input", folder, "--output", out, "--size", 32)
-    assert status == 0 and "skipped 1 unreadable" in capsys.readouterr().out
+    assert status == 0 and "skipped: 1 images (1 unreadable)" in capsys.readouterr().out
     (folder / "worse.png").write_bytes(b"")
-    status = run("images", "--input", folder, "--output", tmp_path / "other", "--size", 32)
+    arguments = ("images", "--input", folder, "--size", 32)
+    assert run(*arguments, "--output", tmp_path / "other") == 0
+    assert "skipped: 2 of 22 images (2 unreadable)" in capsys.readouterr().out
+    assert run(*arguments, "--output", tmp_path / "strict", "--strict") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert status == 2 and "2 of 22 images are unreadable" in error and "broken.jpg" in error
+    assert "broken.jpg: not a readable image" in error
+    assert not (tmp_path / "strict").exists()
+
+
+def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(10):
+        pictures[0].crop((8 * i, 0, 8 * i + 300, 300)).save(source / f"{i:05d}.png")
+    for name in ("broken.png", "worse.png"):
+        (source / name).write_bytes(b"")
+    assert run("ffhq", "--input", source, "--output", tmp_path / "out") == 2
+    assert "2 of 12 images are unreadable, more than 1: broken.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["images", "--size", "128"], "smaller than 128x128"),
-        (["images", "--size", "33"], "--size: 33 is not allowed; expected a power of two"),
-        (["images"], "--size: None is not allowed"),
+        (["images", "--size", "128"], "20 images can be used .20 too small.*than 128x128"),
+        (["images", "--size", "4"], "--size: 4 is not allowed; expected sides of 8 to 4096"),
+        (["images", "--size", "1x2x3"], "--size: 1x2x3 is not allowed; expected a side"),
+        (["celeba", "--size", "33"], "--size: 33 is not allowed for celeba; expected a power"),
+        (["ffhq", "--size", "96x64"], "--size: 96x64 is not allowed for ffhq"),
+        (["celeba", "--bits", "5"], "--bits is for images alone, not for celeba"),
         (["images", "--size", "32", "--validation", "0"], "leave a split empty"),
         (["celeba"], "no list_eval_partition.txt"),
         (["lsun", "--size", "32"], "expected one folder .*_train_lmdb"),
@@ -305,7 +325,7 @@ def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, t
     command = [sys.executable, "-m", "nvae_tf.cli.prepare", "images", "--size", "32"]
     command += ["--input", str(folder), "--output", str(tmp_path / "out")]
     silent = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Bomb" not in silent.stderr and "skipped 1 unreadable images" in silent.stdout
+    assert "Bomb" not in silent.stderr and "skipped: 1 images (1 unreadable)" in silent.stdout
 
 
 def test_a_plain_folder_needs_no_preparation(folder):
@@ -316,18 +336,21 @@ def test_a_plain_folder_needs_no_preparation(folder):
     with reading(train):
         batches = pipeline.training_batches(train, dataset, batch_size=6, seed=0).take(6)
         seen = np.concatenate([batch.numpy() for batch in batches])
-    assert seen.shape == (36, 32, 32, 3) and len({image.tobytes() for image in seen}) > 18
+    # Images of one's own are not mirrored, so each is there as it is, twice.
+    assert seen.shape == (36, 32, 32, 3) and len({image.tobytes() for image in seen}) == 18
     (folder / "deeper" / "a new one.jpg").write_bytes(b"\xff\xd8 not a JPEG")
-    train, test = dataset.open(str(folder))
+    train, test = catalog.get_dataset_info(config).open(str(folder))
+    assert (len(train), len(test)) == (18, 2)  # it is skipped
+    train.source.items[3].path.write_bytes(b"broken after the folder was looked through")
     with (
-        pytest.raises(UserError, match="a new one.jpg: not a readable image"),
+        pytest.raises(UserError, match="not a readable image"),
         reading(train, test),
     ):
         for source in (train, test):
             list(pipeline.evaluation_batches(source, dataset, batch_size=4, seed=0))
 
 
-def test_training_on_a_plain_folder(folder, tmp_path):
+def test_training_on_a_plain_folder(folder, tmp_path, capsys):
     small = """
         --num_latent_scales 1 --num_groups_per_scale 2 --no-ada_groups --num_latent_per_group 2
         --num_channels_enc 4 --num_channels_dec 4 --num_preprocess_cells 1 --num_postprocess_cells 1
@@ -338,5 +361,9 @@ def test_training_on_a_plain_folder(folder, tmp_path):
     arguments += ["--image_size", "64", "--root", str(tmp_path / "runs"), *small.split()]
     assert train.main(arguments) == 0
     (folder / "broken.png").write_bytes(b"")
-    assert train.main([*arguments, "--save", "broken"]) == 2
-    assert [path.name for path in (tmp_path / "runs" / "broken").iterdir()] == [".lock"]
+    assert train.main([*arguments, "--save", "broken", "--strict"]) == 2
+    assert not (tmp_path / "runs" / "broken").exists()
+    assert train.main([*arguments, "--save", "skipped"]) == 0
+    last = capsys.readouterr().out.splitlines()
+    assert "skipped: 1 of 21 images (1 unreadable)" in last
+    assert any("broken.png: not a readable image" in line for line in last)

@@ -126,11 +126,12 @@ def _task(arguments, source: Path, preparing):
         chosen = ("crop", "validation", "seed")
         settings.update({name: getattr(arguments, name) for name in chosen})
     if arguments.source == "images":
-        config = replace(config, data=str(source), crop=arguments.crop, **overrides(arguments))
+        given = {name: v for name, v in overrides(arguments).items() if name in FOLDER_KEYS}
+        config = replace(config, data=str(source), crop=arguments.crop, **given)
         return preparing.folder_task(config, arguments.validation, arguments.seed, settings)
-    given = [f"--{name}" for name in FOLDER_KEYS if hasattr(arguments, name)]
-    if given:
-        raise UserError(f"{given[0]} is for images alone, not for {arguments.source}")
+    foreign = [f"--{name}" for name in FOLDER_KEYS if hasattr(arguments, name)]
+    if foreign:
+        raise UserError(f"{foreign[0]} is for images alone, not for {arguments.source}")
     side, width = config.size or (0, 0)
     if side != width or not side or side & (side - 1):
         raise UserError(

@@ -1,0 +1,563 @@
+"""Folders of images of every kind: what is found, what becomes of it, and what is said."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tifffile
+from PIL import Image
+
+from nvae_tf import config as configuration
+from nvae_tf.cli import inspect, train
+from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig, ImageSpec
+from nvae_tf.data import catalog, image_files, images, levels, pipeline
+from nvae_tf.data.stored import Item, Stored
+from nvae_tf.io.errors import ConfigError, UserError
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """scikit-learn's photograph of a flower, 427x640, 8-bit."""
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images[1]
+
+
+@pytest.fixture(scope="module")
+def grey(picture):
+    """The same in grey with 12 bits, by sums of its channels."""
+    return (picture.astype(np.uint32).sum(-1) * 4095 // 765).astype(np.uint16)
+
+
+def crops(image, count=20, size=40):
+    return [image[8 * i : 8 * i + size, 11 * i : 11 * i + size] for i in range(count)]
+
+
+def write_png(path, image):
+    """Writes a PNG of 16 bits, grey or colour, which Pillow cannot."""
+    image = image if image.ndim == 3 else image[..., None]
+    path.write_bytes(tf.io.encode_png(image).numpy())
+
+
+def settled(folder, **keys):
+    return catalog.settle(DataConfig(dataset="images", data=str(folder), **keys))
+
+
+def opened(folder, **keys):
+    """What was settled, and all images in order: training images, then validation's."""
+    found = settled(folder, **keys)
+    sources = found.dataset.open(str(folder))
+    return found, np.stack([source.fetch(i)[0] for source in sources for i in range(len(source))])
+
+
+def test_twelve_bits_in_files_of_sixteen_are_not_black(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        write_png(tmp_path / f"{i:02d}.png", crop)
+    found, seen = opened(tmp_path, image_size="40")
+    high = max(int(crop.max()) for crop in crops(grey))
+    assert found.lines[0] == (
+        f"20 images, 16 bits, values {min(int(c.min()) for c in crops(grey))} to {high:,}, grey, 40x40"
+    )
+    assert "values: 0 to 4,095 become 4,096 levels, 12 bits" in found.lines[1]
+    config = found.config
+    assert (config.channels, config.bits, config.value_range) == (1, 12, "0,4095")
+    assert found.dataset.image == ImageSpec(40, 40, 1, 12)
+    # At the files' own size nothing is lost.
+    assert seen.dtype == np.uint16
+    expected = {crop.tobytes() for crop in map(np.ascontiguousarray, crops(grey))}
+    assert {image.tobytes() for image in seen} == expected
+    batches = pipeline.evaluation_batches(
+        found.dataset.open(str(tmp_path))[0], found.dataset, batch_size=18, seed=0
+    )
+    unit = next(iter(batches)).numpy()
+    assert unit.shape == (18, 40, 40, 1) and 0.2 < unit.mean() < 0.9
+
+
+def test_what_was_settled_is_found_again_without_looking_for_a_range(tmp_path, grey):
+    folder, other = tmp_path / "one", tmp_path / "other"
+    for name, divisor in ((folder, 1), (other, 8)):  # the other is darker: alone, it has 9 bits
+        name.mkdir()
+        for i, crop in enumerate(crops(grey)):
+            write_png(name / f"{i:02d}.png", crop // divisor)
+    found, _ = opened(folder)
+    assert found.config.image_size == "32" and settled(other).config.bits == 9
+    assert catalog.settle(found.config).config == found.config
+    dataset = catalog.get_dataset_info(found.config)
+    light, dark = (
+        np.stack([dataset.open(str(name))[0].fetch(i)[0] for i in range(18)])
+        for name in (folder, other)
+    )
+    np.testing.assert_allclose(dark, light / 8.0, atol=1.5)
+
+
+def test_a_float_tiff_from_0_to_1_is_not_black(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", crop.astype(np.float32) / 4095)
+    found, seen = opened(tmp_path, image_size="40")
+    assert "20 images, floating point, values 0" in found.lines[0]
+    assert (found.config.bits, found.config.value_range) == (16, "0,1")
+    expected = {np.rint(c / 4095.0 * 65535).astype(np.uint16).tobytes() for c in crops(grey)}
+    assert {image.tobytes() for image in seen} == expected
+    assert opened(tmp_path, image_size="40", bits=8)[1].dtype == np.uint8
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_hounsfield_units_from_a_negative_to_a_positive_number(dtype, tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        values = crop.astype(np.int32) - 1000
+        values[0, 0], values[0, 1] = -1000, 3000
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", values.astype(dtype))
+    found, seen = opened(tmp_path, image_size="40")
+    if dtype == np.int16:  # a level for each number
+        assert (found.config.bits, found.config.value_range) == (12, "-1000,3095")
+        assert seen[:, 0, 0, 0].max() == 0 and seen[:, 0, 1, 0].min() == 4000
+    else:
+        assert (found.config.bits, found.config.value_range) == (16, "-1000,3000")
+        assert seen[:, 0, 0, 0].max() == 0 and seen[:, 0, 1, 0].min() == 65535
+    assert found.dataset.image.value_range == tuple(map(float, found.config.value_range.split(",")))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_transparency_in_its_four_modes(dtype, tmp_path, picture):
+    opaque = np.iinfo(dtype).max
+    scale = opaque // 255
+    for i, crop in enumerate(crops(picture)):
+        image = np.concatenate([crop, np.full((40, 40, 1), 255, np.uint8)], axis=-1).astype(dtype)
+        image *= dtype(scale)
+        image[:20, :, 3] = 0
+        write_png(tmp_path / f"{i:02d}.png", image)
+    notice = "alpha: 20 images are transparent in places; that is dropped"
+    seen = {}
+    for mode in ("drop", "white", "black", "keep"):
+        found, seen[mode] = opened(tmp_path, image_size="40", alpha=mode)
+        assert any(line.startswith(notice) for line in found.lines) == (mode == "drop")
+        assert found.config.channels == (4 if mode == "keep" else 3)
+        assert found.config.bits == 8 * np.dtype(dtype).itemsize
+    expected = {(crop * dtype(scale)).astype(dtype).tobytes() for crop in crops(picture)}
+    assert {image.tobytes() for image in seen["drop"]} == expected
+    for mode, ground in (("white", opaque), ("black", 0)):
+        assert (seen[mode][:, :20] == ground).all()
+        np.testing.assert_array_equal(seen[mode][:, 20:], seen["drop"][:, 20:])
+    np.testing.assert_array_equal(seen["keep"][..., :3], seen["drop"])
+    assert (seen["keep"][:, :20, :, 3] == 0).all() and (seen["keep"][:, 20:, :, 3] == opaque).all()
+
+
+def test_opaque_images_give_no_notice_and_keep_what_they_have(tmp_path, picture):
+    for i, crop in enumerate(crops(picture)):
+        Image.fromarray(crop).convert("RGBA" if i else "RGB").save(tmp_path / f"{i:02d}.png")
+    found = settled(tmp_path)
+    assert not any("alpha" in line for line in found.lines) and found.config.channels == 3
+    _, seen = opened(tmp_path, alpha="keep", image_size="40")
+    assert seen.shape[-1] == 4 and (seen[..., 3] == 255).all()
+    for path in tmp_path.iterdir():
+        Image.open(path).convert("RGB").save(path)
+    config = settled(tmp_path, alpha="keep").config
+    assert (config.alpha, config.channels) == ("drop", 3)
+
+
+def test_text_is_mirrored_only_if_that_is_asked_for(tmp_path):
+    from PIL import ImageDraw
+
+    text = Image.new("L", (64, 32), "white")
+    ImageDraw.Draw(text).text((4, 8), "READ ME", fill="black")
+    for i in range(20):
+        text.save(tmp_path / f"{i:02d}.png")
+    straight = np.asarray(text)[..., None]
+    for flip, orientations in (("auto", 1), (False, 1), (True, 2)):
+        found = settled(tmp_path, flip=flip, image_size="64x32")
+        assert found.dataset.image.shape == (32, 64, 1)
+        source, _ = found.dataset.open(str(tmp_path))
+        batches = pipeline.training_batches(source, found.dataset, batch_size=18, seed=1)
+        seen = np.rint(next(iter(batches)).numpy() * 255)
+        assert len({image.tobytes() for image in seen}) == orientations
+        assert (seen == straight).all((1, 2, 3)).any()
+
+
+def test_small_and_broken_files_are_skipped_with_counts(tmp_path, picture):
+    for i, crop in enumerate(crops(picture)):
+        Image.fromarray(crop).save(tmp_path / f"{i:02d}.png")
+    Image.fromarray(picture[:39, :100]).save(tmp_path / "low.png")
+    Image.fromarray(picture[:100, :39]).save(tmp_path / "narrow.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "00.png").read_bytes()[:900])
+    (tmp_path / "empty.tif").write_bytes(b"")
+    found, seen = opened(tmp_path, image_size="40")
+    assert len(seen) == 20
+    head = "skipped: 4 of 24 images (2 too small, 2 unreadable)"
+    assert any(line.startswith(head) for line in found.lines)
+    assert found.dataset.skipped[0] == head and len(found.dataset.skipped) == 5
+    for word in ("low.png: the image is 100x39, smaller than 40x40", "cut.png: not a readable"):
+        assert any(word in line for line in found.dataset.skipped)
+    with pytest.raises(UserError, match=r"(cut|empty).*: not a readable image") as caught:
+        settled(tmp_path, image_size="40", strict=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"none of the 24 images can be used \(22 too small, 2 unr"):
+        settled(tmp_path, image_size="640")
+
+
+def test_a_size_is_found_that_most_images_reach(tmp_path, picture):
+    for i in range(19):
+        Image.fromarray(picture[: 110 + i, : 140 + i]).save(tmp_path / f"{i:02d}.jpg")
+    Image.fromarray(picture[:50, :50]).save(tmp_path / "small.jpg")
+    found = settled(tmp_path)
+    assert found.config.image_size == "96" and len(found.dataset.skipped) == 2
+    assert (
+        "image_size: 96, the largest multiple of 32 up to 256 that 90% of the images reach"
+        in (found.lines[1])
+    )
+    assert "colour, 50x50 to 158x128" in found.lines[0]
+    with pytest.raises(UserError, match="too small for a size to be found"):
+        small = tmp_path / "small"
+        small.mkdir()
+        for i in range(4):
+            Image.fromarray(picture[:20, :20]).save(small / f"{i}.png")
+        settled(small)
+
+
+def test_grey_and_colour(tmp_path, picture):
+    for i, crop in enumerate(crops(picture)):
+        Image.fromarray(crop).convert("L" if i % 2 else "RGB").save(tmp_path / f"{i:02d}.png")
+    found, seen = opened(tmp_path, image_size="40")
+    assert found.config.channels == 3 and seen.shape[-1] == 3
+    assert any("10 images are grey and 10 in colour; grey is repeated" in x for x in found.lines)
+    _, one = opened(tmp_path, image_size="40", channels=1)
+    luma = {np.array(Image.fromarray(c).convert("L"))[..., None].tobytes() for c in crops(picture)}
+    assert {image.tobytes() for image in one} == luma
+    for i in range(0, 20, 2):
+        (tmp_path / f"{i:02d}.png").unlink()
+    assert settled(tmp_path).config.channels == 1
+    _, three = opened(tmp_path, image_size="40", channels=3)
+    assert (three[..., :1] == three).all()
+
+
+def test_images_of_other_channels_are_skipped(tmp_path, grey):
+    many = np.stack([grey, grey // 2, grey // 3, grey // 4, grey // 5], -1)
+    plain = dict(photometric="minisblack", planarconfig="contig")
+    for i, crop in enumerate(crops(many)):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", crop, **plain)
+    tifffile.imwrite(tmp_path / "seven.tif", np.zeros((40, 40, 7), np.uint16), **plain)
+    found, seen = opened(tmp_path, image_size="40")
+    assert found.config.channels == 5 and seen.shape == (20, 40, 40, 5)
+    assert {i.tobytes() for i in seen} == {np.ascontiguousarray(c).tobytes() for c in crops(many)}
+    assert "(1 of other channels)" in found.dataset.skipped[0]
+    with pytest.raises(UserError, match="none of the 21 images"):
+        settled(tmp_path, channels=3, image_size="40")
+
+
+def test_a_colour_png_of_16_bits_keeps_them(tmp_path, picture):
+    noise = np.random.RandomState(0).randint(0, 256, picture.shape).astype(np.uint16)
+    deep = picture.astype(np.uint16) * 256 + noise
+    for i, crop in enumerate(crops(deep)):
+        write_png(tmp_path / f"{i:02d}.png", crop)
+    found, seen = opened(tmp_path, image_size="40")
+    assert (found.config.channels, found.config.bits) == (3, 16)
+    assert {i.tobytes() for i in seen} == {np.ascontiguousarray(c).tobytes() for c in crops(deep)}
+
+
+def test_a_given_range_clips_and_counts(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        write_png(tmp_path / f"{i:02d}.png", crop)
+    found, seen = opened(tmp_path, image_size="40", value_range="500,1523")
+    outside = sum(int(((crop < 500) | (crop > 1523)).sum()) for crop in crops(grey))
+    assert outside and any(line.startswith(f"clipped: {outside:,} values") for line in found.lines)
+    assert found.config.bits == 10
+    levels_of = {(np.clip(c, 500, 1523) - 500).tobytes() for c in crops(grey)}
+    assert {image.tobytes() for image in seen} == levels_of
+    full = settled(tmp_path, value_range="full")
+    assert (full.config.bits, full.config.value_range) == (16, "0,65535")
+    assert any(line.startswith("dark: no value is above") for line in full.lines) == (
+        max(c.max() for c in crops(grey)) < 4096
+    )
+    with pytest.raises(ConfigError, match="value_range: 5,3 is not allowed"):
+        settled(tmp_path, value_range="5,3")
+
+
+def test_masks_of_few_values_get_a_notice(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        Image.fromarray((crop > 2000).astype(np.uint8)).save(tmp_path / f"{i:02d}.png")
+    found = settled(tmp_path)
+    assert found.config.bits == 8
+    assert any("dark: no value is above 1 of 255" in line for line in found.lines)
+    _, seen = opened(tmp_path, value_range="0,1", bits=1, image_size="40")
+    assert set(np.unique(seen)) == {0, 1}
+
+
+def test_numbers_that_are_none_are_counted_and_black(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        values = crop.astype(np.float32)
+        values[3, 4], values[5, 6] = np.nan, np.inf
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", values)
+    found, seen = opened(tmp_path, image_size="40", value_range="0,4095")
+    assert any(line.startswith("not numbers: 40 values") for line in found.lines)
+    assert (seen[:, 3, 4] == 0).all() and (seen[:, 5, 6] == 65535).all()
+
+
+@pytest.mark.parametrize("crop", [CENTRE, RANDOM, NONE])
+def test_eight_bits_are_resized_as_pillow_does_and_others_alike(crop, picture):
+    """The float path agrees with Pillow's 8-bit one, which it cannot do better than to half a level."""
+    for size in ((64, 64), (64, 96), (96, 40)):
+        spec = ImageSpec(*size, 3)
+        plain = levels.to_levels(Stored(picture), spec, crop)
+        deep = levels.to_levels(
+            Stored(picture.astype(np.uint16)), dataclasses.replace(spec, value_range=(0, 255)), crop
+        )
+        assert plain.dtype == deep.dtype == np.uint8 and plain.shape == deep.shape
+        assert np.abs(plain.astype(int) - deep).max() <= 1
+        if crop == RANDOM:
+            assert plain.shape[0] == size[0] or plain.shape[1] == size[1]
+            assert plain.shape[0] >= size[0] and plain.shape[1] >= size[1]
+        else:
+            assert plain.shape == (*size, 3)
+    whole = Image.fromarray(picture)
+    box = (106, 0, 533, 427)
+    expected = {
+        CENTRE: whole.resize((64, 64), Image.BILINEAR, box=box),
+        RANDOM: whole.resize((96, 64), Image.BILINEAR),
+        NONE: whole.resize((64, 64), Image.BILINEAR),
+    }[crop]
+    seen = levels.to_levels(Stored(picture), ImageSpec(64, 64, 3), crop)
+    np.testing.assert_array_equal(seen, np.asarray(expected))
+
+
+def all_of(path):
+    reader = image_files.ImageReader()
+    return [reader.read(item).values for item in reader.items(path)]
+
+
+def test_pages_planes_and_channels_of_tiffs(tmp_path, grey, picture):
+    pages = np.stack(crops(grey, 5))
+    tifffile.imwrite(tmp_path / "stack.tif", pages)
+    tifffile.imwrite(tmp_path / "plain.tif", pages, metadata=None, compression="zlib", predictor=2)
+    tifffile.imwrite(tmp_path / "deep.tif", picture.astype(np.uint16) * 3, photometric="rgb")
+    planes = np.moveaxis(picture, -1, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", planes, photometric="rgb", planarconfig="separate")
+    cells = pages[:4].reshape(2, 2, 40, 40)
+    tifffile.imwrite(tmp_path / "imagej.tif", cells, imagej=True, metadata={"axes": "ZCYX"})
+    tifffile.imwrite(tmp_path / "cells.ome.tif", cells, metadata={"axes": "CZYX"})
+    with tifffile.TiffWriter(tmp_path / "two.tif") as writer:
+        writer.write(pages[0])
+        writer.write(grey[:50, :60])
+    Image.fromarray(pages[0]).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    tifffile.imwrite(tmp_path / "inverse.tif", 65535 - pages[0], photometric="miniswhite")
+    for name in ("stack.tif", "plain.tif"):
+        np.testing.assert_array_equal(np.stack(all_of(tmp_path / name))[..., 0], pages)
+    np.testing.assert_array_equal(all_of(tmp_path / "deep.tif")[0], picture.astype(np.uint16) * 3)
+    np.testing.assert_array_equal(all_of(tmp_path / "planes.tif")[0], picture)
+    np.testing.assert_array_equal(
+        np.stack(all_of(tmp_path / "imagej.tif")), np.moveaxis(cells, 1, -1)
+    )
+    ome = np.stack(all_of(tmp_path / "cells.ome.tif"))
+    np.testing.assert_array_equal(ome, np.moveaxis(cells, 0, -1))
+    assert [image.shape for image in all_of(tmp_path / "two.tif")] == [(40, 40, 1), (50, 60, 1)]
+    for name in ("lzw.tif", "inverse.tif"):
+        np.testing.assert_array_equal(all_of(tmp_path / name)[0][..., 0], pages[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_whatever_reads_them(orientation, tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    small = picture[:30, :20]
+    Image.fromarray(small).save(tmp_path / "eight.png", exif=exif)
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "x.tif", small, photometric="rgb", extratags=[tag])
+    by_pillow, by_tifffile = all_of(tmp_path / "eight.png")[0], all_of(tmp_path / "x.tif")[0]
+    np.testing.assert_array_equal(by_pillow, by_tifffile)
+    assert by_pillow.shape == ((30, 20, 3) if orientation < 5 else (20, 30, 3))
+
+
+def test_arrays_are_images(tmp_path, grey, picture):
+    stack = np.stack(crops(grey, 12))
+    np.save(tmp_path / "grey.npy", stack)
+    np.save(tmp_path / "columns.npy", np.asfortranarray(stack))
+    np.save(tmp_path / "one.npy", picture)
+    labels = np.arange(12)
+    np.savez_compressed(tmp_path / "colour.npz", y=labels, x=np.stack(crops(picture, 12)))
+    for name in ("grey.npy", "columns.npy"):
+        np.testing.assert_array_equal(np.stack(all_of(tmp_path / name))[..., 0], stack)
+    np.testing.assert_array_equal(all_of(tmp_path / "one.npy")[0], picture)
+    np.testing.assert_array_equal(np.stack(all_of(tmp_path / "colour.npz")), crops(picture, 12))
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(UserError, match=r"labels.npy: not a readable image \(an array of shape"):
+        all_of(tmp_path / "labels.npy")
+    np.savez(tmp_path / "two.npz", a=stack, b=stack)
+    with pytest.raises(UserError, match="2 arrays that could be images"):
+        all_of(tmp_path / "two.npz")
+
+
+def test_images_of_a_file_are_in_one_split_if_there_are_files_enough(tmp_path, grey):
+    for i in range(10):
+        pages = np.stack(crops(grey, 4))
+        tifffile.imwrite(tmp_path / f"{i}.tif", pages, photometric="minisblack")
+    train_images, held_out = settled(tmp_path).dataset.open(str(tmp_path))
+    assert (len(train_images), len(held_out)) == (36, 4)
+    assert len({item.path for item in held_out.source.items}) == 1
+    for i in range(1, 10):
+        (tmp_path / f"{i}.tif").unlink()
+    np.save(tmp_path / "more.npy", np.stack(crops(grey)))
+    train_images, held_out = settled(tmp_path).dataset.open(str(tmp_path))
+    assert (len(train_images), len(held_out)) == (22, 2)
+
+
+def write_dicom(path, image, photometric="MONOCHROME2", **elements):
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    content = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    content.PhotometricInterpretation, content.SamplesPerPixel = photometric, 1
+    content.BitsAllocated, content.BitsStored, content.HighBit = 16, 12, 11
+    content.PixelRepresentation = 0
+    content.Rows, content.Columns = image.shape[-2:]
+    if image.ndim == 3:
+        content.NumberOfFrames = len(image)
+    content.PixelData = image.astype("<u2").tobytes()
+    for name, value in elements.items():
+        setattr(content, name, value)
+    content.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_slices_in_hounsfield_units(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        write_dicom(tmp_path / f"{i:02d}.dcm", crop, RescaleSlope=1, RescaleIntercept=-1024)
+    found, seen = opened(tmp_path, image_size="40")
+    low = min(int(crop.min()) for crop in crops(grey)) - 1024
+    assert found.config.value_range.startswith(f"{low},") and found.config.bits == 12
+    hounsfield = {(c.astype(int) - 1024 - low).astype(np.uint16).tobytes() for c in crops(grey)}
+    assert {image.tobytes() for image in seen} == hounsfield
+    write_dicom(tmp_path / "frames", np.stack(crops(grey, 3)))
+    np.testing.assert_array_equal(np.stack(all_of(tmp_path / "frames"))[..., 0], crops(grey, 3))
+    write_dicom(tmp_path / "inverse", 4095 - grey, "MONOCHROME1")
+    np.testing.assert_array_equal(all_of(tmp_path / "inverse")[0][..., 0], grey)
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_nifti_slices(ending, tmp_path, grey):
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.stack([np.rot90(crop, -1) for crop in crops(grey, 6)], -1).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"scan.{ending}")
+    seen = np.stack(all_of(tmp_path / f"scan.{ending}"))
+    assert seen.dtype == np.int16
+    np.testing.assert_array_equal(seen[..., 0], crops(grey, 6))
+    scaled = nibabel.Nifti1Image(volume, np.eye(4))
+    scaled.header.set_slope_inter(0.5, -10)
+    nibabel.save(scaled, tmp_path / f"scaled.{ending}")
+    seen = np.stack(all_of(tmp_path / f"scaled.{ending}"))[..., 0]
+    np.testing.assert_array_equal(seen, np.stack(crops(grey, 6)) * 0.5 - 10)
+
+
+@pytest.mark.parametrize(("package", "name"), [("pydicom", "x.dcm"), ("nibabel", "x.nii")])
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    package, name, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(bytes(128) + (b"DICM" if name == "x.dcm" else b"") + bytes(400))
+    with pytest.raises(UserError, match=rf'needs the package {package}: pip install "nvae-tf'):
+        settled(tmp_path)
+
+
+def test_images_that_are_not_square(tmp_path, picture):
+    for i in range(20):
+        Image.fromarray(picture[i : i + 100, i : i + 130]).save(tmp_path / f"{i:02d}.png")
+    found, seen = opened(tmp_path, image_size="96x64")
+    assert found.dataset.image.shape == (64, 96, 3) and seen.shape == (20, 64, 96, 3)
+    # The box of that shape in the middle of 130x100 is 130x86.
+    middle = Image.fromarray(picture[:100, :130]).resize(
+        (96, 64), Image.BILINEAR, box=(0, 7, 130, 93)
+    )
+    assert any((image == np.asarray(middle)).all() for image in seen)
+    found = settled(tmp_path, image_size="96x64", crop="random")
+    source, _ = found.dataset.open(str(tmp_path))
+    batches = pipeline.training_batches(source, found.dataset, batch_size=18, seed=1).take(6)
+    varied = np.concatenate([batch.numpy() for batch in batches])
+    assert varied.shape == (108, 64, 96, 3) and len({image.tobytes() for image in varied}) > 60
+
+
+TINY = (
+    "--num_latent_scales 1 --num_groups_per_scale 2 --num_latent_per_group 2 --num_channels_enc 4 "
+    "--num_channels_dec 4 --num_preprocess_cells 1 --num_postprocess_cells 1 --num_mixture_dec 2 "
+    "--batch_size 6 --epochs 1 --warmup_epochs 0 --jit_compile off"
+).split()
+    "--num_latent_scales",
+    "1",
+    "--num_groups_per_scale",
+    "2",
+    "--num_latent_per_group",
+    "2",
+    "--num_channels_enc",
+    "4",
+    "--num_channels_dec",
+    "4",
+    "--num_preprocess_cells",
+    "1",
+    "--num_postprocess_cells",
+    "1",
+    "--num_mixture_dec",
+    "2",
+    "--batch_size",
+    "6",
+    "--epochs",
+    "1",
+    "--warmup_epochs",
+    "0",
+    "--jit_compile",
+    "off",
+]
+
+
+def test_a_run_records_what_was_found_and_goes_on_with_the_same(recipe, tmp_path, grey, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(folder / f"{i:02d}.tif", crop)
+    arguments = ["--config", str(recipe), "--dataset", "images", "--data", str(folder)]
+    arguments += ["--root", str(tmp_path / "runs"), *TINY]
+    assert train.main(arguments) == 0
+    assert "values: 0 to 4,095 become 4,096 levels, 12 bits" in capsys.readouterr().out
+    written = configuration.load(str(tmp_path / "runs" / "tiny" / "config.yaml")).data
+    assert (written.image_size, written.channels, written.bits) == ("32", 1, 12)
+    assert written.value_range == "0,4095"
+    more = [*arguments, "--cont_training", "--epochs", "2"]
+    assert train.main(more) == 0
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(folder / f"{i:02d}.tif", crop // 4)
+    assert train.main([*more, "--epochs", "3"]) == 2
+    assert "bits: 10 does not continue the run in" in capsys.readouterr().err
+    assert train.main([*more, "--epochs", "3", "--bits", "12", "--value_range", "0,4095"]) == 0
+
+
+def test_inspect_shows_sizes_values_and_what_is_skipped(tmp_path, grey, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(folder / f"{i:02d}.tif", crop)
+    (folder / "broken.tif").write_bytes(b"II*\0")
+    arguments = ["--dataset", "images", "--data", str(folder), "--seconds", "0.1", "--flip"]
+    picture = tmp_path / "seen.png"
+    assert inspect.main([*arguments, "--output", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "20 images, 16 bits, values" in out
+        and "images: 32x32, 1 channels, 12 bits, mirrored" in out
+    )
+    assert "of 4,096," in out and "3,840 to 4,095" in out and "#" in out
+    assert "skipped: 1 of 21 images (1 unreadable)" in out and "broken.tif: not a readable" in out
+    assert Image.open(picture).size[0] > 300
+    assert inspect.main([*arguments, "--output", str(picture), "--strict"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_breaks_after_it_was_looked_through_is_one_line(tmp_path, picture):
+    for i, crop in enumerate(crops(picture)):
+        Image.fromarray(crop).save(tmp_path / f"{i:02d}.png")
+    source, _ = settled(tmp_path).dataset.open(str(tmp_path))
+    source.source.items[0].path.unlink()
+    with pytest.raises(UserError, match="not a readable image") as caught:
+        source.fetch(0)
+    assert "\n" not in str(caught.value)
+    other = images.FolderSource([Item(tmp_path / "05.png")], ImageSpec(64, 64, 3))
+    with pytest.raises(UserError, match="the image is 40x40, smaller than 64x64"):
+        other.fetch(0)
