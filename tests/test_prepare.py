@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from PIL import Image
 
 from nvae_tf.cli import prepare as prepare_command
@@ -17,7 +18,7 @@ from nvae_tf.cli import train
 from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig, ImageSpec
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.lock import exclusive_lock
 
 SMALL = ImageSpec(32, 32, 3)
@@ -175,6 +176,65 @@ def test_unreadable_images_are_skipped_and_listed_or_refused(folder, tmp_path, m
     error = capsys.readouterr().err.splitlines()[-1]
     assert "broken.jpg: not a readable image" in error
     assert not (tmp_path / "strict").exists()
+
+
+def test_grey_of_12_bits_that_is_not_square_makes_the_way_through_tfrecords(
+    tmp_path, pictures, capsys
+):
+    source, out = tmp_path / "scans", tmp_path / "out"
+    source.mkdir()
+    values = np.asarray(pictures[0]).astype(np.uint32).sum(-1) * 4000 // 765 - 1000
+    for i in range(20):
+        crop = values[5 * i : 5 * i + 64, 9 * i : 9 * i + 96].astype(np.int16)
+        crop[0, :2] = -1000, 3000
+        tifffile.imwrite(source / f"{i:02d}.tif", crop)
+    arguments = ("images", "--input", source, "--output", out, "--size", "48x32")
+    assert run(*arguments, "--crop", "none") == 0
+    printed = capsys.readouterr().out
+    assert "20 images, 16 bits, values -1,000 to 3,000, grey, 96x64" in printed
+    assert "become 4,096 levels, 12 bits" in printed
+    (shard,) = (out / "train").iterdir()
+    assert shard.name == "train-48x32-s-0000-of-0001.tfrecords"
+    (record, *_) = tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()
+    features = tf.train.Example.FromString(record).features.feature
+    assert list(features["bits"].int64_list.value) == [12]
+    first = np.frombuffer(features["data"].bytes_list.value[0], "<u2").reshape(32, 48, 1)
+    plain = dict(image_size="48x32", crop="none")
+    folder = catalog.settle(DataConfig(dataset="images", data=str(source), **plain))
+    prepared = catalog.settle(DataConfig(dataset="tfrecords", data=str(out)))
+    for name in ("image_size", "channels", "bits", "value_range"):
+        assert getattr(prepared.config, name) == getattr(folder.config, name)
+    assert prepared.config.value_range == "-1000,3095"
+    assert (
+        prepared.dataset.image
+        == folder.dataset.image
+        == ImageSpec(32, 48, 1, 12, value_range=(-1000, 3095))
+    )
+    for one, other in zip(
+        prepared.dataset.open(str(out)), folder.dataset.open(str(source)), strict=True
+    ):
+        assert len(one) == len(other) and one.dtype == np.uint16
+        for i in range(len(one)):
+            np.testing.assert_array_equal(one.fetch(i)[0], other.fetch(i)[0])
+    np.testing.assert_array_equal(one.fetch(0)[0].shape, first.shape)
+    with pytest.raises(ConfigError, match="bits: 8 is not allowed; the tfrecords in .* have 12"):
+        catalog.settle(DataConfig(dataset="tfrecords", data=str(out), bits=8))
+    # The same command does nothing; one with other bits is refused.
+    stamp = shard.stat().st_mtime_ns
+    assert run(*arguments, "--crop", "none") == 0 and shard.stat().st_mtime_ns == stamp
+    assert run(*arguments, "--crop", "none", "--bits", "8") == 2
+    assert "prepared with another bits" in capsys.readouterr().err
+
+
+def test_prepare_finds_a_size_and_skips_what_is_smaller(folder, tmp_path, capsys):
+    Image.new("RGB", (40, 40)).save(folder / "small.png")
+    assert run("images", "--input", folder, "--output", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert "image_size: 64, the largest" in out and "skipped: 1 images (1 too small)" in out
+    manifest = json.loads((tmp_path / "out" / prepare.MANIFEST).read_text())
+    assert manifest["skipped"] == {"small.png": "too small"}
+    assert manifest["settings"]["size"] == "64"
+    assert records(tmp_path / "out", "train", 64)[0].shape == (64, 64, 3)
 
 
 def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
