@@ -1,15 +1,19 @@
 """Data sets that are damaged, or made to do harm."""
 
+import gzip
+import importlib.util
 import io
 import json
 import os
 import struct
 import tarfile
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from harness import damaged
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +21,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from nvae_tf.cli import prepare as prepare_command
-from nvae_tf.config import CENTRE
-from nvae_tf.data import arrays, images, prepare, tfrecords
+from nvae_tf.config import CENTRE, DataConfig, ImageSpec
+from nvae_tf.data import arrays, catalog, image_files, images, levels, prepare, tfrecords
+from nvae_tf.data.stored import full_range
 from nvae_tf.io.errors import UserError
 
 SIZE = 8
+SPEC = ImageSpec(SIZE, SIZE, 3)
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0]).resize((20, 16))
 
 
@@ -31,14 +37,15 @@ def framed(record: bytes) -> bytes:
     return length + crcs[0] + record + crcs[1]
 
 
-def read_all(folder, content):
+def read_all(folder, content, spec=SPEC):
     """Every image of a split that is one shard of these bytes."""
-    path = folder / "train" / tfrecords.shard_name("train", SIZE, 0, 1)
+    path = folder / "train" / tfrecords.shard_name("train", (SIZE, SIZE), 0, 1)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    source = tfrecords.TFRecordSource(folder, "train", SIZE)
+    source = tfrecords.TFRecordSource(folder, "train", spec)
     examples = [source.fetch(index) for index in range(len(source))]
-    assert all(image.shape == (SIZE, SIZE, 3) for image, _ in examples)
+    assert all(image.shape == spec.shape for image, _ in examples)
+    assert all(image.max(initial=0) < 2**spec.bits for image, _ in examples)
     return examples
 
 
@@ -46,9 +53,21 @@ CROPS = [np.asarray(PHOTOGRAPH.crop((i, i, i + SIZE, i + SIZE))) for i in range(
 SHARD = b"".join(framed(tfrecords.serialize(crop, label=7)) for crop in CROPS)
 
 
+DEEP = ImageSpec(SIZE, SIZE, 3, bits=12)
+DEEP_SHARD = b"".join(
+    framed(tfrecords.serialize(crop.astype(np.uint16) * 16, label=7, bits=12)) for crop in CROPS
+)
+
+
 @given(content=st.one_of(damaged(SHARD), st.binary(max_size=100)))
 def test_damaged_tfrecords(counts, tmp_path, content):
     counts.check(lambda: read_all(tmp_path, content))
+
+
+@given(record=damaged(tfrecords.serialize(CROPS[0].astype(np.uint16) * 16, bits=12)))
+def test_damaged_records_of_12_bits(counts, tmp_path, record):
+    assert len(read_all(tmp_path, DEEP_SHARD, DEEP)) == 4
+    counts.check(lambda: read_all(tmp_path, framed(record), DEEP))
 
 
 @st.composite
@@ -91,8 +110,64 @@ def encoded(kind, image=PHOTOGRAPH, **options):
     return file.getvalue()
 
 
-SIXTEEN = Image.fromarray(np.asarray(PHOTOGRAPH.convert("L")).astype(np.uint16) * 257)
+def tiff(values, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+def numpy_file(save, *arrays, **named):
+    file = io.BytesIO()
+    save(file, *arrays, **named)
+    return file.getvalue()
+
+
+def dicom(values, frames=1):
+    """A DICOM file as scanners write it, by hand: explicit lengths, little-endian."""
+    height, width = values.shape[-2:]
+
+    def element(group, number, kind, value):
+        value += b"\0" * (len(value) % 2)
+        size = "<HH2sxxI" if kind in (b"OB", b"OW") else "<HH2sH"
+        return struct.pack(size, group, number, kind, len(value)) + value
+
+    def short(group, number, value):
+        return element(group, number, b"US", struct.pack("<H", value))
+
+    syntax = element(2, 0x10, b"UI", b"1.2.840.10008.1.2.1")
+    head = element(2, 0, b"UL", struct.pack("<I", len(syntax))) + syntax
+    body = short(0x28, 2, 1) + element(0x28, 4, b"CS", b"MONOCHROME2")
+    body += element(0x28, 8, b"IS", str(frames).encode()) if frames > 1 else b""
+    for number, value in ((0x10, height), (0x11, width), (0x100, 16), (0x101, 16), (0x102, 15)):
+        body += short(0x28, number, value)
+    body += short(0x28, 0x103, 0) + element(0x28, 0x1052, b"DS", b"-1024")
+    body += element(0x28, 0x1053, b"DS", b"1")
+    return bytes(128) + b"DICM" + head + body + element(0x7FE0, 0x10, b"OW", values.tobytes())
+
+
+def nifti(values):
+    """A NIfTI-1 file of slices (n, height, width) of uint16, by hand."""
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, *values.shape[::-1], 1, 1, 1, 1)
+    struct.pack_into("<hh", header, 70, 512, 16)
+    struct.pack_into("<8f", header, 76, *[1.0] * 8)
+    struct.pack_into("<f", header, 108, 352.0)
+    header[344:348] = b"n+1\0"
+    return bytes(header) + values[:, ::-1].tobytes()
+
+
+GREY = np.asarray(PHOTOGRAPH.convert("L"))
+COLOUR = np.asarray(PHOTOGRAPH)
+DEEP_GREY, DEEP_COLOUR = GREY.astype(np.uint16) * 257, COLOUR.astype(np.uint16) * 257
+PAGES = np.stack([DEEP_GREY] * 3)
 TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+SCANS = {
+    "ct.dcm": ("pydicom", dicom(DEEP_GREY)),
+    "frames.dcm": ("pydicom", dicom(PAGES, 3)),
+    "scan.nii": ("nibabel", nifti(PAGES)),
+    "scan.nii.gz": ("nibabel", gzip.compress(nifti(PAGES))),
+}
 FILES = {
     "jpeg": encoded("JPEG"),
     "progressive.jpg": encoded("JPEG", progressive=True),
@@ -100,7 +175,9 @@ FILES = {
     "grey.jpg": encoded("JPEG", PHOTOGRAPH.convert("L")),
     "exif.jpg": encoded("JPEG", exif=TURNED),
     "png": encoded("PNG"),
-    "sixteen.png": encoded("PNG", SIXTEEN),
+    "sixteen.png": encoded("PNG", Image.fromarray(DEEP_GREY)),
+    "deep.png": tf.io.encode_png(DEEP_COLOUR).numpy(),
+    "deep alpha.png": tf.io.encode_png(np.dstack([DEEP_COLOUR, DEEP_GREY])).numpy(),
     "palette.png": encoded("PNG", PHOTOGRAPH.quantize(16), transparency=b"\0" * 16),
     "alpha.png": encoded("PNG", PHOTOGRAPH.convert("RGBA")),
     "bilevel.png": encoded("PNG", PHOTOGRAPH.convert("1")),
@@ -110,23 +187,50 @@ FILES = {
     "bmp": encoded("BMP"),
     "tiff": encoded("TIFF"),
     "float.tiff": encoded("TIFF", PHOTOGRAPH.convert("F")),
+    "lzw.tiff": encoded("TIFF", Image.fromarray(DEEP_GREY), compression="tiff_lzw"),
+    "palette.tiff": encoded("TIFF", PHOTOGRAPH.quantize(16)),
+    "deep.tiff": tiff(DEEP_COLOUR, photometric="rgb", compression="zlib", predictor=2),
+    "planes.tiff": tiff(
+        np.moveaxis(DEEP_COLOUR, -1, 0), photometric="rgb", planarconfig="separate"
+    ),
+    "grey pages.tiff": tiff(PAGES, photometric="minisblack"),
+    "grey plain pages.tiff": tiff(PAGES, photometric="minisblack", metadata=None, bigtiff=True),
+    "grey tiles.tiff": tiff(DEEP_GREY, tile=(16, 16), compression="zlib", byteorder=">"),
+    "cells.tiff": tiff(np.moveaxis(DEEP_COLOUR, -1, 0), imagej=True, metadata={"axes": "CYX"}),
+    "cells.ome.tiff": tiff(np.moveaxis(DEEP_COLOUR, -1, 0), ome=True, metadata={"axes": "CYX"}),
+    "grey.npy": numpy_file(np.save, PAGES),
+    "colour.npz": numpy_file(np.savez_compressed, images=COLOUR[None].repeat(3, 0), y=np.arange(3)),
+    **{
+        f"grey {name}": content
+        for name, (package, content) in SCANS.items()
+        if importlib.util.find_spec(package)
+    },
     "ppm": encoded("PPM"),
 }
 
 
 def decode(path, content):
+    """Every image of a file, of which the first comes back, in 8-bit colour."""
     path.write_bytes(content)
-    image = images.load_image(path, path, SIZE, CENTRE)
-    assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
-    return image
+    reader = image_files.ImageReader()
+    seen = []
+    for item in reader.items(path)[:5]:
+        values = reader.read(item).values
+        ends = (0, 255) if values.dtype.kind == "f" else full_range(values.dtype)
+        ends = (-1024, 64511) if path.suffix == ".dcm" else ends
+        spec = ImageSpec(SIZE, SIZE, 3, value_range=ends)
+        image, _ = images.FolderSource([item], spec, reader=reader).fetch(0)
+        assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+        seen.append(image)
+    return seen[0]
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_every_kind_of_image_looks_the_same(counts, tmp_path, kind):
     whole = FILES[kind]
     image = counts.check(lambda: decode(tmp_path / f"x.{kind}", whole))
-    expected = np.asarray(images.resize(PHOTOGRAPH, SIZE, CENTRE)).astype(float)
-    if kind.partition(".")[0] in ("sixteen", "grey", "bilevel", "float"):
+    expected = levels.resize(COLOUR, (SIZE, SIZE), CENTRE).astype(float)
+    if kind.startswith(("sixteen", "grey", "bilevel", "float", "lzw")):
         image, expected = image.mean(-1), expected.mean(-1)
     if kind != "exif.jpg":  # which is turned
         assert np.abs(image - expected).mean() < (60 if kind == "bilevel.png" else 20)
@@ -173,6 +277,96 @@ def test_bombs_and_impostors_as_images(counts, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def numpy_header(shape, kind="<u2"):
+    text = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape!r}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode()
+
+
+def bombs():
+    """Small files that promise or unpack to very much."""
+    deep = bytearray(png_of(10_000, 10_000))
+    deep[24] = 16  # bits
+    zeros = tiff(np.zeros((64, 64), np.uint16), compression="zlib")
+    packed = zlib.compress(bytes(2**30))
+    with tifffile.TiffFile(io.BytesIO(zeros)) as file:
+        offset, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+        place = file.pages[0].tags["StripByteCounts"].offset + 8
+        place_of_offset = file.pages[0].tags["StripOffsets"].offset + 8
+    bomb = bytearray(zeros) + packed
+    struct.pack_into("<I", bomb, place, len(packed))
+    struct.pack_into("<I", bomb, place_of_offset, len(zeros))
+    assert size and offset
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x.npy", numpy_header((2, 2**15, 2**15)) + bytes(2**31 - 10))
+    volume = bytearray(nifti(PAGES))
+    struct.pack_into("<3h", volume, 42, 8000, 8000, 100)
+    deflated = dicom(DEEP_GREY).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0\0")
+    return {
+        "deep.png": bytes(deep),
+        "strip.tif": bytes(bomb),
+        "promise.npy": numpy_header((2**40, 64, 64)),
+        "objects.npy": numpy_header((64, 64), "|O") + bytes(64 * 64 * 8),
+        "archive.npz": archive.getvalue(),
+        "promise.nii": bytes(volume),
+        "promise.nii.gz": gzip.compress(bytes(volume)),
+        "bomb.nii.gz": gzip.compress(bytes(volume) + bytes(2**30)),
+        "deflated.dcm": deflated,
+        "frames.dcm": dicom(DEEP_GREY, frames=2**20),
+    }
+
+
+def test_bombs_of_every_reader(counts, tmp_path):
+    for name, content in bombs().items():
+        result = counts.check(lambda name=name, content=content: decode(tmp_path / name, content))
+        assert isinstance(result, UserError), name
+
+
+def test_a_tiff_cannot_name_other_files(counts, tmp_path):
+    tifffile.imwrite(tmp_path / "secret.tif", DEEP_GREY)
+    secret = (tmp_path / "secret.tif").read_bytes()
+    text = f"""<?xml version="1.0" encoding="UTF-8"?>
+    <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="P:0"
+    DimensionOrder="XYZCT" Type="uint16" SizeX="20" SizeY="16" SizeZ="2" SizeC="1" SizeT="1">
+    <Channel ID="C:0" SamplesPerPixel="1"/><TiffData IFD="0" FirstZ="0" PlaneCount="1"/>
+    <TiffData IFD="0" FirstZ="1" PlaneCount="1"><UUID FileName="secret.tif">urn:uuid:{"1" * 8}</UUID>
+    </TiffData></Pixels></Image></OME>"""
+    content = tiff(np.zeros((16, 20), np.uint16), description=text, metadata=None)
+    (tmp_path / "bait.ome.tif").write_bytes(content)
+    reader = image_files.ImageReader()
+
+    def read():
+        path = tmp_path / "bait.ome.tif"
+        return np.stack([reader.read(item).values for item in reader.items(path)])
+
+    result = counts.check(read)
+    assert isinstance(result, UserError) or not result.any()
+    assert (tmp_path / "secret.tif").read_bytes() == secret
+
+
+@given(data=st.data())
+def test_a_folder_with_damaged_files_is_skipped_or_used(counts, tmp_path, data):
+    folder = tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(FILES["png"])
+    kind = data.draw(st.sampled_from(sorted(FILES)))
+    path = folder / f"damaged.{kind}"
+    path.write_bytes(data.draw(damaged(FILES[kind])))
+    config = DataConfig(dataset="images", data=str(folder), image_size="8", channels=3, bits=8)
+
+    def settle():
+        settled = catalog.settle(config)
+        train, test = settled.dataset.open(str(folder))
+        assert len(train) + len(test) >= 4
+        for source in (train, test):
+            for index in range(len(source)):
+                source.fetch(index)
+
+    counts.check(settle)
+    path.unlink()
+
+
 def test_odd_entries_of_a_folder(counts, tmp_path):
     folder = tmp_path / "images"
     (folder / "deeper.png").mkdir(parents=True)
@@ -185,7 +379,7 @@ def test_odd_entries_of_a_folder(counts, tmp_path):
     (folder / "self.png").symlink_to("self.png")
     (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(FILES["png"])
     for path in images.find_images(folder):
-        counts.check(lambda path=path: images.load_image(path, path, SIZE, CENTRE))
+        counts.check(lambda path=path: images.FolderSource([path], SPEC).fetch(0))
     assert counts.accepted == 21 and counts.refused == 4
     for entry in ("pipe.png", "endless.png", "nowhere.png", "self.png"):
         (folder / entry).unlink()
@@ -201,7 +395,7 @@ def test_damaged_lists_of_splits(counts, tmp_path, content):
     for number in range(12):
         (tmp_path / f"{number:06d}.jpg").write_bytes(FILES["jpeg"])
     (tmp_path / "list_eval_partition.txt").write_bytes(content)
-    counts.check(lambda: prepare.celeba_items(tmp_path, 64))
+    counts.check(lambda: prepare.celeba_task(tmp_path, 64, {}))
 
 
 @given(
@@ -218,8 +412,8 @@ def test_damaged_manifests(counts, tmp_path, content):
     (out / "train").mkdir(parents=True, exist_ok=True)
     (out / prepare.MANIFEST).write_bytes(content)
     (out / "train" / "train-r03-s-0000-of-0001.unreadable").write_bytes(content)
-    items = prepare.image_items(folder, SIZE, CENTRE, 0.5, 0)
-    counts.check(lambda: prepare.prepare(items, SIZE, out, {"size": 8}))
+    task = prepare.folder_task(DataConfig(image_size="8", data=str(folder)), 0.5, 0, {})
+    counts.check(lambda: prepare.prepare(task._replace(settings={"size": 8}), out))
 
 
 def archive(members):
@@ -237,7 +431,7 @@ def archive(members):
 
 
 NAMES = [
-    tfrecords.shard_name(split, SIZE, index, 2)
+    tfrecords.shard_name(split, (SIZE, SIZE), index, 2)
     for split in ("train", "validation")
     for index in (0, 1)
 ]
