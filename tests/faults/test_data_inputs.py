@@ -287,18 +287,23 @@ def bombs():
     deep = bytearray(png_of(10_000, 10_000))
     deep[24] = 16  # bits
     zeros = tiff(np.zeros((64, 64), np.uint16), compression="zlib")
-    packed = zlib.compress(bytes(2**30))
+    strip = zlib.compress(bytes(2**26))
     with tifffile.TiffFile(io.BytesIO(zeros)) as file:
         offset, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
         place = file.pages[0].tags["StripByteCounts"].offset + 8
         place_of_offset = file.pages[0].tags["StripOffsets"].offset + 8
-    bomb = bytearray(zeros) + packed
-    struct.pack_into("<I", bomb, place, len(packed))
+    bomb = bytearray(zeros) + strip
+    struct.pack_into("<I", bomb, place, len(strip))
     struct.pack_into("<I", bomb, place_of_offset, len(zeros))
     assert size and offset
     archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("x.npy", numpy_header((2, 2**15, 2**15)) + bytes(2**31 - 10))
+    with (
+        zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("x.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(numpy_header((33, 2**12, 2**12)))
+        for _ in range(33 * 2**5):
+            member.write(bytes(2**20))
     volume = bytearray(nifti(PAGES))
     struct.pack_into("<3h", volume, 42, 8000, 8000, 100)
     deflated = dicom(DEEP_GREY).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0\0")
@@ -310,7 +315,6 @@ def bombs():
         "archive.npz": archive.getvalue(),
         "promise.nii": bytes(volume),
         "promise.nii.gz": gzip.compress(bytes(volume)),
-        "bomb.nii.gz": gzip.compress(bytes(volume) + bytes(2**30)),
         "deflated.dcm": deflated,
         "frames.dcm": dicom(DEEP_GREY, frames=2**20),
     }
