@@ -122,7 +122,7 @@ def numpy_file(save, *arrays, **named):
     return file.getvalue()
 
 
-def dicom(values, frames=1):
+def dicom(values, frames=1, syntax=b"1.2.840.10008.1.2.1"):
     """A DICOM file as scanners write it, by hand: explicit lengths, little-endian."""
     height, width = values.shape[-2:]
 
@@ -134,8 +134,8 @@ def dicom(values, frames=1):
     def short(group, number, value):
         return element(group, number, b"US", struct.pack("<H", value))
 
-    syntax = element(2, 0x10, b"UI", b"1.2.840.10008.1.2.1")
-    head = element(2, 0, b"UL", struct.pack("<I", len(syntax))) + syntax
+    meta = element(2, 0x10, b"UI", syntax)
+    head = element(2, 0, b"UL", struct.pack("<I", len(meta))) + meta
     body = short(0x28, 2, 1) + element(0x28, 4, b"CS", b"MONOCHROME2")
     body += element(0x28, 8, b"IS", str(frames).encode()) if frames > 1 else b""
     for number, value in ((0x10, height), (0x11, width), (0x100, 16), (0x101, 16), (0x102, 15)):
@@ -306,7 +306,6 @@ def bombs():
             member.write(bytes(2**20))
     volume = bytearray(nifti(PAGES))
     struct.pack_into("<3h", volume, 42, 8000, 8000, 100)
-    deflated = dicom(DEEP_GREY).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0\0")
     return {
         "deep.png": bytes(deep),
         "strip.tif": bytes(bomb),
@@ -315,7 +314,7 @@ def bombs():
         "archive.npz": archive.getvalue(),
         "promise.nii": bytes(volume),
         "promise.nii.gz": gzip.compress(bytes(volume)),
-        "deflated.dcm": deflated,
+        "deflated.dcm": dicom(DEEP_GREY, syntax=b"1.2.840.10008.1.2.1.99"),
         "frames.dcm": dicom(DEEP_GREY, frames=2**20),
     }
 
