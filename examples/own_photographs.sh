@@ -3,13 +3,14 @@
 #
 #   bash examples/own_photographs.sh PHOTOS OUT [any flag of train_keras.py]
 #
-# PHOTOS is a folder of images, at any depth. The more the better: some thousands at least.
+# PHOTOS is a folder of images, at any depth. The more the better: some thousands at least. Their size is found:
+# the largest up to 256x256 that nearly all of them reach. Smaller trains faster: give the first command --size 64.
 set -euo pipefail
 photos=$1 out=$2
 shift 2
 
-# 1. Crop, scale and pack them once; unreadable files are skipped and listed.
-nvae-prepare images --input "$photos" --output "$out/tfrecords" --size 64
+# 1. Crop, scale and pack them once; what is too small or unreadable is skipped and listed.
+nvae-prepare images --input "$photos" --output "$out/tfrecords"
 # 2. See what training will see.
 nvae-inspect --dataset tfrecords --data "$out/tfrecords" --output "$out/inspect.png"
 # 3. Train (a GPU-day or more for good samples). The same command with --cont_training continues.
