@@ -79,7 +79,7 @@ def write_tfrecords(folder: Path, images: np.ndarray, shards: int = 4) -> None:
     """Writes images in GLOW's layout."""
     (folder / "train").mkdir(parents=True)
     for index, part in enumerate(np.array_split(np.arange(len(images)), shards)):
-        name = tfrecords.shard_name("train", images.shape[1], index, shards)
+        name = tfrecords.shard_name("train", images.shape[1:3], index, shards)
         with tf.io.TFRecordWriter(str(folder / "train" / name)) as writer:
             for i in part:
                 writer.write(tfrecords.serialize(images[i]))
@@ -147,7 +147,7 @@ def main() -> None:
             source = ArraySource(images)
         else:
             write_tfrecords(folder, images)
-            source = tfrecords.TFRecordSource(folder, "train", dataset.image.height)
+            source = tfrecords.TFRecordSource(folder, "train", dataset.image)
         ours = pipeline_rate(source, dataset, config)
         theirs = torch_rate(images, folder, config.data.batch_size)
     step = step_rate(config, dataset.image, arguments.step_batch) if arguments.step_batch else None

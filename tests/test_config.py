@@ -235,7 +235,12 @@ def test_groups_halve_from_the_finest_scale_with_a_minimum():
         (["--config", "digits", "--zzzzzzz"], "unrecognized arguments: --zzzzzzz \\(see"),
         (["--config", "digits", "--dataset", "svhn"], "dataset: 'svhn' .* digits"),
         (["--config", "cifar10", "--image_size", "64"], "image_size: 64 .* 32x32"),
-        (["--config", "celeba64", "--dataset", "images", "--data", "/"], "image_size: 0 .* images"),
+        (["--config", "celeba64", "--dataset", "images", "--data", "/n"], "/n: no such folder"),
+        (["--config", "digits", "--value_range", "0,9"], "value_range: 0,9 .* for images alone"),
+        (
+            ["--config", "digits", "--bits", "5"],
+            "bits: 5 is not allowed; the images of digits have 8",
+        ),
         (["--config", "celeba64"], "celeba_64 needs --data: .*prepare celeba.*docs/data.md"),
         (["--config", "celeba64", "--data", "/nowhere"], "/nowhere: no such folder"),
         (["--config", "digits", "--num_latent_scales", "9"], "can be halved at most 5 times"),

@@ -197,17 +197,23 @@ def test_a_clock_that_goes_backwards(recipe, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_training_on_a_damaged_image_always_ends(photographs, tmp_path):
-    """In one start of seven the process once waited for ever, after it had printed its error."""
+    """In one start of seven the process once waited for ever, after it had printed its error.
+
+    The image is damaged after the folder was looked through; one that was before is skipped.
+    """
     folder = tmp_path / "photographs"
     folder.mkdir()
     for number, image in enumerate(photographs):
         Image.fromarray(image).save(folder / f"{number:03d}.png")
-    (folder / "040.png").write_bytes(b"not an image")
     flags = ["--config", "digits", "--dataset", "images", "--data", folder, "--image_size", "32"]
     small = ["--num_channels_enc", "4", "--num_channels_dec", "4", "--num_groups_per_scale", "1"]
     for attempt in range(10):
         root = ["--root", tmp_path / f"runs-{attempt}", "--jit_compile", "off", "--batch_size", "8"]
+        Image.fromarray(photographs[40]).save(folder / "040.png")
         process = run_python(COMMAND, *flags, *small, "--num_mixture_dec", "2", *root)
+        while not process.stdout.readline().startswith("run: "):
+            assert process.poll() is None
+        (folder / "040.png").write_bytes(b"not an image")
         _, error = process.communicate(timeout=120)
         assert process.returncode == 2, error
         (line,) = own_lines(error)
