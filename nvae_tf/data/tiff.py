@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ ALPHA = (1, 2)  # kinds of extra samples that are opacity
 
 @contextlib.contextmanager
 def _opened(path: Path):
+    _check_chain(path)
     # OME's metadata may name further files: only this one is opened.
     with tifffile.TiffFile(path, _multifile=False) as file:
         yield file
@@ -59,6 +61,37 @@ def read(path: Path, index: int, read_with_pillow: Callable) -> Stored:
         orientation = page.tags.valueof(274, 1)
         has_alpha = len(pages) == 1 and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
     return stored(turn_upright(np.concatenate(values, axis=-1), orientation), has_alpha)
+
+
+def _check_chain(path: Path) -> None:
+    """Walks the directories of a file, each of which says where the next one is.
+
+    tifffile would follow a chain that leads back into itself for ever.
+
+    Raises:
+        ValueError: There are too many, or they are longer together than the file.
+        struct.error: One is cut off.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        is_big = head[:4] in (b"II+\0", b"MM\0+")
+        number, pointer, tag_size = ("Q", "Q", 20) if is_big else ("H", "I", 12)
+        (offset,) = struct.unpack_from(order + pointer, head, 8 if is_big else 4)
+        whole = room = path.stat().st_size
+        for _ in range(MAX_IMAGES):
+            if not 0 < offset < whole:  # the end
+                return
+            file.seek(offset)
+            size = struct.calcsize(order + number)
+            (tags,) = struct.unpack(order + number, file.read(size))
+            room -= size + tags * tag_size + struct.calcsize(order + pointer)
+            if room < 0:
+                raise ValueError("its directories are longer than the file")
+            file.seek(offset + size + tags * tag_size)
+            content = file.read(struct.calcsize(order + pointer))
+            (offset,) = struct.unpack(order + pointer, content)
+    raise ValueError("too many pages")
 
 
 def _images(file) -> list[list]:

@@ -296,6 +296,11 @@ def bombs():
     struct.pack_into("<I", bomb, place, len(strip))
     struct.pack_into("<I", bomb, place_of_offset, len(zeros))
     assert size and offset
+    loop = bytearray(tiff(PAGES, photometric="minisblack", metadata=None))
+    with tifffile.TiffFile(io.BytesIO(bytes(loop))) as file:
+        last = file.pages[2].offset
+        (tags,) = struct.unpack_from("<H", loop, last)
+        struct.pack_into("<I", loop, last + 2 + 12 * tags, file.pages[1].offset)
     archive = io.BytesIO()
     with (
         zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file,
@@ -309,6 +314,7 @@ def bombs():
     return {
         "deep.png": bytes(deep),
         "strip.tif": bytes(bomb),
+        "loop.tif": bytes(loop),
         "promise.npy": numpy_header((2**40, 64, 64)),
         "objects.npy": numpy_header((64, 64), "|O") + bytes(64 * 64 * 8),
         "archive.npz": archive.getvalue(),
