@@ -357,7 +357,7 @@ def test_a_tiff_cannot_name_other_files(counts, tmp_path):
 def test_a_folder_with_damaged_files_is_skipped_or_used(counts, tmp_path, data):
     folder = tmp_path / "images"
     folder.mkdir(exist_ok=True)
-    for number in range(4):
+    for number in range(10):
         (folder / f"{number}.png").write_bytes(FILES["png"])
     kind = data.draw(st.sampled_from(sorted(FILES)))
     path = folder / f"damaged.{kind}"
@@ -367,12 +367,12 @@ def test_a_folder_with_damaged_files_is_skipped_or_used(counts, tmp_path, data):
     def settle():
         settled = catalog.settle(config)
         train, test = settled.dataset.open(str(folder))
-        assert len(train) + len(test) >= 4
+        assert len(train) + len(test) >= 10
         for source in (train, test):
             for index in range(len(source)):
                 source.fetch(index)
 
-    counts.check(settle)
+    assert not isinstance(counts.check(settle), UserError)
     path.unlink()
 
 
