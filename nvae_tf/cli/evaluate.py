@@ -119,6 +119,11 @@ def _parser() -> Parser:
         metavar="N",
         help="draws of an image computed at once; more is faster and takes more memory (default: 1)",
     )
+    likelihood.add_argument(
+        "--likelihood",
+        choices=("official", "exact", "both"),
+        help="which probabilities of colour pixels to report (default: those of training)",
+    )
     sampling = parser.add_argument_group("sample, evaluate_fid, interpolate, traverse and export")
     sampling.add_argument(
         "--temp", type=positive, default=1.0, metavar="T", help="temperature (default: 1.0)"

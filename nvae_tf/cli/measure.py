@@ -35,7 +35,7 @@ def evaluate(arguments) -> None:
     from nvae_tf.evaluation import likelihood
     from nvae_tf.io.files import write_text
 
-    config = loaded.config
+    config, kinds = loaded.config, likelihood.kinds_of(loaded.model, arguments.likelihood)
     dataset = catalog.get_dataset_info(config.data)
     train, test = dataset.open(config.data.data)
     source = train if arguments.eval_on_train else test
@@ -47,17 +47,26 @@ def evaluate(arguments) -> None:
         num_bits=loaded.model.num_bits,
     )
     with reading(source):
-        results = likelihood.evaluate(
+        results = likelihood.evaluate_kinds(
             loaded.model,
             batches,
             len(source),
+            kinds,
             num_draws=arguments.num_iw_samples,
             chunk=arguments.iw_chunk,
             seed=arguments.seed,
         )
-    summary = likelihood.summarize(results, loaded.model.bits_per_dim)
+    summaries = {
+        likelihood.name_of(loaded.model, kind): likelihood.summarize(
+            result, loaded.model.bits_per_dim
+        )
+        for kind, result in results.items()
+    }
+    own, *others = summaries
     report = {
-        **summary,
+        **summaries[own],
+        "likelihood": own,
+        **{name: summaries[name] for name in others},
         "num_images": len(source),
         "num_iw_samples": arguments.num_iw_samples,
         "seed": arguments.seed,
@@ -66,13 +75,15 @@ def evaluate(arguments) -> None:
     }
     path = output / "evaluate.json"
     write_text(path, json.dumps(report, indent=1) + "\n")
-    for name, bits, title in (
-        ("nelbo", "bpd_nelbo", "NELBO"),
-        ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
-    ):
-        nats, error = summary[name]["mean"], summary[name]["standard_error"]
-        spread = "" if error is None else f" +- {error:.2f}"
-        print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
+    for kind, summary in summaries.items():
+        print(f"likelihood: {kind}")
+        for name, bits, title in (
+            ("nelbo", "bpd_nelbo", "NELBO"),
+            ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
+        ):
+            nats, error = summary[name]["mean"], summary[name]["standard_error"]
+            spread = "" if error is None else f" +- {error:.2f}"
+            print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
     print(f"written: {path}")
 
 
