@@ -66,8 +66,8 @@ def train(
 
     Args:
         config: Name of a recipe, path of a YAML file, or a `nvae_tf.config.Config`.
-        dataset: Training and test images: a pair of arrays (n, height, width, channels) of levels, uint8
-            or uint16, or of finite `tf.data.Dataset`s of such images, which are read into memory;
+        dataset: Training and test images: a pair of arrays (n, height, width, channels) of levels,
+            uint8 or uint16, or of finite `tf.data.Dataset`s of such images, which are read into memory;
             default: those that the recipe names.
         callbacks: Callbacks of Keras, or ours (`nvae_tf.callbacks`).
         folder: Path of the run's folder; default: ``runs/NAME`` for the recipe's name.

@@ -32,9 +32,9 @@ def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> O
     """Makes a data set of images.
 
     Args:
-        dataset: Training and test images: each an array (n, height, width, channels) of levels, uint8 or
-            uint16, or a finite `tf.data.Dataset` of such images or batches of them, alone or first in a
-            tuple, which is read into memory.
+        dataset: Training and test images: each an array (n, height, width, channels) of levels, uint8
+            or uint16, or a finite `tf.data.Dataset` of such images or batches of them, alone or first
+            in a tuple, which is read into memory.
         image: The images' description; default: images of 8 bits of their shape. Those of uint16 need
             one, which says how many bits they have.
         flip: Whether images are mirrored at random in training.

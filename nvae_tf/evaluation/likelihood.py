@@ -66,7 +66,7 @@ def kinds_of(model: NVAE, asked: str | None) -> list[str]:
         return [model.likelihood]
     if model.image.binary:
         raise UserError(
-            f"likelihood: {asked} is not allowed for binary images; Bernoulli pixels have one likelihood"
+            f"likelihood: {asked} is not allowed for binary images, whose pixels are Bernoulli"
         )
     kinds = [OFFICIAL, EXACT] if asked == BOTH else [asked]
     for kind in kinds:
