@@ -11,7 +11,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.engine.devices import on_devices, shard, unshard
