@@ -38,9 +38,9 @@ def read_digits(folder: str = "") -> Splits:
 def read_digits_grey(folder: str = "") -> Splits:
     """Reads the digits of `read_digits` as grey images of 5 bits.
 
-    The originals have 17 levels, 0 to 16, and so have these: values between them, which enlarging makes,
-    are rounded to the nearest. They are spread over the 32 levels of 5 bits, 16 becoming 31, so that 15
-    levels of 5 bits never occur.
+    The originals have 17 levels, 0 to 16, and so have these: values between them, which enlarging
+    makes, are rounded to the nearest. They are spread over the 32 levels of 5 bits, 16 becoming 31, so
+    that 15 levels of 5 bits never occur.
 
     Args:
         folder: Ignored, because the images come with scikit-learn.
