@@ -116,7 +116,7 @@ def test_photographs_are_reconstructed(trained):
     results = latents.reconstruct(model, images, seed=1)
     assert results.images.shape == images.shape and np.all(results.mse < 0.3)
     model.compile()
-    scores = model.evaluate(images, verbose=0, return_dict=True)
+    scores = model.evaluate(images, verbose=0)
     assert scores["nelbo"] == pytest.approx(results.nelbo.mean(), rel=0.2)
     pairs = np.concatenate([images, results.images], 2)
     picture = grid(with_captions(pairs, [["nats"]] * len(pairs)), 4)
@@ -226,7 +226,13 @@ def test_evaluation_says_which_likelihood_it_reports(tmp_path, capsys):
     pytest.importorskip("skimage")
     folder = tmp_path / "run"
     nvae_tf.train(
-        "photos", folder=folder, epochs=1, warmup_epochs=0, batch_size=400, jit_compile="off", **TINY
+        "photos",
+        folder=folder,
+        epochs=1,
+        warmup_epochs=0,
+        batch_size=400,
+        jit_compile="off",
+        **TINY,
     )
     line = ["--checkpoint", str(folder), "--num_iw_samples", "1", "--likelihood"]
     assert main([*line, "both"]) == 0
