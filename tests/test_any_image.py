@@ -35,7 +35,8 @@ def crops(spec, count=72):
     image = np.concatenate([image, image[..., ::-1]], -1)[..., : spec.channels]
     shifted = np.concatenate([shifted, shifted], -1)[..., : spec.channels]
     levels = np.floor((image + shifted) / 256.0 * 2**spec.bits)
-    places = [(31 * n % 380, 47 * n % 600) for n in range(count)]
+    rows, columns = (side - size for side, size in zip(image.shape, spec.shape[:2], strict=False))
+    places = [(31 * n % rows, 47 * n % columns) for n in range(count)]
     images = np.stack([levels[r : r + spec.height, c : c + spec.width] for r, c in places])
     return images.astype(np.uint8 if spec.bits <= 8 else np.uint16)
 
