@@ -19,16 +19,12 @@ def tiles(arguments) -> None:
 
     from nvae_tf.data.whole_image import read_whole
     from nvae_tf.evaluation import tiles as scoring
-    from nvae_tf.evaluation.stored_images import from_levels, to_levels
+    from nvae_tf.evaluation.stored_images import to_levels
     from nvae_tf.io.image_grid import grid
 
     model, written = loaded.model, []
     for path in map(user_path, arguments.images):
-        levels = read_whole(path, model.image)
-        bits_left = 0 if model.image.binary else model.image.bits - model.num_bits
-        image = (levels >> bits_left) / np.float32(2 ** (model.image.bits - bits_left) - 1)
-        if model.image.binary:
-            image = np.rint(from_levels(levels, model.image))
+        image = _as_the_model_sees(read_whole(path, model.image), model)
         try:
             result = scoring.score(
                 model,
@@ -62,6 +58,14 @@ def tiles(arguments) -> None:
             f"and {high:.2f} white"
         )
     print("written: " + ", ".join(map(str, written)))
+
+
+def _as_the_model_sees(levels, model):
+    """Images in [0, 1] with the bits of the model; binary ones are 1 from half of the last level on."""
+    if model.image.binary:
+        return (levels > 2 ** (model.image.bits - 1) - 1).astype("float32")
+    fewer = levels >> (model.image.bits - model.num_bits)
+    return fewer.astype("float32") / (2**model.num_bits - 1)
 
 
 def _free(path: Path, taken: list[Path]) -> Path:
