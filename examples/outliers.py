@@ -44,11 +44,12 @@ def surprise(images):
     return likelihoods.neg_log_likelihood
 
 
+height, width = images.shape[1:3]
 rng = np.random.default_rng(0)
 shuffled = images.reshape(len(images), -1, images.shape[-1])
 changed = {
     "upside down": images[:, ::-1],
-    "turned by 90 degrees": np.rot90(images, axes=(1, 2)),
+    **({"turned by 90 degrees": np.rot90(images, axes=(1, 2))} if height == width else {}),
     "negative": 1.0 - images,
     "pixels shuffled": rng.permuted(shuffled, axis=1).reshape(images.shape),
     "empty": np.zeros_like(images),

@@ -66,12 +66,13 @@ def train(
 
     Args:
         config: Name of a recipe, path of a YAML file, or a `nvae_tf.config.Config`.
-        dataset: Training and test images: a pair of arrays (n, height, width, channels) of 8 bits, or
-            of finite `tf.data.Dataset`s of such images, which are read into memory; default: those that
-            the recipe names.
+        dataset: Training and test images: a pair of arrays (n, height, width, channels) of levels,
+            uint8 or uint16, or of finite `tf.data.Dataset`s of such images, which are read into memory;
+            default: those that the recipe names.
         callbacks: Callbacks of Keras, or ours (`nvae_tf.callbacks`).
         folder: Path of the run's folder; default: ``runs/NAME`` for the recipe's name.
-        image: Description of `dataset`; default: colour images of its shape.
+        image: Description of `dataset`; default: images of 8 bits of its shape. Those of uint16 need
+            one.
         flip: Whether images of `dataset` are mirrored at random.
         resume: Whether to continue the run in the folder from its newest checkpoint.
         init_from: A trained model, as for `load`, whose weights a new run begins with.

@@ -32,9 +32,7 @@ def check_images(images, spec: ImageSpec) -> None:
             f"images: {_type_text(images)}; expected an array or tensor {_shape_text(expected)}"
         )
     if not dtype.is_floating:
-        raise UserError(
-            f"images: {_type_text(images)}; expected floats in [0, 1], 8-bit values divided by 255"
-        )
+        raise UserError(f"images: {_type_text(images)}; expected {_values_text(spec)}")
     if shape is not None and not _fits(shape, expected):
         raise UserError(
             f"images: shape {_shape_text(shape)}; expected {_shape_text(expected)}: "
@@ -45,9 +43,13 @@ def check_images(images, spec: ImageSpec) -> None:
         lowest, highest = float(values.min()), float(values.max())
         if not (lowest >= -ROUNDING and highest <= 1.0 + ROUNDING):
             raise UserError(
-                f"images: values from {lowest:g} to {highest:g}; expected floats in [0, 1], 8-bit "
-                "values divided by 255"
+                f"images: values from {lowest:g} to {highest:g}; expected {_values_text(spec)}"
             )
+
+
+def _values_text(spec: ImageSpec) -> str:
+    """What a model expects as the values of images."""
+    return f"floats in [0, 1], {spec.bits}-bit values divided by {2**spec.bits - 1}"
 
 
 def _remedy(shape: tuple, spec: ImageSpec) -> str:
@@ -55,14 +57,20 @@ def _remedy(shape: tuple, spec: ImageSpec) -> str:
     height, width, channels = spec.shape
     rows, columns = spec.scored_part
     inner = (rows.stop - rows.start, columns.stop - columns.start)
+    above, left = rows.start, columns.start
+    padding = f"add {above} pixels of 0 on every side"
+    if above != left:
+        padding = f"add {above} rows of 0 above and below, and {left} columns left and right"
     by_shape: dict[tuple, str] = {spec.shape: "add the batch axis, images[None]"}
     by_image_shape: dict[tuple, str] = {
         (channels, height, width): "put channels last, tf.transpose(images, [0, 2, 3, 1])",
-        (height, width, 1): "repeat the grey channel, tf.repeat(images, 3, -1)",
-        (height, width, 3): "make them grey, tf.image.rgb_to_grayscale(images)",
-        (*inner, channels): f"add {rows.start} pixels of 0 on every side",
+        (width, height, channels): "exchange height and width, tf.transpose(images, [0, 2, 1, 3])",
+        (*inner, channels): padding,
     }
+    if channels == 3:
+        by_image_shape[height, width, 1] = "repeat the grey channel, tf.repeat(images, 3, -1)"
     if channels == 1:
+        by_image_shape[height, width, 3] = "make them grey, tf.image.rgb_to_grayscale(images)"
         by_shape[height, width] = "add the batch and the channel axis, images[None, ..., None]"
         by_image_shape[height, width] = "add the channel axis, images[..., None]"
     default = "bring them to the size and the channels of the images of training"

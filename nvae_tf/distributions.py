@@ -210,6 +210,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return tf.concat([tf.shape(self.logits)[-3:-1], [self.channels]], 0)
 
     def _log_prob(self, x):
+        return tf.reduce_sum(self.pixel_log_prob(x), [-2, -1])
+
+    def pixel_log_prob(self, x):
+        """log p of each pixel with all its channels, (..., height, width), in nats."""
         levels = tf.round(x * self.max_level)[..., None]  # (..., h, w, channels, 1)
         x = (2.0 * x - 1.0)[..., None]
         values, coefficients = tf.unstack(x, axis=-2), tf.unstack(self.coefficients, axis=-2)
@@ -225,7 +229,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         else:
             log_prob = _official_log_mass(x, means, self.log_scales, self.max_level)
         log_prob = tf.reduce_sum(log_prob, -2) + tf.nn.log_softmax(self.logits)
-        return tf.reduce_sum(tf.reduce_logsumexp(log_prob, -1), [-2, -1])
+        return tf.reduce_logsumexp(log_prob, -1)
 
     def _sample_n(self, n, seed=None):
         return self.from_uniform(_draw_uniform(self, n, seed))
@@ -386,6 +390,23 @@ def _shift(values, coefficients, channel: int, channels: int):
     pairs = zip(_chain(channels), coefficients, strict=True)
     terms = [coefficient * values[before] for (c, before), coefficient in pairs if c == channel]
     return functools.reduce(operator.add, terms)
+
+
+def pixel_log_prob(distribution, x):
+    """log p of each pixel of images under an image distribution, as `log_prob` adds them up.
+
+    Args:
+        distribution: The distribution.
+        x: Images (..., height, width, channels) in [0, 1].
+
+    Returns:
+        Nats, (..., height, width).
+    """
+    if isinstance(distribution, DiscretizedLogisticMixture):
+        return distribution.pixel_log_prob(x)
+    if isinstance(distribution, NormalImage):
+        distribution, x = distribution.scaled, 2.0 * x - 1.0
+    return tf.reduce_sum(distribution.distribution.log_prob(x), -1)
 
 
 def mean_image(distribution):

@@ -33,6 +33,7 @@ from nvae_tf.distributions import (
     bernoulli_image,
     mean_image,
     num_mixture_parameters,
+    pixel_log_prob,
 )
 from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
@@ -399,12 +400,13 @@ class NVAE(KerasTraining):
             images = distribution.from_uniform(stateless_random.uniform([shape], indices, seed)[0])
         return tf.clip_by_value(images, 0.0, 1.0)
 
-    def image_distribution(self, parameters, temperature=1.0):
+    def image_distribution(self, parameters, temperature=1.0, likelihood: str | None = None):
         """p(x | z) over images in [0, 1], a TFP distribution.
 
         Args:
             parameters: (batch, height, width, parameters).
             temperature: Temperature of samples from a logistic mixture.
+            likelihood: Which probabilities, ``"official"`` or ``"exact"``; default: `likelihood`.
         """
         if self.image.binary:
             return bernoulli_image(parameters)
@@ -416,20 +418,35 @@ class NVAE(KerasTraining):
             temperature,
             self.config.min_log_scale,
             self.image.channels,
-            exact=self.likelihood == EXACT,
+            exact=(likelihood or self.likelihood) == EXACT,
         )
 
-    def log_likelihood(self, parameters, images):
+    def log_likelihood(self, parameters, images, likelihood: str | None = None):
         """log p(x | z) of each image in nats, (batch,), over the scored centre of the image.
 
         With a normal decoder (``num_mixture_dec: 1``) it is the logarithm of a density on [-1, 1].
+
+        Args:
+            parameters: (batch, height, width, parameters).
+            images: As for `call`.
+            likelihood: As for `image_distribution`.
         """
+        parameters, images = self._scored(parameters, images)
+        return self.image_distribution(parameters, likelihood=likelihood).log_prob(images)
+
+    def pixel_log_likelihood(self, parameters, images):
+        """log p(x | z) of each pixel of the scored centre, (batch, height, width), in nats."""
+        parameters, images = self._scored(parameters, images)
+        return pixel_log_prob(self.image_distribution(parameters), images)
+
+    def _scored(self, parameters, images):
+        """The scored centre of parameters and images."""
         checks.check_parameters(parameters, self.image, self._num_image_parameters())
         checks.check_images(images, self.image)
-        if self.image.scored_size:
-            rows, columns = self.image.scored_part
-            parameters, images = parameters[:, rows, columns], images[:, rows, columns]
-        return self.image_distribution(parameters).log_prob(images)
+        if not self.image.scored_size:
+            return parameters, images
+        rows, columns = self.image.scored_part
+        return parameters[:, rows, columns], images[:, rows, columns]
 
     def bits_per_dim(self, nats):
         """Converts negative log-likelihoods in nats per image to bits per dimension (elementwise).

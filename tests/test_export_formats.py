@@ -45,13 +45,16 @@ def checkout(run, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["binary", "colours with flows"])
+@pytest.fixture(scope="module", params=["binary", "colours with flows", "four channels"])
 def exported(request, run, checkout, tmp_path_factory):
     """A model, and its SavedModel."""
     if request.param == "binary":
         return loading.load(str(run)).model, checkout / "exported" / "digits" / "1"
-    model = NVAE(COLOURS, ImageSpec(16, 16, 3))
-    return model, export(model, {}, tmp_path_factory.mktemp("colours"))
+    image = ImageSpec(16, 16, 3)
+    if request.param == "four channels":  # of 12 bits, not square
+        image = ImageSpec(16, 24, 4, bits=12)
+    model = NVAE(COLOURS, image)
+    return model, export(model, {}, tmp_path_factory.mktemp("other"))
 
 
 def generated(model, noise):

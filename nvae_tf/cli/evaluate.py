@@ -1,6 +1,6 @@
 """The command ``evaluate_keras.py``."""
 
-from nvae_tf.cli import measure, show
+from nvae_tf.cli import measure, show, tile
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, positive, program
@@ -18,6 +18,7 @@ MODES = {
     "encode": show.encode,
     "export": show.export,
     "card": show.card,
+    "tiles": tile.tiles,
 }
 
 
@@ -95,7 +96,7 @@ def _parser() -> Parser:
         nargs="+",
         metavar="PATH",
         help="reconstruct, interpolate, traverse, encode: image files and folders of them, instead "
-        "of the data set",
+        "of the data set; tiles: image files of any size",
     )
     images.add_argument(
         "--indices",
@@ -118,6 +119,11 @@ def _parser() -> Parser:
         default=1,
         metavar="N",
         help="draws of an image computed at once; more is faster and takes more memory (default: 1)",
+    )
+    likelihood.add_argument(
+        "--likelihood",
+        choices=("official", "exact", "both"),
+        help="which probabilities of colour pixels to report (default: those of training)",
     )
     sampling = parser.add_argument_group("sample, evaluate_fid, interpolate, traverse and export")
     sampling.add_argument(
@@ -180,6 +186,13 @@ def _parser() -> Parser:
         type=at_least(0),
         metavar="N",
         help="latent groups, 0 the coarsest (default: all)",
+    )
+    tiles = parser.add_argument_group("tiles")
+    tiles.add_argument(
+        "--stride",
+        type=at_least(1),
+        metavar="N",
+        help="pixels from a tile to the next (default: half a tile)",
     )
     export = parser.add_argument_group("export")
     export.add_argument(

@@ -12,7 +12,7 @@ from nvae_tf.io.paths import user_path
 
 READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as in the official implementation
 GRID_COLUMNS, GRID_IMAGES = 10, 100
-FID_SAMPLES = 50_000
+FID_SAMPLES, FID_CHANNELS = 50_000, (1, 3)
 
 
 def load(arguments):
@@ -35,7 +35,7 @@ def evaluate(arguments) -> None:
     from nvae_tf.evaluation import likelihood
     from nvae_tf.io.files import write_text
 
-    config = loaded.config
+    config, kinds = loaded.config, likelihood.kinds_of(loaded.model, arguments.likelihood)
     dataset = catalog.get_dataset_info(config.data)
     train, test = dataset.open(config.data.data)
     source = train if arguments.eval_on_train else test
@@ -47,17 +47,26 @@ def evaluate(arguments) -> None:
         num_bits=loaded.model.num_bits,
     )
     with reading(source):
-        results = likelihood.evaluate(
+        results = likelihood.evaluate_kinds(
             loaded.model,
             batches,
             len(source),
+            kinds,
             num_draws=arguments.num_iw_samples,
             chunk=arguments.iw_chunk,
             seed=arguments.seed,
         )
-    summary = likelihood.summarize(results, loaded.model.bits_per_dim)
+    summaries = {
+        likelihood.name_of(loaded.model, kind): likelihood.summarize(
+            result, loaded.model.bits_per_dim
+        )
+        for kind, result in results.items()
+    }
+    own, *others = summaries
     report = {
-        **summary,
+        **summaries[own],
+        "likelihood": own,
+        **{name: summaries[name] for name in others},
         "num_images": len(source),
         "num_iw_samples": arguments.num_iw_samples,
         "seed": arguments.seed,
@@ -66,13 +75,15 @@ def evaluate(arguments) -> None:
     }
     path = output / "evaluate.json"
     write_text(path, json.dumps(report, indent=1) + "\n")
-    for name, bits, title in (
-        ("nelbo", "bpd_nelbo", "NELBO"),
-        ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
-    ):
-        nats, error = summary[name]["mean"], summary[name]["standard_error"]
-        spread = "" if error is None else f" +- {error:.2f}"
-        print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
+    for kind, summary in summaries.items():
+        print(f"likelihood: {kind}")
+        for name, bits, title in (
+            ("nelbo", "bpd_nelbo", "NELBO"),
+            ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
+        ):
+            nats, error = summary[name]["mean"], summary[name]["standard_error"]
+            spread = "" if error is None else f" +- {error:.2f}"
+            print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
     print(f"written: {path}")
 
 
@@ -105,13 +116,13 @@ def sample(arguments) -> None:
     loaded, output = load(arguments)
     import numpy as np
 
-    from nvae_tf.evaluation import sampling
+    from nvae_tf.evaluation import sampling, stored_images
     from nvae_tf.io.files import atomic_write, atomic_write_dir, write_png
     from nvae_tf.io.image_grid import grid
 
     _readjust(arguments, loaded.model)
-    num_samples = arguments.num_samples or GRID_IMAGES
-    images, rate = sampling.sample(
+    spec, num_samples = loaded.model.image, arguments.num_samples or GRID_IMAGES
+    levels, rate = sampling.sample(
         loaded.model,
         num_samples,
         arguments.temp,
@@ -120,23 +131,35 @@ def sample(arguments) -> None:
     )
     name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
     written = [output / f"{name}.png"]
-    write_png(written[0], grid(images[:GRID_IMAGES], GRID_COLUMNS))
+    pictures = stored_images.from_levels(levels[:GRID_IMAGES], spec)
+    write_png(written[0], grid(pictures, GRID_COLUMNS))
     if arguments.format == "npz":
         written.append(output / f"{name}.npz")
         with atomic_write(written[-1]) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, images=images)
+            value_range = np.array(stored_images.value_range(spec))
+            np.savez_compressed(file, images=levels, value_range=value_range)
     elif arguments.format == "png":
         written.append(output / name)
         with atomic_write_dir(written[-1]) as temporary:
-            for index, image in enumerate(images):
-                write_png(temporary / f"{index:06d}.png", image)
+            for index, image in enumerate(levels):
+                path = temporary / f"{index:06d}{stored_images.ending(spec)}"
+                stored_images.write_image(path, image, spec)
     print(f"speed: {rate:.1f} samples/s")
     print("written: " + ", ".join(map(str, written)))
 
 
+def _check_fid_channels(image) -> None:
+    if image.channels not in FID_CHANNELS:
+        raise UserError(
+            f"FID: is not defined for images of {image.channels} channels; Inception sees grey or "
+            "colour images"
+        )
+
+
 def fid_stats(arguments) -> None:
-    """Writes statistics of the Inception features of the data."""
+    """Writes statistics of the Inception features of the data, reduced to 8 bits."""
     loaded, output = load(arguments)
+    _check_fid_channels(loaded.model.image)
     import numpy as np
     from tqdm import tqdm
 
@@ -172,23 +195,24 @@ def evaluate_fid(arguments) -> None:
             "FID needs the data's statistics: make them with --eval_mode fid_stats, and give "
             "--fid_stats their file"
         )
-    from nvae_tf.evaluation import fid, inception, sampling
+    from nvae_tf.evaluation import fid, inception, sampling, stored_images
     from nvae_tf.io.files import write_text
 
     features = inception.load(arguments.inception)
     reference = fid.Statistics.load(user_path(arguments.fid_stats))
     loaded, output = load(arguments)
+    _check_fid_channels(loaded.model.image)
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or FID_SAMPLES
     accumulator = fid.Accumulator()
-    for images in sampling.sample_batches(
+    for levels in sampling.sample_batches(
         loaded.model,
         num_samples,
         arguments.temp,
         batch_size=min(arguments.batch_size, num_samples),
         seed=arguments.seed,
     ):
-        accumulator.add(features(images))
+        accumulator.add(features(stored_images.levels_to_bytes(levels, loaded.model.image)))
     report = {
         **fid.compare(reference, accumulator.statistics()),
         "num_samples": num_samples,

@@ -175,12 +175,13 @@ def card(arguments) -> None:
 def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
     from nvae_tf.evaluation import card as cards
     from nvae_tf.evaluation import sampling
+    from nvae_tf.evaluation.stored_images import from_levels
     from nvae_tf.io.image_grid import grid
 
     options = dict(batch_size=min(arguments.batch_size, CARD_SAMPLES), seed=arguments.seed)
-    images, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)
+    levels, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)
     picture, path = output / "model_card.png", output / "MODEL_CARD.md"
-    write_png(picture, grid(images, COLUMNS))
+    write_png(picture, grid(from_levels(levels, loaded.model.image), COLUMNS))
     write_text(path, cards.text(loaded, picture.name, usage))
     return [path, picture]
 

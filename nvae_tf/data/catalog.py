@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from nvae_tf.config import AUTO, RANDOM, DataConfig, ImageSpec
 from nvae_tf.data import arrays, images, prepared, settling, survey, tfrecords
+from nvae_tf.data.photographs import SIZES as PHOTO_SIZES
 from nvae_tf.data.photographs import read_photos
 from nvae_tf.data.source import Source
 from nvae_tf.data.where import check_data
@@ -134,6 +135,8 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
             _tfrecords(TFRECORDS, settling.image_spec(config), cropped=cropped), flip=False
         )
     dataset = _BUILT_IN.get(config.dataset) or _lsun(config.dataset)
+    if config.dataset == "photos" and config.size:
+        dataset = _photos(config)
     if dataset is None:
         known = ", ".join(
             [*_BUILT_IN, "lsun_{bedroom,church,tower}_{64,128,256}", IMAGES, TFRECORDS]
@@ -200,6 +203,18 @@ def _skipped(folder: images.Folder) -> list[str]:
     return survey.skipped_lines(decision.skipped, total)
 
 
+def _photos(config: DataConfig) -> DatasetInfo:
+    """Crops of photographs in one of their sizes."""
+    height, width = config.size or (0, 0)
+    if height != width or height not in PHOTO_SIZES:
+        raise ConfigError(
+            f"image_size: {config.image_size} is not allowed; the images of photos are "
+            + " or ".join(f"{size}x{size}" for size in PHOTO_SIZES)
+        )
+    opened = functools.partial(read_photos, size=height)
+    return DatasetInfo("photos", ImageSpec(height, width, 3), opened)
+
+
 def _lsun(name: str) -> DatasetInfo | None:
     """An LSUN scene in one of its sizes, or None if the name is not one of those."""
     match = re.fullmatch(r"lsun_(bedroom|church|tower)_(64|128|256)", name)
@@ -207,12 +222,14 @@ def _lsun(name: str) -> DatasetInfo | None:
 
 
 _PADDED_BINARY = ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+_PADDED_GREY = ImageSpec(32, 32, 1, bits=5, scored_size=(28, 28))
 _PADDED_COLOUR = ImageSpec(32, 32, 3, scored_size=(28, 28))
 
 _BUILT_IN = {
     dataset.name: dataset
     for dataset in (
         DatasetInfo("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
+        DatasetInfo("digits_grey", _PADDED_GREY, arrays.read_digits_grey, flip=False),
         DatasetInfo("photos", ImageSpec(32, 32, 3), read_photos),
         DatasetInfo("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
         DatasetInfo("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),

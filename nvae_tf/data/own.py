@@ -32,10 +32,11 @@ def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> O
     """Makes a data set of images.
 
     Args:
-        dataset: Training and test images: each an array (n, height, width, channels) of 8 bits, or a
-            finite `tf.data.Dataset` of such images or batches of them, alone or first in a tuple, which
-            is read into memory.
-        image: The images' description; default: colour images of their shape.
+        dataset: Training and test images: each an array (n, height, width, channels) of levels, uint8
+            or uint16, or a finite `tf.data.Dataset` of such images or batches of them, alone or first
+            in a tuple, which is read into memory.
+        image: The images' description; default: images of 8 bits of their shape. Those of uint16 need
+            one, which says how many bits they have.
         flip: Whether images are mirrored at random in training.
 
     Raises:
@@ -46,12 +47,16 @@ def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> O
     train, test = (
         _as_array(name, images) for name, images in zip(("training", "test"), dataset, strict=True)
     )
+    if image is None and np.uint16 in (train.dtype, test.dtype):
+        height, width, channels = train.shape[1:]
+        raise UserError(
+            "dataset: images of uint16 do not say how many bits they have; expected a description "
+            f"beside them, image=ImageSpec({height}, {width}, {channels}, bits=12) for example"
+        )
     spec = image_spec(image if image is not None else train.shape[1:])
-    for name, images in (("training", train), ("test", test)):
-        if images.shape[1:] != spec.shape:
-            raise UserError(
-                f"dataset: {name} images of shape {images.shape[1:]}; expected {spec.shape}"
-            )
+    train, test = (
+        _fitting(name, images, spec) for name, images in (("training", train), ("test", test))
+    )
     checksum = zlib.crc32(test.tobytes(), zlib.crc32(train.tobytes()))
     facts = {"training": len(train), "test": len(test), "crc32": checksum}
     sources = ArraySource(train), ArraySource(test)
@@ -66,14 +71,29 @@ def _as_array(name: str, images) -> np.ndarray:
     if not isinstance(images, np.ndarray):
         raise UserError(
             f"dataset: {name} images {_kind(images)}; expected an array (n, height, width, channels) "
-            "of 8 bits, or a tf.data.Dataset"
+            "of uint8 or uint16, or a tf.data.Dataset"
         )
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or 0 in images.shape:
         raise UserError(
-            f"dataset: {name} images {images.dtype} of shape {images.shape}; expected uint8, values 0 "
-            "to 255, of shape (n, height, width, channels)"
+            f"dataset: {name} images {images.dtype} of shape {images.shape}; expected levels, uint8 "
+            "(values 0 to 255) or uint16, of shape (n, height, width, channels)"
         )
     return images
+
+
+def _fitting(name: str, images: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Images in the type that their bits need; refuses those that do not fit their description."""
+    if images.shape[1:] != spec.shape:
+        raise UserError(
+            f"dataset: {name} images of shape {images.shape[1:]}; expected {spec.shape}"
+        )
+    last = 2**spec.bits - 1
+    if images.max() > last:
+        raise UserError(
+            f"dataset: {name} images have values up to {images.max()}; expected levels from 0 to "
+            f"{last}, the last one of {spec.bits} bits"
+        )
+    return images.astype(np.uint8 if spec.bits <= 8 else np.uint16, copy=False)
 
 
 def _read(name: str, dataset: tf.data.Dataset) -> np.ndarray:

@@ -3,7 +3,10 @@
 import itertools
 from pathlib import Path
 
+from nvae_tf.config import EXACT, OFFICIAL
+from nvae_tf.evaluation.likelihood import name_of
 from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.stored_images import value_range
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import read_json
 from nvae_tf.version import __version__
@@ -53,12 +56,15 @@ def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     groups = " + ".join(map(str, config.model.groups_per_scale))
     runs = itertools.groupby("x".join(map(str, shape)) for shape in model.latent_shapes)
     shapes = ", then ".join(f"{len(list(run))} of {shape}" for shape, run in runs)
-    kind = "binary" if image.binary else f"{model.num_bits}-bit"
+    low, high = value_range(image)
+    values = f"{model.num_bits}-bit, values {low:,g} to {high:,g}"
+    kind = "binary" if image.binary else values
     return [
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
         ("software", f"nvae-tf {__version__}"),
         ("data set", config.data.dataset),
-        ("images", f"{image.size_text}, {image.channels} channels, {kind}"),
+        ("images", f"{image.size_text} (width x height), {image.channels} channels, {kind}"),
+        ("likelihood of pixels", name_of(model, model.likelihood)),
         ("latent groups", f"{groups} (finest scale first)"),
         ("latents", f"{shapes} (height x width x latents, in the order of their use)"),
         ("parameters", f"{model.num_parameters:,}"),
@@ -74,12 +80,15 @@ def _measured(folder: Path):
         if "nelbo" in report:
             images = f"{report['num_images']:,} {report['split']} images, step {report['step']:,}"
             draws = report["num_iw_samples"]
-            for name, bits, title in (
-                ("nelbo", "bpd_nelbo", "NELBO"),
-                ("neg_log_likelihood", "bpd_log_likelihood", f"-log p(x), {draws} draws"),
-            ):
-                nats, per_dim = report[name]["mean"], report[bits]["mean"]
-                yield title, f"{nats:.2f} nats, {per_dim:.4f} bits per dim ({images})"
+            others = [(f", {kind}", report[kind]) for kind in (OFFICIAL, EXACT) if kind in report]
+            for suffix, summary in [("", report), *others]:
+                for name, bits, title in (
+                    ("nelbo", "bpd_nelbo", "NELBO"),
+                    ("neg_log_likelihood", "bpd_log_likelihood", f"-log p(x), {draws} draws"),
+                ):
+                    nats, per_dim = summary[name]["mean"], summary[bits]["mean"]
+                    text = f"{nats:.2f} nats, {per_dim:.4f} bits per dim ({images})"
+                    yield title + suffix, text
         if "fid" in report:
             samples = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}"
             readjusted = ", readjusted batch norm" if report["readjust_bn"] else ""

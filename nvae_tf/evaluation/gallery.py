@@ -59,6 +59,7 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
     """
     from nvae_tf.evaluation import card, latents, sampling
     from nvae_tf.evaluation.loading import load
+    from nvae_tf.evaluation.stored_images import from_levels
 
     loaded = load(run, data_override(data))
     model, title = loaded.model, f"NVAE on {loaded.config.data.dataset}"
@@ -70,7 +71,8 @@ def build(run: str, data: str | None = None, seed: int = 1) -> str:
     parts = [f"<table>{facts}</table>", "<h2>Samples</h2>"]
     options = dict(batch_size=SAMPLES, seed=seed, draw=sampling.compiled_sampler(model))
     for temperature in TEMPERATURES:
-        images, _ = sampling.sample(model, SAMPLES, temperature, **options)
+        levels, _ = sampling.sample(model, SAMPLES, temperature, **options)
+        images = from_levels(levels, model.image)
         parts.append(_figure(images, SAMPLES, f"temperature {temperature:g}"))
 
     parts.append("<h2>Reconstructions</h2>")
@@ -213,8 +215,7 @@ def _legend(curves) -> str:
 def _figure(images, columns: int, caption: str) -> str:
     from nvae_tf.io.image_grid import grid
 
-    pixels = grid(images, columns)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    picture = Image.fromarray(grid(images, columns))
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
     width = picture.width * math.ceil(MIN_WIDTH / images.shape[2])

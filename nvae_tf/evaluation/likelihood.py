@@ -1,5 +1,6 @@
 """NELBO and importance-weighted log-likelihood (paper, section 4.1)."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -7,9 +8,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nvae_tf.config import EXACT, OFFICIAL, check_image
 from nvae_tf.engine.devices import on_devices, shard, unshard
+from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import FromPosterior
 from nvae_tf.model import NVAE
+
+BOTH = "both"
 
 
 class Likelihoods(NamedTuple):
@@ -37,9 +42,43 @@ def draw_terms(model: NVAE, encoded, images, noise):
         -log p(x | z) + KL, and log p(x, z) - log q(z | x), each (batch,), in nats.
     """
     output = model.top_down(FromPosterior(encoded, noise))
-    recon = -model.log_likelihood(output.parameters, images)
+    return _terms(model, output, images, model.likelihood)
+
+
+def _terms(model: NVAE, output, images, kind: str):
+    """What `draw_terms` returns, for what `NVAE.top_down` returned and for a kind of likelihood."""
+    recon = -model.log_likelihood(output.parameters, images, kind)
     nelbo = recon + tf.reduce_sum(output.kl_per_group, 1)
     return nelbo, output.log_p - output.log_q - recon
+
+
+def kinds_of(model: NVAE, asked: str | None) -> list[str]:
+    """The kinds of likelihood by which a model's images are scored, the model's own first.
+
+    Args:
+        model: The model.
+        asked: ``"official"``, ``"exact"`` or ``"both"``; None: the model's own.
+
+    Raises:
+        UserError: The images have no such likelihood.
+    """
+    if asked is None:
+        return [model.likelihood]
+    if model.image.binary:
+        raise UserError(
+            f"likelihood: {asked} is not allowed for binary images, whose pixels are Bernoulli"
+        )
+    kinds = [OFFICIAL, EXACT] if asked == BOTH else [asked]
+    for kind in kinds:
+        check_image(dataclasses.replace(model.config, likelihood=kind), model.image)
+    return sorted(kinds, key=lambda kind: kind != model.likelihood)
+
+
+def name_of(model: NVAE, kind: str) -> str:
+    """What reports call a kind of likelihood of a model's images."""
+    if model.image.binary:
+        return "Bernoulli"
+    return "normal density" if model.config.num_mixture_dec == 1 else kind
 
 
 def evaluate(
@@ -51,26 +90,47 @@ def evaluate(
     chunk: int,
     seed: int,
 ) -> Likelihoods:
+    """`evaluate_kinds` for the model's own kind of likelihood."""
+    kinds, options = [model.likelihood], dict(num_draws=num_draws, chunk=chunk, seed=seed)
+    return evaluate_kinds(model, batches, num_images, kinds, **options)[model.likelihood]
+
+
+def evaluate_kinds(
+    model: NVAE,
+    batches: tf.data.Dataset,
+    num_images: int,
+    kinds: list[str],
+    *,
+    num_draws: int,
+    chunk: int,
+    seed: int,
+) -> dict[str, Likelihoods]:
     """Estimates NELBO and -log p(x) of every image.
 
     The bottom-up pass runs once per image, the top-down pass once per draw. An image's noise depends
-    only on the seed and the image's index.
+    only on the seed and the image's index. All kinds of likelihood score the same draws.
 
     Args:
         model: The model.
         batches: Batches of images (batch, height, width, channels) in [0, 1], in order.
         num_images: Number of images in all batches.
+        kinds: Kinds of likelihood, from `kinds_of`.
         num_draws: K, the number of draws of z for each image.
         chunk: Number of draws of each image that are computed at once.
         seed: Seed of the noise.
+
+    Returns:
+        The estimates by each kind.
     """
 
     def terms(encoded, images, indices):
         draws = tf.shape(indices)[1]
         repeated = [tf.repeat(maps, draws, 0) for maps in encoded]
         noise = model.draw_noise(tf.reshape(indices, [-1]), (seed, 0))
-        flat_terms = draw_terms(model, repeated, tf.repeat(images, draws, 0), noise)
-        return [tf.reshape(term, tf.shape(indices)) for term in flat_terms]
+        output, images = model.top_down(FromPosterior(repeated, noise)), tf.repeat(images, draws, 0)
+        by_kind = [_terms(model, output, images, kind) for kind in kinds]
+        shape = tf.concat([tf.shape(indices), [len(kinds)]], 0)
+        return [tf.reshape(tf.stack(term, -1), shape) for term in zip(*by_kind, strict=True)]
 
     encode, run_terms = on_devices(model.bottom_up), on_devices(terms)
     estimates, start = [], 0
@@ -78,7 +138,7 @@ def evaluate(
         for images in batches:
             image_shards, count = shard(images), len(images)
             encoded = encode(image_shards)
-            nelbo, log_sum = np.zeros(count), np.full(count, -np.inf)
+            nelbo, log_sum = np.zeros((count, len(kinds))), np.full((count, len(kinds)), -np.inf)
             for first in range(0, num_draws, chunk):
                 draws = np.arange(first, min(first + chunk, num_draws), dtype=np.int64)
                 indices = np.arange(start, start + count)[:, None] * num_draws + draws
@@ -91,7 +151,7 @@ def evaluate(
             start += count
             bar.update(count)
     nelbo, negative = (np.concatenate(column) for column in zip(*estimates, strict=True))
-    return Likelihoods(nelbo, negative)
+    return {kind: Likelihoods(nelbo[:, k], negative[:, k]) for k, kind in enumerate(kinds)}
 
 
 def summarize(likelihoods: Likelihoods, bits_per_dim) -> dict[str, dict[str, float | None]]:

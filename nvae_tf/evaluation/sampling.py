@@ -11,8 +11,8 @@ from tqdm import tqdm
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import BatchStatistics
 from nvae_tf.engine.weights import assign_all
+from nvae_tf.evaluation.stored_images import to_levels
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.image_grid import to_bytes
 from nvae_tf.layers.batch_norm import BatchNormAct
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
@@ -129,7 +129,7 @@ def sample_batches(
         draw: The model's `compiled_sampler`; default: one for this call alone.
 
     Yields:
-        8-bit images (up to batch_size, height, width, channels).
+        Levels (up to batch_size, height, width, channels), as from `to_levels`.
 
     Raises:
         UserError: An image is not finite.
@@ -147,7 +147,7 @@ def sample_batches(
                     f"samples at temperature {temperature} are not finite; try a lower --temp, and "
                     "--readjust_bn"
                 )
-            images = to_bytes(values)[: num_samples - batch * batch_size]
+            images = to_levels(values, model.image)[: num_samples - batch * batch_size]
             bar.update(len(images))
             yield images
 
@@ -158,8 +158,8 @@ def sample(
     """Draws images; arguments and errors as for `sample_batches`.
 
     Returns:
-        8-bit images (num_samples, height, width, channels), and images per second. The first batch,
-        which includes compiling, counts only if it is the only one.
+        Levels (num_samples, height, width, channels), as from `to_levels`, and images per second. The
+        first batch, which includes compiling, counts only if it is the only one.
     """
     options = dict(batch_size=batch_size, seed=seed, draw=draw)
     batches = sample_batches(model, num_samples, temperature, **options)

@@ -9,6 +9,7 @@ from nvae_tf.io.errors import UserError, short_repr
 DEFAULT_BATCH_SIZE = 32
 CHECKED = 256  # images whose values are compared with levels
 ROUNDING = 1e-3  # of a level
+FLOAT_ROUNDING = 2.0**-23  # of the value 1, in float32
 
 
 class Batching:
@@ -178,8 +179,9 @@ class Batching:
         """Refuses values that the likelihood does not know: other ones than the levels of the bits."""
         image, bits = self.model.image, self.model.num_bits
         last = 1 if image.binary else 2**bits - 1
-        levels = np.asarray(images) * last
-        if np.abs(levels - np.round(levels)).max() > ROUNDING:
+        levels = np.asarray(images, np.float64) * last
+        rounding = max(ROUNDING, last * FLOAT_ROUNDING)
+        if np.abs(levels - np.round(levels)).max() > rounding:
             advice = (
                 "0 or 1: binarise them, images > 0.5 for example"
                 if image.binary
