@@ -1,6 +1,8 @@
 """The command ``nvae-gallery``."""
 
+import shlex
 import sys
+import time
 from pathlib import Path
 
 from nvae_tf.cli.chatter import keep_out
@@ -30,19 +32,36 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", metavar="DIR", help="where the data set is now")
     parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--num_images",
+        type=at_least(1),
+        default=400,
+        metavar="N",
+        help="test images for the KL of each group, and for likelihoods if this step was not evaluated "
+        "(default: 400)",
+    )
     arguments = parser.parse_args(argv)
     if argv is None:  # this process is the command
         keep_out()
 
     def command():
         # TensorFlow takes seconds to import: only after the flags are known to be right.
-        from nvae_tf.evaluation import gallery
+        from nvae_tf.evaluation.gallery.page import build
 
-        page = gallery.build(arguments.run, arguments.data, arguments.seed)
+        start = time.monotonic()
+        words = ["nvae-gallery", *(sys.argv[1:] if argv is None else argv)]
+        page = build(
+            arguments.run,
+            arguments.data,
+            arguments.seed,
+            arguments.num_images,
+            command=shlex.join(words),
+        )
         path = user_path(arguments.output or Path(arguments.run) / "gallery.html")
         make_folder(path.parent)
         write_text(path, page)
-        print(f"written: {path}")
+        megabytes, seconds = len(page.encode()) / 1e6, time.monotonic() - start
+        print(f"written: {path} ({megabytes:.1f} MB, {seconds:.0f} s)")
 
     return run_command(command, if_interrupted="nothing was written")
 

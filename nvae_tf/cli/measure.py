@@ -107,7 +107,7 @@ def sample(arguments) -> None:
 
     from nvae_tf.evaluation import sampling
     from nvae_tf.io.files import atomic_write, atomic_write_dir, write_png
-    from nvae_tf.io.image_grid import grid
+    from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or GRID_IMAGES
@@ -120,7 +120,15 @@ def sample(arguments) -> None:
     )
     name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
     written = [output / f"{name}.png"]
-    write_png(written[0], grid(images[:GRID_IMAGES], GRID_COLUMNS))
+    note = f"{loaded.config.data.dataset}, step {loaded.step:,}; temperature {arguments.temp:g}"
+    note += (", readjusted batch norm" if arguments.readjust_bn else "") + "; "
+    picture = labelled_grid(
+        [Band(images[:GRID_IMAGES])],
+        GRID_COLUMNS,
+        "Samples",
+        note + loaded.model.pixels_of_samples,
+    )
+    write_png(written[0], picture)
     if arguments.format == "npz":
         written.append(output / f"{name}.npz")
         with atomic_write(written[-1]) as temporary, temporary.open("wb") as file:

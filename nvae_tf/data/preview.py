@@ -11,7 +11,7 @@ from nvae_tf import config as configuration
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.io.files import write_png
-from nvae_tf.io.image_grid import grid
+from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 COLUMNS, ROWS = 10, 6
 
@@ -46,7 +46,9 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
         images = np.concatenate(list(batches.unbatch().batch(COLUMNS * ROWS).take(1)))
         values = len(np.unique(images))
         print(f"values: {images.min():.3f} to {images.max():.3f}, {values} different")
-        write_png(picture, grid(images, COLUMNS))
+        note = "in the order of training, after augmentation and reduction of bits"
+        title = f"Training images of {dataset.name}"
+        write_png(picture, labelled_grid([Band(images)], COLUMNS, title, note))
         print(f"pipeline: {_throughput(batches, seconds):,.0f} images/s")
         print(f"written: {picture}")
 

@@ -219,6 +219,32 @@ def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterat
         yield Encoded(z, mean, stddev, kl)
 
 
+def mean_channel_kl(model: NVAE, batches, seed: int) -> np.ndarray:
+    """KL of every latent channel, from which the objective counts active latents.
+
+    Args:
+        model: The model.
+        batches: Batches of images, (batch, height, width, channels) in [0, 1].
+        seed: Seed of the draws of z, as for `encode_batches`.
+
+    Returns:
+        Mean KL over the images in nats, summed over each channel's map, (groups, latents).
+    """
+
+    def channel_kl(images, indices):
+        noise = model.draw_noise(indices, (seed, 0))
+        output = model.top_down(FromPosterior(model.bottom_up(images), noise))
+        return tf.stack([tf.reduce_sum(latent.kl, [1, 2]) for latent in output.latents], 1)
+
+    run, start, total = on_devices(channel_kl), 0, 0.0
+    for images in batches:
+        indices = tf.range(start, start + len(images), dtype=tf.int64)
+        shards = run(shard(images), shard(indices))
+        total = total + unshard(shards, len(images)).numpy().astype(np.float64).sum(0)
+        start += len(images)
+    return total / start
+
+
 def _noise_decoder(model: NVAE, temperature: float):
     """A function from noise to the means of p(x | z), as an array."""
     run = on_devices(

@@ -1,0 +1,141 @@
+"""What the page shows, computed or read from the run's folder; knows no HTML."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nvae_tf.evaluation import latents, sampling
+from nvae_tf.evaluation.gallery.amounts import TEMPERATURE, TEMPERATURES, Amounts, amounts_for
+from nvae_tf.evaluation.gallery.from_data import DataContent, DataSet
+from nvae_tf.evaluation.gallery.logs import Logs, read_logs
+from nvae_tf.evaluation.gallery.scores import Score, evaluated, fid
+from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.io.errors import UserError
+from nvae_tf.objective import active_latents
+
+BATCH = 100  # samples that are drawn together
+
+
+class Group(NamedTuple):
+    """What is known about a latent group.
+
+    Attributes:
+        shape: (height, width, latents) of its z.
+        influence: Change of a pixel by a fresh draw of the group's noise (`latents.influence`).
+        kl: KL of the test images in nats, mean over `Content.num_measured` images; None without them.
+        active: Number of its latent channels that the objective counts as active; None without images.
+    """
+
+    shape: tuple[int, int, int]
+    influence: float
+    kl: float | None
+    active: int | None
+
+
+@dataclasses.dataclass
+class Content:
+    """All that the page shows.
+
+    Attributes:
+        loaded: The model.
+        scores: Numbers that measure it.
+        samples: 8-bit images (n, height, width, channels) by temperature.
+        film: Images (n, height, width, channels) of each moment.
+        traversals: Images (groups, steps, height, width, channels) of the groups in `traversed`.
+        traversed: Indices of the groups that are traversed.
+        groups: All groups, coarsest first.
+        data: What needs the data set, or the reason why it could not be read.
+        logs: What the run's logs tell.
+    """
+
+    loaded: LoadedModel
+    scores: list[Score]
+    samples: dict[float, np.ndarray]
+    film: list[np.ndarray]
+    traversals: np.ndarray
+    traversed: list[int]
+    groups: list[Group]
+    data: DataContent | str
+    logs: Logs
+
+
+def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
+    """Computes what the page shows; bars on a terminal say how far it is.
+
+    Args:
+        loaded: The model.
+        seed: Seed of samples and of draws of z.
+        num_images: Number of test images for what is measured here.
+
+    Raises:
+        UserError: Samples are not finite.
+    """
+    model = loaded.model
+    amounts = amounts_for(model.image)
+    samples = _samples(model, amounts.wall, seed)
+    scores = evaluated(loaded)
+    channel_kl, data = None, None
+    try:
+        data_set = DataSet(loaded, seed)
+        channel_kl, num_measured = data_set.channel_kl(num_images)
+        if not scores:
+            scores = data_set.scores(num_images)
+        data = DataContent(
+            *data_set.interpolations(amounts),
+            *data_set.reconstructions(amounts),
+            data_set.near(samples[TEMPERATURE][: amounts.queries]),
+            num_measured,
+        )
+    except UserError as error:
+        print(f"left out: what needs the data set ({error})")
+        data = str(error)
+    traversed, traversals = _traversals(model, amounts, seed)
+    return Content(
+        loaded=loaded,
+        scores=[*scores, *fid(loaded)],
+        samples=samples,
+        film=_film(model, amounts, seed),
+        traversals=traversals,
+        traversed=traversed,
+        groups=_groups(model, amounts, seed, channel_kl),
+        data=data,
+        logs=read_logs(loaded.folder / "logs"),
+    )
+
+
+def _samples(model, count: int, seed: int) -> dict[float, np.ndarray]:
+    draw = sampling.compiled_sampler(model)
+    options = dict(batch_size=min(count, BATCH), seed=seed, draw=draw)
+    return {t: sampling.sample(model, count, t, **options)[0] for t in TEMPERATURES}
+
+
+def _film(model, amounts: Amounts, seed: int) -> list[np.ndarray]:
+    """Films through samples, along arcs in the noise space of the prior, that end where they begin."""
+    stations = [
+        model.draw_noise(amounts.films, (seed, stream)) for stream in range(amounts.stations)
+    ]
+    ways = list(zip(stations, [*stations[1:], stations[0]], strict=True))
+    frames: list[np.ndarray] = []
+    for start, end in tqdm(ways, unit="way", desc="film", disable=None):
+        rows = latents.interpolate(model, start, end, amounts.frames + 1, TEMPERATURE)
+        frames += [rows[:, frame] for frame in range(amounts.frames)]
+    return frames
+
+
+def _traversals(model, amounts: Amounts, seed: int) -> tuple[list[int], np.ndarray]:
+    count = len(model.groups)
+    chosen = np.linspace(0, count - 1, min(count, amounts.traversed)).round().astype(int).tolist()
+    noise = model.draw_noise(1, (seed, 0))
+    rows = latents.traverse(model, noise, chosen, amounts.steps, TEMPERATURE, seed)
+    return chosen, rows[0]
+
+
+def _groups(model, amounts: Amounts, seed: int, channel_kl) -> list[Group]:
+    influence = latents.influence(model, amounts.influenced, TEMPERATURE, seed)
+    nothing = [None] * len(model.groups)
+    kl = nothing if channel_kl is None else channel_kl.sum(1).tolist()
+    active = nothing if channel_kl is None else active_latents(channel_kl).numpy().astype(int)
+    rows = zip(model.latent_shapes, influence.tolist(), kl, active, strict=True)
+    return [Group(*row) for row in rows]
