@@ -8,6 +8,7 @@ from pathlib import Path
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, program
+from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
 from nvae_tf.io.files import make_folder, write_text
 from nvae_tf.io.paths import user_path
 
@@ -35,10 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--num_images",
         type=at_least(1),
-        default=400,
+        default=NUM_IMAGES,
         metavar="N",
         help="test images for the KL of each group, and for likelihoods if this step was not evaluated "
-        "(default: 400)",
+        f"(default: {NUM_IMAGES})",
     )
     arguments = parser.parse_args(argv)
     if argv is None:  # this process is the command

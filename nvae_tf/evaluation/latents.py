@@ -236,7 +236,7 @@ def mean_channel_kl(model: NVAE, batches, seed: int) -> np.ndarray:
         output = model.top_down(FromPosterior(model.bottom_up(images), noise))
         return tf.stack([tf.reduce_sum(latent.kl, [1, 2]) for latent in output.latents], 1)
 
-    run, start, total = on_devices(channel_kl), 0, 0.0
+    run, start, total = on_devices(channel_kl), 0, np.zeros(())
     for images in batches:
         indices = tf.range(start, start + len(images), dtype=tf.int64)
         shards = run(shard(images), shard(indices))

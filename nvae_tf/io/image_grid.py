@@ -1,64 +1,11 @@
-"""Grids of images."""
+"""Images as 8-bit RGB, enlarged where they are small."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-GAP = 2  # pixels between images
-MIN_WIDTH = 96  # pixels of an image with a caption
-LINE_HEIGHT = 12  # pixels of a line of the caption
 
 
 def to_bytes(images) -> np.ndarray:
     """Converts images in [0, 1] to 8 bits, rounding."""
     return np.rint(np.clip(np.asarray(images), 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def grid(images, columns: int) -> np.ndarray:
-    """Arranges images row by row, with grey gaps between them.
-
-    Args:
-        images: Images (n, height, width, channels), 8-bit or in [0, 1].
-        columns: Number of images per row.
-
-    Returns:
-        One 8-bit image (height', width', channels).
-    """
-    images = np.asarray(images)
-    images = images if images.dtype == np.uint8 else to_bytes(images)
-    _, height, width, channels = images.shape
-    rows = -(-len(images) // columns)
-    shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels)
-    canvas = np.full(shape, 128, np.uint8)
-    for index, image in enumerate(images):
-        top = GAP + index // columns * (height + GAP)
-        left = GAP + index % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-def with_captions(images, captions: list[list[str]]) -> np.ndarray:
-    """Puts lines of text below images; small images are enlarged to make room for the text.
-
-    Args:
-        images: Images (n, height, width, 1 or 3), 8-bit or in [0, 1].
-        captions: Lines of text for each image, as many for one as for another.
-
-    Returns:
-        8-bit images (n, height', width', 3).
-    """
-    captioned = []
-    font = ImageFont.load_default()
-    for image, lines in zip(images, captions, strict=True):
-        enlarged = Image.fromarray(enlarge(image[None], MIN_WIDTH)[0])
-        canvas = Image.new(
-            "RGB", (enlarged.width, enlarged.height + LINE_HEIGHT * len(lines)), "white"
-        )
-        canvas.paste(enlarged)
-        for row, line in enumerate(lines):
-            position = (2, enlarged.height + LINE_HEIGHT * row)
-            ImageDraw.Draw(canvas).text(position, line, fill="black", font=font)
-        captioned.append(np.asarray(canvas))
-    return np.stack(captioned)
 
 
 def enlarge(images, min_width: int) -> np.ndarray:

@@ -202,6 +202,10 @@ class Reports:
         writer, seed = self._curves.train, config.data.seed
         self._pictures = Pictures(folder, writer, model, test_images, seed)
 
+    def session(self, step: int, text: str) -> None:
+        """Notes how this process was started: the step from which it trains, and a text."""
+        self._curves.session(step, text)
+
     def steps(self, step: int, count: int, logs_of: Callable) -> None:
         """Reports training steps.
 

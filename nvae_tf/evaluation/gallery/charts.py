@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ TICKS = 4  # about as many on an axis
 Points = Sequence[tuple[int, float]]
 
 
-def chart(curves: dict[str, Points], title: str, logarithmic: bool = False) -> str:
+def chart(curves: Mapping[str, Points], title: str, logarithmic: bool = False) -> str:
     """Draws curves as SVG.
 
     Args:
@@ -72,7 +72,7 @@ def chart(curves: dict[str, Points], title: str, logarithmic: bool = False) -> s
     )
 
 
-def vertical_range(curves: dict[str, Points]) -> tuple[float, float]:
+def vertical_range(curves: Mapping[str, Points]) -> tuple[float, float]:
     """The ends of the vertical axis: without the first values, if those would flatten the rest.
 
     Args:

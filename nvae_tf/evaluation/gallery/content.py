@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from nvae_tf.evaluation import latents, sampling
 from nvae_tf.evaluation.gallery.amounts import TEMPERATURE, TEMPERATURES, Amounts, amounts_for
-from nvae_tf.evaluation.gallery.from_data import DataContent, DataSet
+from nvae_tf.evaluation.gallery.from_data import DataContent, of_data_set
 from nvae_tf.evaluation.gallery.logs import Logs, read_logs
 from nvae_tf.evaluation.gallery.scores import Score, evaluated, fid
 from nvae_tf.evaluation.loading import LoadedModel
@@ -24,7 +24,7 @@ class Group(NamedTuple):
     Attributes:
         shape: (height, width, latents) of its z.
         influence: Change of a pixel by a fresh draw of the group's noise (`latents.influence`).
-        kl: KL of the test images in nats, mean over `Content.num_measured` images; None without them.
+        kl: KL of the test images in nats, mean over `DataContent.num_measured` of them; or None.
         active: Number of its latent channels that the objective counts as active; None without images.
     """
 
@@ -76,18 +76,11 @@ def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
     amounts = amounts_for(model.image)
     samples = _samples(model, amounts.wall, seed)
     scores = evaluated(loaded)
-    channel_kl, data = None, None
+    data: DataContent | str
     try:
-        data_set = DataSet(loaded, seed)
-        channel_kl, num_measured = data_set.channel_kl(num_images)
-        if not scores:
-            scores = data_set.scores(num_images)
-        data = DataContent(
-            *data_set.interpolations(amounts),
-            *data_set.reconstructions(amounts),
-            data_set.near(samples[TEMPERATURE][: amounts.queries]),
-            num_measured,
-        )
+        queries = samples[TEMPERATURE][: amounts.queries]
+        data = of_data_set(loaded, amounts, queries, seed, num_images)
+        scores = scores or data.scores
     except UserError as error:
         print(f"left out: what needs the data set ({error})")
         data = str(error)
@@ -99,7 +92,7 @@ def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
         film=_film(model, amounts, seed),
         traversals=traversals,
         traversed=traversed,
-        groups=_groups(model, amounts, seed, channel_kl),
+        groups=_groups(model, amounts, seed, data),
         data=data,
         logs=read_logs(loaded.folder / "logs"),
     )
@@ -132,10 +125,11 @@ def _traversals(model, amounts: Amounts, seed: int) -> tuple[list[int], np.ndarr
     return chosen, rows[0]
 
 
-def _groups(model, amounts: Amounts, seed: int, channel_kl) -> list[Group]:
+def _groups(model, amounts: Amounts, seed: int, data: DataContent | str) -> list[Group]:
     influence = latents.influence(model, amounts.influenced, TEMPERATURE, seed)
-    nothing = [None] * len(model.groups)
-    kl = nothing if channel_kl is None else channel_kl.sum(1).tolist()
-    active = nothing if channel_kl is None else active_latents(channel_kl).numpy().astype(int)
+    kl = active = [None] * len(model.groups)
+    if isinstance(data, DataContent):
+        kl = data.channel_kl.sum(1).tolist()
+        active = active_latents(data.channel_kl).numpy().astype(int).tolist()
     rows = zip(model.latent_shapes, influence.tolist(), kl, active, strict=True)
     return [Group(*row) for row in rows]

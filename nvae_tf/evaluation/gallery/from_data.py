@@ -9,7 +9,7 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
 from nvae_tf.evaluation import latents, likelihood
 from nvae_tf.evaluation.gallery.amounts import Amounts
-from nvae_tf.evaluation.gallery.scores import Score, likelihood_scores
+from nvae_tf.evaluation.gallery.scores import Score, evaluated, likelihood_scores
 from nvae_tf.evaluation.loading import LoadedModel
 from nvae_tf.evaluation.neighbours import Neighbours, nearest
 from nvae_tf.io.errors import UserError
@@ -46,7 +46,9 @@ class DataContent(NamedTuple):
         originals: Test images, (n, height, width, channels).
         reconstructions: Their reconstructions, of the same shape.
         near: Samples and training images.
-        num_measured: Number of test images over which the KL was averaged.
+        channel_kl: Mean KL of every latent channel in nats, (groups, latents), over test images.
+        num_measured: Number of test images over which it was averaged.
+        scores: NELBO and -log p(x) of test images; empty if they were evaluated before.
     """
 
     pairs: np.ndarray
@@ -54,7 +56,34 @@ class DataContent(NamedTuple):
     originals: np.ndarray
     reconstructions: np.ndarray
     near: Near
+    channel_kl: np.ndarray
     num_measured: int
+    scores: list[Score]
+
+
+def of_data_set(
+    loaded: LoadedModel, amounts: Amounts, queries, seed: int, num_images: int
+) -> DataContent:
+    """Computes what needs the data set; bars on a terminal say how far it is.
+
+    Args:
+        loaded: The model.
+        amounts: How much is shown.
+        queries: 8-bit samples whose neighbours are looked for, (n, height, width, channels).
+        seed: Seed of draws of z.
+        num_images: Number of test images that are measured.
+
+    Raises:
+        UserError: The data set cannot be read.
+    """
+    data = DataSet(loaded, seed)
+    return DataContent(
+        *data.interpolations(amounts),
+        *data.reconstructions(amounts),
+        data.near(queries),
+        *data.channel_kl(num_images),
+        [] if evaluated(loaded) else data.scores(num_images),
+    )
 
 
 class DataSet:

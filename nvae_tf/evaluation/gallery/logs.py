@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.run_folder import SESSION
+
 MAX_POINTS = 500  # of a curve that are kept
-SESSION = "session"  # tag of the texts that say how each process of a training was started
 
 
 class Scalar(NamedTuple):

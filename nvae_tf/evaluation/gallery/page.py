@@ -6,11 +6,10 @@ from html import escape
 
 from nvae_tf.config import data_override
 from nvae_tf.evaluation.gallery import sections
+from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
 from nvae_tf.evaluation.gallery.content import Content, collect
 from nvae_tf.evaluation.loading import load
 from nvae_tf.version import __version__
-
-NUM_IMAGES = 400  # test images for what is measured for the page
 
 
 def build(
@@ -51,7 +50,7 @@ def render(content: Content, command: str) -> str:
     links = [f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in made]
     parts = [
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">'
-        f'<h2 id="{anchor}-title">{title}</h2>\n{body}\n</section>'
+        f'<h2 id="{anchor}-title">{title}</h2>\n{_unbroken(body)}\n</section>'
         for anchor, title, body in made
     ]
     loaded = content.loaded
@@ -71,3 +70,8 @@ def render(content: Content, command: str) -> str:
         navigation="\n".join(links),
         sections="\n".join(parts),
     )
+
+
+def _unbroken(body: str) -> str:
+    """Keeps formulas in one line."""
+    return body.replace("p(x | z)", "p(x&nbsp;|&nbsp;z)")

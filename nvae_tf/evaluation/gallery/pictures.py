@@ -83,5 +83,5 @@ def _element(content: bytes, shape, alt: str) -> str:
     encoded = base64.b64encode(content).decode()
     return (
         f'<img src="data:image/webp;base64,{encoded}" width="{shape[1]}" height="{shape[0]}" '
-        f'alt="{html.escape(alt)}" decoding="async">'
+        f'alt="{html.escape(alt)}">'
     )

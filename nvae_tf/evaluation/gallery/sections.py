@@ -19,7 +19,7 @@ from nvae_tf.evaluation.gallery.scores import Score
 from nvae_tf.objective import ACTIVE_NATS
 
 HALF = 6  # images in a row of half a wall; on a phone the halves stand below each other
-FILM_COLUMNS = 9
+FILM_COLUMNS = 6
 FRAME_MILLISECONDS = 90
 SCALES = 5  # colours of scales in the style sheet
 
@@ -101,7 +101,7 @@ def samples(content: Content) -> str:
         name = f"t-{number}"
         inputs.append(
             f'<input type="radio" name="temperature" id="{name}"{checked}>'
-            f'<label for="{name}">{temperature:g}</label>'
+            f'<label for="{name}">{temperature:.1f}</label>'
         )
         images = content.samples[temperature]
         # Half of every row stands left, the other half right.
@@ -137,8 +137,8 @@ def film(content: Content) -> str:
     frozen = image_element(content.film[0], FILM_COLUMNS, f"The first moment of {alt}")
     return (
         f"<p>Each film goes through samples at temperature {TEMPERATURE:g} and ends where it begins. "
-        "Between two samples it follows an arc in the noise space of the prior, on which every image is "
-        "one that the prior could have drawn. Means of p(x | z).</p>"
+        "Between two samples it follows an arc in the noise space of the prior, on which every "
+        "image is one that the prior could have drawn. Means of p(x | z).</p>"
         '<div class="film"><input type="checkbox" id="frozen"> '
         '<label for="frozen">Stop the film</label>'
         f'<div class="moving">{moving}</div><div class="frozen">{frozen}</div></div>'
@@ -159,9 +159,10 @@ def interpolations(content: Content) -> str:
         for row in rows
     )
     return (
-        "<p>The outermost images of each row are test images. Beside them are their reconstructions, and "
-        f"between those {ways.shape[1] - 2} images on an arc in the noise space of the prior. Means of "
-        f'p(x | z), at the posteriors\' means.</p><div class="strips">{strips}</div>'
+        "<p>The outermost images of each row are test images. Beside them are their "
+        f"reconstructions, and between those {ways.shape[1] - 2} images on an arc in the noise space "
+        "of the prior. Means of p(x | z), with the posteriors' means at both ends.</p>"
+        f"{_scrolled('Interpolations', strips)}"
     )
 
 
@@ -177,8 +178,8 @@ def reconstructions(content: Content) -> str:
         for i, pair in enumerate(both)
     )
     return (
-        "<p>Left the first images of the test set, right their reconstructions: means of p(x | z), with "
-        f'one draw of z each.</p><div class="pairs">{figures}</div>'
+        "<p>Left the first images of the test set, right their reconstructions: means of p(x | z), "
+        f'with one draw of z each.</p><div class="pairs">{figures}</div>'
     )
 
 
@@ -243,7 +244,7 @@ def traversals(content: Content) -> str:
     return (
         "<p>Along a row only the noise of one group changes: from one draw through a second to the "
         "opposite of the first. All rows begin with the same sample, at temperature "
-        f'{TEMPERATURE:g}.{some} Means of p(x | z).</p><div class="strips">{"".join(strips)}</div>'
+        f"{TEMPERATURE:g}.{some} Means of p(x | z).</p>{_scrolled('Traversals', ''.join(strips))}"
     )
 
 
@@ -301,8 +302,8 @@ def training(content: Content) -> str:
         return ""
     legend = "".join(f'<span class="{escape(name)}">{escape(name)}</span>' for name in splits)
     return (
-        f'<p class="legend">{legend}</p><p class="muted">By training step. Where the first points would '
-        "flatten the rest of a curve, they lie outside its frame.</p>"
+        f'<p class="legend">{legend}</p><p class="muted">By training step. Where the first points '
+        "would flatten the rest of a curve, they lie outside its frame.</p>"
         f'<div class="charts">{"".join(figures)}</div>'
     )
 
@@ -327,6 +328,11 @@ def provenance(content: Content, command: str) -> str:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _scrolled(name: str, strips: str) -> str:
+    """Rows of images that a narrow screen shows a part of, and scrolls."""
+    return f'<div class="strips" role="group" aria-label="{name}" tabindex="0">{strips}</div>'
 
 
 def _missing(reason: str) -> str:
