@@ -19,6 +19,7 @@ from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 PICTURES = Path(__file__).parent / "pictures"
 COLUMNS, TEMPERATURE, SEED = 12, 0.8, 1
+START = 5  # index of the sample with which traversals begin
 
 
 def bands(run: str) -> list[Band]:
@@ -39,7 +40,7 @@ def bands(run: str) -> list[Band]:
     start, end = ([tensor[i : i + 1] for tensor in noise] for i in (0, 1))
     way = latents.interpolate(model, start, end, COLUMNS - 2)[0]
     way = np.concatenate([images[:1], way, images[1:2]])
-    noise = model.draw_noise(1, (SEED, 0))
+    noise = model.draw_noise([START], (SEED, 0))
     rows = latents.traverse(model, noise, [0, len(noise) - 1], COLUMNS, TEMPERATURE, SEED)[0]
     return [
         Band(samples, f"samples at\ntemperature {TEMPERATURE:g}"),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import Scope
@@ -109,7 +110,7 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
     decode = _noise_decoder(model, temperature)
     rows = [
         decode([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
-        for t in np.linspace(0.0, 1.0, steps)
+        for t in tqdm(np.linspace(0.0, 1.0, steps), unit="step", desc="interpolate", disable=None)
     ]
     return np.stack(rows, 1)
 
@@ -143,7 +144,14 @@ def traverse(
         return decode(changed)
 
     starts = [[tensor[n : n + 1] for tensor in noise] for n in range(len(noise[0]))]
-    return np.stack([[row(start, group) for group in groups] for start in starts])
+    with tqdm(total=len(starts) * len(groups), unit="row", desc="traverse", disable=None) as bar:
+        rows = []
+        for start in starts:
+            rows.append([])
+            for group in groups:
+                rows[-1].append(row(start, group))
+                bar.update()
+    return np.stack(rows)
 
 
 def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
@@ -162,7 +170,7 @@ def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> n
     noise, fresh = (model.draw_noise(num_samples, (seed, stream)) for stream in (0, 1))
     before = decode(noise)
     changes = []
-    for group in range(len(noise)):
+    for group in tqdm(range(len(noise)), unit="group", desc="influence", disable=None):
         after = decode([*noise[:group], fresh[group], *noise[group + 1 :]])
         changes.append(math.sqrt(np.mean(np.square(after - before))))
     return np.array(changes)

@@ -163,7 +163,7 @@ class Pictures:
             "Test images and their reconstructions",
             f"step {step:,}; means of p(x | z), one draw of z each",
         )
-        bands = [Band(images, f"temperature\n{t:g}") for t, images in samples.items()]
+        bands = [Band(images, f"temperature\n{t:.1f}") for t, images in samples.items()]
         note = f"step {step:,}; {self._pixels}"
         write_png(self.folder.samples, labelled_grid(bands, COLUMNS, "Samples", note))
         write_png(self.folder.reconstructions, reconstructions)

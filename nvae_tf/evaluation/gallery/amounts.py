@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 TEMPERATURE = 0.8  # of the film, the traversals and the samples whose neighbours are shown
+START = 5  # index of the sample with which traversals begin
 NUM_IMAGES = 400  # test images that are measured for the page, unless the user says how many
 LARGEST_SMALL = 64 * 64  # pixels of an image; of larger ones less is shown
 

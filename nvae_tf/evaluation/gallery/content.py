@@ -4,10 +4,15 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nvae_tf.evaluation import latents, sampling
-from nvae_tf.evaluation.gallery.amounts import TEMPERATURE, TEMPERATURES, Amounts, amounts_for
+from nvae_tf.evaluation.gallery.amounts import (
+    START,
+    TEMPERATURE,
+    TEMPERATURES,
+    Amounts,
+    amounts_for,
+)
 from nvae_tf.evaluation.gallery.from_data import DataContent, of_data_set
 from nvae_tf.evaluation.gallery.logs import Logs, read_logs
 from nvae_tf.evaluation.gallery.scores import Score, evaluated, fid
@@ -109,18 +114,18 @@ def _film(model, amounts: Amounts, seed: int) -> list[np.ndarray]:
     stations = [
         model.draw_noise(amounts.films, (seed, stream)) for stream in range(amounts.stations)
     ]
-    ways = list(zip(stations, [*stations[1:], stations[0]], strict=True))
-    frames: list[np.ndarray] = []
-    for start, end in tqdm(ways, unit="way", desc="film", disable=None):
-        rows = latents.interpolate(model, start, end, amounts.frames + 1, TEMPERATURE)
-        frames += [rows[:, frame] for frame in range(amounts.frames)]
-    return frames
+    # All ways at once, since each call makes a graph of its own.
+    start = [np.concatenate(maps) for maps in zip(*stations, strict=True)]
+    end = [np.roll(maps, -amounts.films, 0) for maps in start]
+    rows = latents.interpolate(model, start, end, amounts.frames + 1, TEMPERATURE)[:, :-1]
+    ways = rows.reshape(amounts.stations, amounts.films, *rows.shape[1:])
+    return [images for way in ways for images in way.swapaxes(0, 1)]
 
 
 def _traversals(model, amounts: Amounts, seed: int) -> tuple[list[int], np.ndarray]:
     count = len(model.groups)
     chosen = np.linspace(0, count - 1, min(count, amounts.traversed)).round().astype(int).tolist()
-    noise = model.draw_noise(1, (seed, 0))
+    noise = model.draw_noise([START], (seed, sampling.SAMPLING_STREAM))
     rows = latents.traverse(model, noise, chosen, amounts.steps, TEMPERATURE, seed)
     return chosen, rows[0]
 

@@ -55,10 +55,13 @@ def render(content: Content, command: str) -> str:
     ]
     loaded = content.loaded
     model = loaded.model
+    kind = "binary" if model.image.binary else f"{model.num_bits}-bit"
+    channels = _count(model.image.channels, "channel")
     summary = (
-        f"A deep hierarchical variational autoencoder (NVAE) for images of {model.image.size_text}, "
-        f"with {len(model.groups)} latent groups and {model.num_parameters:,} parameters, after "
-        f"{loaded.step:,} training steps."
+        f"A deep hierarchical variational autoencoder (NVAE) for {kind} images of "
+        f"{model.image.size_text} pixels and {channels}, with "
+        f"{_count(len(model.groups), 'latent group')} and {model.num_parameters:,} parameters, "
+        f"after {loaded.step:,} training steps."
     )
     frame = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
     return string.Template(frame).substitute(
@@ -70,6 +73,10 @@ def render(content: Content, command: str) -> str:
         navigation="\n".join(links),
         sections="\n".join(parts),
     )
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
 
 
 def _unbroken(body: str) -> str:

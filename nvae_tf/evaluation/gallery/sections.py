@@ -10,7 +10,7 @@ from html import escape
 from typing import NamedTuple
 
 from nvae_tf.evaluation import card
-from nvae_tf.evaluation.gallery.amounts import TEMPERATURE, TEMPERATURES
+from nvae_tf.evaluation.gallery.amounts import START, TEMPERATURE, TEMPERATURES
 from nvae_tf.evaluation.gallery.charts import chart, short
 from nvae_tf.evaluation.gallery.content import Content
 from nvae_tf.evaluation.gallery.from_data import DataContent
@@ -47,7 +47,7 @@ CURVES = (
     Curve("elbo/kl", "KL", "nats per image"),
     Curve("elbo/active_latents", "Active latents", "channels"),
     Curve("elbo/beta", "KL coefficient", "factor"),
-    Curve("optimizer/learning_rate", "Learning rate", "per step"),
+    Curve("optimizer/learning_rate", "Learning rate", ""),
     Curve("optimizer/gradient_norm", "Gradient norm", "logarithmic", logarithmic=True),
     Curve("speed/images_per_second", "Speed", "images per second"),
 )
@@ -243,7 +243,7 @@ def traversals(content: Content) -> str:
     )
     return (
         "<p>Along a row only the noise of one group changes: from one draw through a second to the "
-        "opposite of the first. All rows begin with the same sample, at temperature "
+        f"opposite of the first. All rows begin with sample {START + 1} of the wall, at temperature "
         f"{TEMPERATURE:g}.{some} Means of p(x | z).</p>{_scrolled('Traversals', ''.join(strips))}"
     )
 
