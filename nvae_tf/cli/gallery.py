@@ -3,12 +3,12 @@
 import shlex
 import sys
 import time
-from pathlib import Path
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, program
 from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
+from nvae_tf.evaluation.locate import locate
 from nvae_tf.io.files import make_folder, write_text
 from nvae_tf.io.paths import user_path
 
@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         description="Show a trained model in one HTML file.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument(
+        "run", help="the folder of a run, one of its checkpoints, or an official .pt file"
+    )
     parser.add_argument(
         "--output", metavar="FILE", help="the page (default: gallery.html in the run's folder)"
     )
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         keep_out()
 
     def command():
+        location = locate(arguments.run).path
+        folder = location if location.is_dir() else location.parent
         # TensorFlow takes seconds to import: only after the flags are known to be right.
         from nvae_tf.evaluation.gallery.page import build
 
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.num_images,
             command=shlex.join(words),
         )
-        path = user_path(arguments.output or Path(arguments.run) / "gallery.html")
+        path = user_path(arguments.output) if arguments.output else folder / "gallery.html"
         make_folder(path.parent)
         write_text(path, page)
         megabytes, seconds = len(page.encode()) / 1e6, time.monotonic() - start
