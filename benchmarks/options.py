@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import nvae_tf
-from nvae_tf.evaluation.gallery import read_curves
+from nvae_tf.evaluation.gallery.logs import read_logs
 
 OPTIONS: dict[str, dict] = {
     "none": {},
@@ -33,7 +33,7 @@ def run(out: Path, dataset: str, name: str, epochs: int) -> dict:
     if not results.exists():
         began = time.monotonic()
         scores = nvae_tf.train(dataset, folder=folder, epochs=epochs, **OPTIONS[name])
-        norms = read_curves(folder / "logs")["optimizer/gradient_norm"]["train"]
+        norms = read_logs(folder / "logs").scalars["optimizer/gradient_norm"].curves["train"]
         later = [norm for _, norm in norms[len(norms) // 5 :]]  # after the first, wild ones
         row = {**scores, "seconds": time.monotonic() - began, "largest_norm": max(later)}
         results.write_text(json.dumps(row))

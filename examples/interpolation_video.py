@@ -14,7 +14,7 @@ import numpy as np
 from nvae_tf.evaluation.latents import interpolate
 from nvae_tf.evaluation.loading import load
 from nvae_tf.io.files import write_animation
-from nvae_tf.io.image_grid import enlarge, grid
+from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")
@@ -36,7 +36,7 @@ stations = [model.draw_noise(count, (options.seed, stream)) for stream in range(
 frames = []
 for number, (start, end) in enumerate(zip(stations, stations[1:] + stations[:1], strict=True), 1):
     rows = interpolate(model, start, end, options.steps + 1, options.temp)
-    frames += [grid(rows[:, step], options.rows) for step in range(options.steps)]
+    frames += [labelled_grid([Band(rows[:, i])], options.rows) for i in range(options.steps)]
     print(f"{number}/{options.stations}")
-write_animation(options.film, enlarge(np.stack(frames), 384))
+write_animation(options.film, np.stack(frames))
 print(f"written: {options.film}")

@@ -550,6 +550,11 @@ class NVAE(KerasTraining):
         return tf.tile(top[None], [batch_size, 1, 1, 1])
 
     @property
+    def pixels_of_samples(self) -> str:
+        """What `sample` shows of p(x | z), in words for a caption."""
+        return "means of p(x | z)" if self.image.binary else "pixels drawn from p(x | z)"
+
+    @property
     def _draws_pixels(self) -> bool:
         """Whether `sample` draws pixels at its temperature, besides latents."""
         return not self.image.binary and self.config.num_mixture_dec > 1

@@ -9,6 +9,7 @@ from nvae_tf.config import Config, ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import make_folder, read_json, write_text
 
+SESSION = "session"  # tag of the texts in the logs that say how each process was started
 LARGEST_IMAGES_FILE = 100_000  # bytes; ours have 300
 
 

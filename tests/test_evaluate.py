@@ -78,7 +78,7 @@ def test_samples_are_written_and_reproducible(run, tmp_path, capsys):
     one, other = (np.load(tmp_path / n / "samples_0.7.npz")["images"] for n in ("a", "b"))
     assert one.shape == (30, 32, 32, 1) and one.dtype == np.uint8
     np.testing.assert_array_equal(one, other)
-    assert Image.open(tmp_path / "a" / "samples_0.7.png").size == (342, 104)
+    assert Image.open(tmp_path / "a" / "samples_0.7.png").width >= 10 * 64
     assert main([*arguments, "--output", str(tmp_path / "c"), "--format", "png"]) == 0
     files = sorted((tmp_path / "c" / "samples_0.7").iterdir())
     assert len(files) == 30

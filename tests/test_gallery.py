@@ -1,13 +1,31 @@
-"""The gallery: one page, complete in itself."""
+"""The gallery: one page, complete in itself, that says what the model does."""
 
+import base64
+import io
+import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nvae_tf.cli.gallery import main
-from nvae_tf.evaluation.gallery import bars, chart
+from nvae_tf.evaluation.gallery.amounts import SMALL, TEMPERATURES
+from nvae_tf.evaluation.gallery.charts import chart, short, ticks, vertical_range
+from nvae_tf.evaluation.gallery.logs import read_logs
+from nvae_tf.evaluation.gallery.scores import evaluated, fid
+from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.neighbours import nearest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+SECTIONS = [
+    "Samples", "From sample to sample", "From image to image", "Reconstructions",
+    "What the latent groups hold", "What each group does", "Nearest training images", "Training",
+    "Provenance",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -15,46 +33,145 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.fetched = [], []
+        self.tags, self.fetched, self.images, self.ids, self.labels = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
         self.tags.append(tag)
-        for name, value in attributes:
-            if name in ("src", "href", "srcset", "data"):
-                self.fetched.append(value)
+        self.ids += [values["id"]] if "id" in values else []
+        self.labels += [values["for"]] if "for" in values else []
+        self.images += [values] if tag == "img" else []
+        self.fetched += [v for k, v in attributes if k in ("src", "href", "srcset", "data")]
 
 
-def test_the_page_holds_everything_that_it_shows(run, tmp_path):
-    assert main([str(run), "--output", str(tmp_path / "page.html")]) == 0
-    text = (tmp_path / "page.html").read_text()
+@pytest.fixture(scope="module")
+def text(run, tmp_path_factory):
+    """The page of the finished run."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    assert main([str(run), "--output", str(path)]) == 0
+    return path.read_text()
+
+
+def test_the_page_holds_everything_that_it_shows(text):
     page = Page(text)
-    assert page.tags.count("img") == 8  # samples at 5 temperatures, 2 of reconstructions, traversal
-    assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
-    assert "script" not in page.tags and "http" not in re.sub(r"base64,\S+", "", text)
-    assert page.tags.count("rect") >= 2 and "polyline" in page.tags
-    for heading in (
-        "Samples",
-        "Reconstructions",
-        "KL of each group",
-        "What each group does",
-        "Training",
-    ):
-        assert f"<h2>{heading}</h2>" in text
-    assert re.search(r"mean NELBO of these 12 images \d+\.\d nats", text)
-    total = float(re.search(r"with one draw of z each, ([\d.]+) nats over all groups", text)[1])
-    assert total == pytest.approx(
-        sum(map(float, re.findall(r">([\d.]+) nats</text>", text))), abs=0.02
-    )
+    assert all(source.startswith(("data:", "#")) for source in page.fetched)
+    assert {source[1:] for source in page.fetched if source[0] == "#"} <= set(page.ids)
+    assert "script" not in page.tags and "http:" not in text and "https:" not in text
+    assert "default-src 'none'" in text
+    assert re.findall(r"<h2 [^>]*>([^<]*)</h2>", text) == SECTIONS
+    assert {"header", "nav", "main", "footer", "details"} <= set(page.tags)
+    assert len(page.ids) == len(set(page.ids)) and set(page.labels) <= set(page.ids)
+    assert all(image["alt"] and int(image["width"]) > 0 for image in page.images)
 
 
-def test_names_are_escaped():
-    assert "<b>" not in bars([1.0], ["<b>"])
+def picture(image) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
 
 
-def test_a_flat_curve_and_a_single_point_are_drawn():
-    assert "nan" not in chart({"train": [(1, 2.0), (5, 2.0)]})
-    assert "nan" not in chart({"train": [(3, 7.0)]})
+def test_pictures_are_as_many_and_as_large_as_the_page_says(text):
+    images = Page(text).images
+    walls = [image for image in images if "samples at temperature" in image["alt"]][
+        : 2 * len(TEMPERATURES)
+    ]
+    assert sum(int(image["alt"].split()[0]) for image in walls) == SMALL.wall * len(TEMPERATURES)
+    for image in images:
+        assert picture(image).size == (int(image["width"]), int(image["height"]))
+    moving = [picture(image) for image in images if getattr(picture(image), "n_frames", 1) > 1]
+    assert [film.n_frames for film in moving] == [SMALL.stations * SMALL.frames]
+    originals = [image for image in images if "and its reconstruction" in image["alt"]]
+    assert len(originals) == SMALL.reconstructed
+    one = np.asarray(picture(originals[0]).convert("L"))[:, :96]
+    assert set(np.unique(one)) == {0, 255}  # exact: digits are black and white
+    assert len(np.unique(np.asarray(picture(originals[0]).convert("L")))) > 20
+
+
+def test_the_numbers_of_groups_add_up(text):
+    total = float(re.search(r"([\d.]+) nats over all groups", text)[1])
+    kl = re.findall(r'</td><td class="right">([\d.]+)</td><td class="right">(\d+) of 4</td>', text)
+    assert len(kl) == 2 and sum(float(nats) for nats, _ in kl) == pytest.approx(total, abs=0.02)
+    active = re.search(r"Active latents</dt><dd><div class=\"number\">(\d+) <small>of 8", text)[1]
+    assert int(active) == sum(int(number) for _, number in kl)
+    nelbo = float(re.search(r"NELBO</dt><dd><div class=\"number\">([\d.]+)", text)[1])
+    assert total < nelbo < 1000 and "all 359 test images, 10 draws of z each" in text
+    assert re.search(r"NELBO</dt>.{,60}<small>± \d", text)
+
+
+def test_training_and_page_tell_their_commands(text):
+    assert "nvae-gallery" in text and "<dt>trained</dt>" in text and "nvae_tf" not in text
+    assert "batch_size: 100" in text  # the configuration
+    for title in ("NELBO", "KL coefficient", "Gradient norm", "Speed"):
+        assert f"<h3>{title} <span>" in text
+    assert "Negative ELBO in nats per image" in text  # as training describes it
+    assert "train" in text and "validation" in text
+
+
+def report(step, split="test"):
+    parts = ("nelbo", "neg_log_likelihood", "bpd_nelbo", "bpd_log_likelihood")
+    numbers = {
+        n: {"mean": v, "standard_error": 0.5}
+        for n, v in zip(parts, (99.5, 90.25, 2, 1), strict=True)
+    }
+    return {**numbers, "num_images": 1234, "num_iw_samples": 50, "step": step, "split": split}
+
+
+def test_results_of_this_step_alone_are_quoted(tmp_path):
+    loaded = LoadedModel(None, None, 42, tmp_path)
+    assert evaluated(loaded) == fid(loaded) == []
+    content = {"fid": 12.5, "num_samples": 500, "temperature": 0.7, "readjust_bn": True, "step": 42}
+    (tmp_path / "evaluate.json").write_text(json.dumps(report(42)))
+    (tmp_path / "fid.json").write_text(json.dumps(content))
+    nelbo, likelihood = evaluated(loaded)
+    assert (nelbo.value, nelbo.error, nelbo.per_dim) == (99.5, 0.5, (2.0, 0.5))
+    assert likelihood.value == 90.25 and "1,234 test images, 50 weighted" in likelihood.origin
+    assert fid(loaded)[0].value == 12.5 and "readjusted" in fid(loaded)[0].origin
+    (tmp_path / "fid.json").write_text(json.dumps({**content, "step": 41}))
+    assert fid(loaded) == []
+    for other in (report(41), report(42, "train"), [], {"step": 42}, {**report(42), "nelbo": "x"}):
+        (tmp_path / "evaluate.json").write_text(json.dumps(other))
+        assert evaluated(loaded) == []
+
+
+def test_the_first_points_do_not_flatten_a_curve():
+    steps = np.arange(0, 1000, 10)
+    curve = [(int(step), 1000.0 if step < 50 else 100.0 - step / 100) for step in steps]
+    low, high = vertical_range({"train": curve})
+    assert 89 < low < 90.2 and 99 < high < 100
+    even = [(int(step), float(step)) for step in steps]
+    assert vertical_range({"train": even})[1] > 990
+    assert "nan" not in chart({"train": curve}, "falls")
+
+
+def test_a_flat_curve_a_single_point_and_zeros_are_drawn():
+    assert "nan" not in chart({"train": [(1, 2.0), (5, 2.0)]}, "flat")
+    assert "<circle" in chart({"train": [(3, 7.0)]}, "one")
+    assert chart({"train": [(3, 0.0)]}, "none", logarithmic=True) == ""
+    assert "polyline" in chart({"train": [(1, 1e-3), (5, 10.0)]}, "far", logarithmic=True)
+    assert "<b>" not in chart({"<b>": [(1, 2.0), (5, 2.0)]}, "<b>")
+
+
+def test_ticks_are_round():
+    assert ticks(0.0, 1.0) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(87.0, 104.0) == [90.0, 95.0, 100.0]
+    assert [short(v) for v in (0.0, 0.001, 1500.0, 2e6, 20.0)] == ["0", "0.001", "1.5k", "2M", "20"]
+
+
+def test_an_image_of_the_set_is_its_own_neighbour(photographs):
+    images = photographs.astype(np.float32) / 255.0
+    found = nearest(images[[5, 40]], (images[i : i + 7] for i in range(0, 64, 7)), 3)
+    np.testing.assert_array_equal(found.images[:, 0], images[[5, 40]])
+    assert found.distances[:, 0].max() < 1e-3 and np.all(np.diff(found.distances) >= 0.0)
+    differences = np.sqrt(np.mean((images - images[5]) ** 2, (1, 2, 3)))
+    np.testing.assert_allclose(found.distances[0, 1:], np.sort(differences)[1:3], rtol=1e-3)
+    assert nearest(images[:1], [images[1:3]], 5).images.shape == (1, 2, 32, 32, 3)
+
+
+def test_logs_tell_curves_and_how_training_was_started(run, tmp_path):
+    logs = read_logs(run / "logs")
+    nelbo = logs.scalars["elbo/nelbo"]
+    assert nelbo.description.startswith("Negative ELBO") and len(nelbo.curves["validation"]) == 3
+    assert len(logs.sessions) == 1 and "CPU" in logs.sessions[0] and logs.began < logs.ended
+    assert read_logs(tmp_path) == ({}, [], None, None)
 
 
 def test_a_wrong_folder_is_one_line(tmp_path, capsys):
@@ -64,7 +181,7 @@ def test_a_wrong_folder_is_one_line(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_names_from_outside_are_escaped(run, tmp_path):
+def test_names_from_outside_are_escaped_and_data_may_be_missing(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     recipe = (run / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(recipe.replace("digits", "mnist"))
@@ -73,3 +190,69 @@ def test_names_from_outside_are_escaped(run, tmp_path):
     assert main([*arguments, "--output", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text()
     assert "script" not in Page(text).tags and "&lt;script&gt;alert(&#x27;x" in text
+    assert "Nearest training images" not in text and "What each group does" in text
+
+
+# Runs in the page before anything is loaded; findings go to the frame around it, which keeps them.
+PROBE = """<script>
+const problems = [];
+addEventListener('error', event => problems.push(event.message || event.target.alt), true);
+addEventListener('securitypolicyviolation', event => problems.push('refused: ' + event.blockedURI));
+addEventListener('load', () => {
+  const root = document.documentElement;
+  const shown = () => [...document.querySelectorAll('.chooser > figure')]
+    .filter(figure => figure.offsetHeight > 0).map(figure => figure.className);
+  const before = shown();
+  document.querySelector('label[for=t-0]').click();
+  const after = shown();
+  const frozen = document.querySelector('.film .frozen');
+  const moving = frozen.offsetHeight === 0;
+  document.querySelector('label[for=frozen]').click();
+  parent.postMessage(JSON.stringify({
+    problems, before, after, moving, stopped: frozen.offsetHeight > 0,
+    width: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
+    background: getComputedStyle(document.body).backgroundColor,
+    clipped: [...document.querySelectorAll('svg svg')]
+      .map(inner => getComputedStyle(inner).overflow),
+    wide: [...document.body.querySelectorAll('*')]
+      .filter(e => !e.closest('.strips, .skip') && e.getBoundingClientRect().right > innerWidth + 1)
+      .map(e => e.tagName + '.' + e.className),
+    empty: [...document.images].filter(i => i.offsetHeight > 0 && !i.naturalWidth).map(i => i.alt),
+    requests: performance.getEntriesByType('resource').map(e => e.name)
+      .filter(name => !name.startsWith('data:')),
+  }), '*');
+});
+</script>"""
+FRAME = """<body><iframe src="page.html" width="{width}" height="900"></iframe><pre></pre><script>
+addEventListener('message', event => document.querySelector('pre').textContent = event.data);
+</script></body>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
+@pytest.mark.parametrize(
+    ("width", "dark"), [(400, False), (400, True), (1300, False), (1300, True)]
+)
+def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, width, dark):
+    # A window cannot be narrower than 500 pixels, but a frame can. The probe is a script, which the
+    # page itself forbids.
+    text = text.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    (tmp_path / "page.html").write_text(text.replace("<meta name=", PROBE + "<meta name=", 1))
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=5000", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+        (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])
+    assert "CONSOLE" not in done.stderr
+    assert found["width"] == width and found["scroll"] <= found["client"]
+    assert found["problems"] == found["wide"] == found["empty"] == found["requests"] == []
+    assert len(found["clipped"]) == 9 and set(found["clipped"]) == {"hidden"}
+    assert found["before"] == ["t-2"] and found["after"] == ["t-0"]
+    assert found["moving"] and found["stopped"]
+    red = int(re.findall(r"\d+", found["background"])[0])
+    assert red < 60 if dark else red > 200

@@ -163,14 +163,14 @@ def test_reconstructions_are_shown_and_scored(command, run, tmp_path, capsys):
 def test_interpolations_and_traversals_are_written(command):
     output = command("interpolate", "--num_samples", 2, "--steps", 3, "--animation", "webp")
     assert Image.open(output / "interpolate.webp").n_frames == 4  # there and back
-    assert Image.open(output / "interpolate.png").size == (3 * 34 + 2, 2 * 34 + 2)
+    assert Image.open(output / "interpolate.png").height > 2 * 64
     output = command("interpolate", "--indices", 0, 1, "--steps", 4)
     assert Image.open(output / "interpolate.gif").n_frames == 6
     output = command("traverse", "--groups", 1, "--steps", 3)
-    assert Image.open(output / "traverse.png").size == (3 * 34 + 2, 34 + 2)
+    assert 64 < Image.open(output / "traverse.png").height < 3 * 64  # a row, and a title
     assert len(json.loads((output / "traverse.json").read_text())) == 2
     output = command("traverse", "--indices", 3, 8, "--steps", 2)  # as many as steps
-    assert Image.open(output / "traverse.png").size == (2 * 34 + 2, 2 * 2 * 34 + 2)
+    assert Image.open(output / "traverse.png").height > 2 * 2 * 64
 
 
 def test_a_data_set_and_a_folder_are_encoded(command, tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from nvae_tf.config import ImageSpec
 from nvae_tf.evaluation import stored_images
-from nvae_tf.io.image_grid import grid, to_bytes, to_rgb, with_captions
+from nvae_tf.io.image_grid import to_bytes, to_rgb
+from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,8 @@ def test_every_image_becomes_a_picture_by_one_rule(photographs, channels):
     order = {1: [0, 0, 0], 2: [0, 1, 0]}.get(channels, [0, 1, 2])
     np.testing.assert_array_equal(shown, images[..., order])
     np.testing.assert_array_equal(to_rgb(images / 255.0), shown)
-    picture = grid(images, 3)
-    assert picture.shape == (2 * 26 + 2, 3 * 34 + 2, 3)
-    np.testing.assert_array_equal(picture[28:52, 36:68], shown[4])
-    captioned = with_captions(images[:2] / 255.0, [["a", "b"], ["c", "d"]])
-    assert captioned.shape == (2, 3 * 24 + 24, 96, 3)
+    picture = labelled_grid([Band(images)], 3)
+    assert picture.shape == (2 * 52 - 4, 3 * 68 - 4, 3)  # enlarged twice
+    np.testing.assert_array_equal(picture[52:100:2, 68:132:2], shown[4])
+    captioned = labelled_grid([Band(images[:2] / 255.0, "", [["a", "b"], ["c", "d"]])], 2)
+    assert captioned.shape[0] > 48 + 2 * 12 and captioned.shape[1] == 2 * 64 + 4

@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_promises(run, recipe):
     assert names == ["step-28", "step-42"]
     for name, rows in (("samples.png", 8), ("reconstructions.png", 4)):
         image = Image.open(run / name)
-        assert image.size == (10 * 34 + 2, rows * 34 + 2)
+        assert image.width > 10 * 64 and image.height > rows * 64  # and labels
         assert len(np.unique(np.asarray(image))) > 20
     assert not list(run.rglob("*.part"))
 

@@ -118,7 +118,7 @@ def sample(arguments) -> None:
 
     from nvae_tf.evaluation import sampling, stored_images
     from nvae_tf.io.files import atomic_write, atomic_write_dir, write_png
-    from nvae_tf.io.image_grid import grid
+    from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     _readjust(arguments, loaded.model)
     spec, num_samples = loaded.model.image, arguments.num_samples or GRID_IMAGES
@@ -132,7 +132,15 @@ def sample(arguments) -> None:
     name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
     written = [output / f"{name}.png"]
     pictures = stored_images.from_levels(levels[:GRID_IMAGES], spec)
-    write_png(written[0], grid(pictures, GRID_COLUMNS))
+    note = f"{loaded.config.data.dataset}, step {loaded.step:,}; temperature {arguments.temp:g}"
+    note += (", readjusted batch norm" if arguments.readjust_bn else "") + "; "
+    picture = labelled_grid(
+        [Band(pictures)],
+        GRID_COLUMNS,
+        "Samples",
+        note + loaded.model.pixels_of_samples,
+    )
+    write_png(written[0], picture)
     if arguments.format == "npz":
         written.append(output / f"{name}.npz")
         with atomic_write(written[-1]) as temporary, temporary.open("wb") as file:

@@ -25,17 +25,19 @@ def reconstruct(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import latents
-    from nvae_tf.io.image_grid import grid, with_captions
+    from nvae_tf.io.labelled_grid import labelled_grid, reconstruction_bands
 
     images, names = _chosen_images(arguments, loaded, max_images=RECONSTRUCTED)
     results = latents.reconstruct(loaded.model, images, arguments.seed)
-    pairs = np.concatenate([images, np.clip(results.images, 0.0, 1.0)], 2)  # side by side
+    reconstructed, columns = np.clip(results.images, 0.0, 1.0), min(COLUMNS, len(images))
     captions = [
         [f"{nelbo:.1f} nats", f"mse {mse:.4f}"]
         for nelbo, mse in zip(results.nelbo, results.mse, strict=True)
     ]
     picture, report = output / "reconstruct.png", output / "reconstruct.json"
-    write_png(picture, grid(with_captions(pairs, captions), min(COLUMNS // 2, len(images))))
+    bands = reconstruction_bands(images, reconstructed, columns, captions)
+    note = f"{_origin(loaded)}; means of p(x | z), one draw of z each; NELBO and squared error"
+    write_png(picture, labelled_grid(bands, columns, "Images and their reconstructions", note))
     rows = zip(names, results.nelbo.tolist(), results.mse.tolist(), strict=True)
     entries = [{"image": name, "nelbo": nelbo, "mse": mse} for name, nelbo, mse in rows]
     write_text(report, json.dumps(entries, indent=1) + "\n")
@@ -51,7 +53,7 @@ def interpolate(arguments) -> None:
     import numpy as np
 
     from nvae_tf.evaluation import latents
-    from nvae_tf.io.image_grid import enlarge, grid
+    from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     if arguments.images or arguments.indices:
         images, _ = _chosen_images(arguments, loaded)
@@ -64,9 +66,14 @@ def interpolate(arguments) -> None:
     start, end = ([tensor[first::2] for tensor in noise] for first in (0, 1))
     rows = latents.interpolate(loaded.model, start, end, arguments.steps, temperature)
     written = [output / "interpolate.png", output / f"interpolate.{arguments.animation}"]
-    write_png(written[0], grid(np.concatenate(rows), arguments.steps))
+    ends = "image to image" if arguments.images or arguments.indices else "sample to sample"
+    note = f"{_origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
+    picture = labelled_grid(
+        [Band(np.concatenate(rows))], arguments.steps, f"Interpolation from {ends}", note
+    )
+    write_png(written[0], picture)
     frames = [
-        grid(enlarge(rows[:, step], ANIMATION_WIDTH), min(COLUMNS, len(rows)))
+        labelled_grid([Band(rows[:, step])], min(COLUMNS, len(rows)), min_width=ANIMATION_WIDTH)
         for step in range(arguments.steps)
     ]
     write_animation(written[1], np.stack(frames))
@@ -77,7 +84,7 @@ def traverse(arguments) -> None:
     """Writes a row per image and group, in which only the noise of that group changes."""
     loaded, output = load(arguments)
     from nvae_tf.evaluation import latents
-    from nvae_tf.io.image_grid import grid
+    from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     model, groups = loaded.model, _groups(arguments, loaded.model)
     if arguments.images or arguments.indices:
@@ -88,7 +95,15 @@ def traverse(arguments) -> None:
     rows = latents.traverse(model, noise, groups, arguments.steps, temperature, arguments.seed)
     influence = latents.influence(model, INFLUENCE_SAMPLES, arguments.temp, arguments.seed)
     picture, report = output / "traverse.png", output / "traverse.json"
-    write_png(picture, grid(rows.reshape(-1, *rows.shape[3:]), arguments.steps))
+    shapes = ["x".join(map(str, model.latent_shapes[group])) for group in groups]
+    bands = [
+        Band(row, f"group {group}\n{shape}")
+        for image in rows
+        for group, shape, row in zip(groups, shapes, image, strict=True)
+    ]
+    note = f"{_origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
+    title = "One group's noise makes half a turn"
+    write_png(picture, labelled_grid(bands, arguments.steps, title, note))
     entries = [
         {"group": group, "shape": list(shape), "influence": float(change)}
         for group, (shape, change) in enumerate(zip(model.latent_shapes, influence, strict=True))
@@ -176,14 +191,22 @@ def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
     from nvae_tf.evaluation import card as cards
     from nvae_tf.evaluation import sampling
     from nvae_tf.evaluation.stored_images import from_levels
-    from nvae_tf.io.image_grid import grid
+    from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     options = dict(batch_size=min(arguments.batch_size, CARD_SAMPLES), seed=arguments.seed)
     levels, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)
     picture, path = output / "model_card.png", output / "MODEL_CARD.md"
-    write_png(picture, grid(from_levels(levels, loaded.model.image), COLUMNS))
+    note = f"{_origin(loaded)}; temperature {CARD_TEMPERATURE:g}; {loaded.model.pixels_of_samples}"
+    write_png(
+        picture,
+        labelled_grid([Band(from_levels(levels, loaded.model.image))], COLUMNS, "Samples", note),
+    )
     write_text(path, cards.text(loaded, picture.name, usage))
     return [path, picture]
+
+
+def _origin(loaded) -> str:
+    return f"{loaded.config.data.dataset}, step {loaded.step:,}"
 
 
 def _groups(arguments, model) -> list[int]:

@@ -20,7 +20,7 @@ def tiles(arguments) -> None:
     from nvae_tf.data.whole_image import read_whole
     from nvae_tf.evaluation import tiles as scoring
     from nvae_tf.evaluation.stored_images import to_levels
-    from nvae_tf.io.image_grid import grid
+    from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     model, written = loaded.model, []
     for path in map(user_path, arguments.images):
@@ -40,7 +40,9 @@ def tiles(arguments) -> None:
         shown = np.broadcast_to(shown, image.shape)
         picture = _free(output / f"tiles_{path.stem}.png", written)
         arrays = picture.with_suffix(".npz")
-        write_png(picture, grid(np.stack([image, result.reconstruction, shown]), 3))
+        note = f"map: bits per dim from {low:.2f}, black, to {high:.2f}, white"
+        rows = np.stack([image, result.reconstruction, shown])
+        write_png(picture, labelled_grid([Band(rows)], 3, "Image, reconstruction, map", note))
         with atomic_write(arrays) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,

@@ -11,7 +11,7 @@ from nvae_tf import config as configuration
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.io.files import write_png
-from nvae_tf.io.image_grid import grid
+from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 COLUMNS, ROWS = 10, 6
 BINS, BAR = 16, 40  # of the histogram: number of bins, and length of the longest bar
@@ -53,7 +53,9 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
         print(f"levels of {len(images)} images:")
         for line in histogram(images, levels):
             print(line)
-        write_png(picture, grid(_visible(images), COLUMNS))
+        note = "in the order of training, after augmentation and reduction of bits"
+        title = f"Training images of {dataset.name}"
+        write_png(picture, labelled_grid([Band(images)], COLUMNS, title, note))
         print(f"pipeline: {_throughput(batches, seconds):,.0f} images/s")
         for line in dataset.skipped:
             print(line)
@@ -81,12 +83,6 @@ def histogram(images: np.ndarray, levels: int) -> list[str]:
         bar = "#" * round(BAR * count / counts.max())
         lines.append(f"  {name:>16} {count / found.size:6.1%} {bar}".rstrip())
     return lines
-
-
-def _visible(images: np.ndarray) -> np.ndarray:
-    """The first channel, or the first three, of images of other numbers of channels than those."""
-    channels = images.shape[-1]
-    return images if channels in (1, 3) else images[..., : 3 if channels > 3 else 1]
 
 
 def _label_range(source: Source, max_images: int = 1000) -> tuple[int, int]:

@@ -52,6 +52,11 @@ def text(loaded: LoadedModel, picture: str | None = None, usage: str = "") -> st
 
 def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     """Names and values of the facts about a model, results of its evaluation included."""
+    return [*description(loaded), *_measured(loaded.folder)]
+
+
+def description(loaded: LoadedModel) -> list[tuple[str, str]]:
+    """Names and values of the facts about a model and its training."""
     config, model, image = loaded.config, loaded.model, loaded.model.image
     groups = " + ".join(map(str, config.model.groups_per_scale))
     runs = itertools.groupby("x".join(map(str, shape)) for shape in model.latent_shapes)
@@ -69,7 +74,6 @@ def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
         ("latents", f"{shapes} (height x width x latents, in the order of their use)"),
         ("parameters", f"{model.num_parameters:,}"),
         ("training steps", f"{loaded.step:,}"),
-        *_measured(loaded.folder),
     ]
 
 

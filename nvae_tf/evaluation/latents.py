@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import Scope
@@ -109,7 +110,7 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
     decode = _noise_decoder(model, temperature)
     rows = [
         decode([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
-        for t in np.linspace(0.0, 1.0, steps)
+        for t in tqdm(np.linspace(0.0, 1.0, steps), unit="step", desc="interpolate", disable=None)
     ]
     return np.stack(rows, 1)
 
@@ -143,7 +144,14 @@ def traverse(
         return decode(changed)
 
     starts = [[tensor[n : n + 1] for tensor in noise] for n in range(len(noise[0]))]
-    return np.stack([[row(start, group) for group in groups] for start in starts])
+    with tqdm(total=len(starts) * len(groups), unit="row", desc="traverse", disable=None) as bar:
+        rows = []
+        for start in starts:
+            rows.append([])
+            for group in groups:
+                rows[-1].append(row(start, group))
+                bar.update()
+    return np.stack(rows)
 
 
 def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
@@ -162,7 +170,7 @@ def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> n
     noise, fresh = (model.draw_noise(num_samples, (seed, stream)) for stream in (0, 1))
     before = decode(noise)
     changes = []
-    for group in range(len(noise)):
+    for group in tqdm(range(len(noise)), unit="group", desc="influence", disable=None):
         after = decode([*noise[:group], fresh[group], *noise[group + 1 :]])
         changes.append(math.sqrt(np.mean(np.square(after - before))))
     return np.array(changes)
@@ -217,6 +225,32 @@ def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterat
         (z, mean, stddev), kl = tf.nest.map_structure(lambda tensor: tensor.numpy(), tensors)
         start += len(images)
         yield Encoded(z, mean, stddev, kl)
+
+
+def mean_channel_kl(model: NVAE, batches, seed: int) -> np.ndarray:
+    """KL of every latent channel, from which the objective counts active latents.
+
+    Args:
+        model: The model.
+        batches: Batches of images, (batch, height, width, channels) in [0, 1].
+        seed: Seed of the draws of z, as for `encode_batches`.
+
+    Returns:
+        Mean KL over the images in nats, summed over each channel's map, (groups, latents).
+    """
+
+    def channel_kl(images, indices):
+        noise = model.draw_noise(indices, (seed, 0))
+        output = model.top_down(FromPosterior(model.bottom_up(images), noise))
+        return tf.stack([tf.reduce_sum(latent.kl, [1, 2]) for latent in output.latents], 1)
+
+    run, start, total = on_devices(channel_kl), 0, np.zeros(())
+    for images in batches:
+        indices = tf.range(start, start + len(images), dtype=tf.int64)
+        shards = run(shard(images), shard(indices))
+        total = total + unshard(shards, len(images)).numpy().astype(np.float64).sum(0)
+        start += len(images)
+    return total / start
 
 
 def _noise_decoder(model: NVAE, temperature: float):

@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams import api as hparams_plugin
 
 from nvae_tf.config import Config
 from nvae_tf.io.files import write_error
-from nvae_tf.run_folder import RunFolder
+from nvae_tf.run_folder import SESSION, RunFolder
 
 MEAN = "in training the mean over the epoch so far"
 
@@ -86,6 +86,16 @@ class Curves:
         values = {**_arrays(logs), **({} if steps_done is None else self._speed(steps_done))}
         with writing(self._folder, self.train, step):
             write_scalars(values)
+
+    def session(self, step: int, text: str) -> None:
+        """Writes how this process was started.
+
+        Args:
+            step: The step from which it trains.
+            text: Version, command and devices.
+        """
+        with writing(self._folder, self.train, step):
+            tf.summary.text(SESSION, text)
 
     def graph(self, graph) -> None:
         """Writes the graph of a step, unless it is too large to be looked at.

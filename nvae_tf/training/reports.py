@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from nvae_tf.config import Config
 from nvae_tf.io.files import write_png
-from nvae_tf.io.image_grid import grid
+from nvae_tf.io.labelled_grid import Band, labelled_grid, reconstruction_bands
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.curves import Curves, interval, writing
 
@@ -121,9 +121,10 @@ def duration(seconds: float) -> str:
 class Pictures:
     """Grids of samples and reconstructions, as PNG files and in TensorBoard.
 
-    ``samples.png`` holds two rows at each of the temperatures 0.7, 0.8, 0.9 and 1.0, from the top.
-    ``reconstructions.png`` holds images of the test set in odd rows, and below each its
-    reconstruction. The noise is the same every time, so that pictures of different epochs compare.
+    ``samples.png`` holds two rows at each of the temperatures 0.7, 0.8, 0.9 and 1.0.
+    ``reconstructions.png`` holds images of the test set, and below each its reconstruction: the mean
+    of p(x | z) with one draw of z. The noise is the same every time, so that pictures of different
+    epochs compare.
 
     Args:
         folder: Folder of the run.
@@ -136,6 +137,7 @@ class Pictures:
 
     def __init__(self, folder: RunFolder, writer, model, images, seed: int):
         self.folder, self.writer, self.seed = folder, writer, (seed, 0)
+        self._pixels = model.pixels_of_samples
         self.columns = min(COLUMNS, len(images))
         rows = max(min(PICTURED, len(images)) // COLUMNS, 1)
         self.images = tf.convert_to_tensor(images)[: rows * self.columns]
@@ -146,7 +148,7 @@ class Pictures:
 
         def reconstruct(images):
             noise = model.draw_noise(len(self.images), self.seed)
-            return model.reconstruct(images, noise, self.seed)
+            return model.reconstruct(images, noise)
 
         self.sample = tf.function(sample, autograph=False)
         self.reconstruct = tf.function(reconstruct, autograph=False)
@@ -155,18 +157,21 @@ class Pictures:
         """Draws and writes both grids."""
         samples = {t: self.sample(tf.constant(t)).numpy() for t in TEMPERATURES}
         reconstructed = self.reconstruct(self.images).numpy()
-        rows = [
-            images[start : start + self.columns]
-            for start in range(0, len(self.images), self.columns)
-            for images in (self.images.numpy(), reconstructed)
-        ]
-        reconstructions = grid(np.concatenate(rows), self.columns)
-        write_png(self.folder.samples, grid(np.concatenate(list(samples.values())), COLUMNS))
+        reconstructions = labelled_grid(
+            reconstruction_bands(self.images.numpy(), reconstructed, self.columns),
+            self.columns,
+            "Test images and their reconstructions",
+            f"step {step:,}; means of p(x | z), one draw of z each",
+        )
+        bands = [Band(images, f"temperature\n{t:.1f}") for t, images in samples.items()]
+        note = f"step {step:,}; {self._pixels}"
+        write_png(self.folder.samples, labelled_grid(bands, COLUMNS, "Samples", note))
         write_png(self.folder.reconstructions, reconstructions)
         with writing(self.folder, self.writer, step):
             tf.summary.image("reconstructions", reconstructions[None])
             for temperature, images in samples.items():
-                tf.summary.image(f"samples/temperature_{temperature}", grid(images, COLUMNS)[None])
+                picture = labelled_grid([Band(images)], COLUMNS)
+                tf.summary.image(f"samples/temperature_{temperature}", picture[None])
             self.writer.flush()
 
 
@@ -196,6 +201,10 @@ class Reports:
         self._curves = Curves(folder, config, progress.images_per_step, hparams)
         writer, seed = self._curves.train, config.data.seed
         self._pictures = Pictures(folder, writer, model, test_images, seed)
+
+    def session(self, step: int, text: str) -> None:
+        """Notes how this process was started: the step from which it trains, and a text."""
+        self._curves.session(step, text)
 
     def steps(self, step: int, count: int, logs_of: Callable) -> None:
         """Reports training steps.

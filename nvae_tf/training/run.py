@@ -4,7 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -281,7 +284,8 @@ def _set_up(
     """Builds everything, and restores the newest checkpoint or prepares a new training."""
     settings, say = config.train, _say(cluster)
     shared = f"; {cluster.replicas} replicas in {cluster.num_workers} processes"
-    say(f"device: {describe_devices(cluster.strategy)}" + (shared if cluster.replicas > 1 else ""))
+    devices = describe_devices(cluster.strategy) + (shared if cluster.replicas > 1 else "")
+    say(f"device: {devices}")
 
     # Data. One image of each split is read before anything is written.
     with cluster.agreement():
@@ -314,6 +318,8 @@ def _set_up(
             settings.epochs, counts.steps_per_epoch, counts.images_per_step, end
         )
         report = reports.Reports(folder, config, progress, model, test_images, hparams)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        report.session(start_step, f"nvae-tf {__version__}: {command}; {devices}")
     steps_per_epoch = counts.steps_per_epoch
     return _Run(trainer, data, checkpoints, report, start_step, end, steps_per_epoch)
 

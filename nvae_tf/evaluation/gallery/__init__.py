@@ -1,0 +1,1 @@
+"""The page that shows a trained model, complete in one file; the only package that knows HTML."""

@@ -1,0 +1,187 @@
+"""What the page shows of a data set: test images, training images, and what the model makes of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.source import reading
+from nvae_tf.evaluation import latents, likelihood
+from nvae_tf.evaluation.gallery.amounts import Amounts
+from nvae_tf.evaluation.gallery.scores import Score, evaluated, likelihood_scores
+from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.neighbours import Neighbours, nearest
+from nvae_tf.io.errors import UserError
+
+DRAWS = 10  # of z for each image, for -log p(x), if it was not evaluated before
+BATCH = 100
+NEIGHBOURS = 3
+SEARCHED = 50_000  # training images at most, among which neighbours are looked for
+COMPARED = 64  # test images whose distance to the training images is told
+
+
+class Near(NamedTuple):
+    """Samples and the training images nearest to them.
+
+    Attributes:
+        samples: 8-bit images (n, height, width, channels).
+        found: The nearest training images.
+        test_distance: Median distance of a test image to the nearest training image.
+        searched: Number of training images that were looked at.
+    """
+
+    samples: np.ndarray
+    found: Neighbours
+    test_distance: float
+    searched: int
+
+
+class DataContent(NamedTuple):
+    """What needs the data set.
+
+    Attributes:
+        pairs: Test images at the ends of the interpolations, (n, 2, height, width, channels).
+        interpolations: Images on the way between them, (n, steps, height, width, channels).
+        originals: Test images, (n, height, width, channels).
+        reconstructions: Their reconstructions, of the same shape.
+        near: Samples and training images.
+        channel_kl: Mean KL of every latent channel in nats, (groups, latents), over test images.
+        num_measured: Number of test images over which it was averaged.
+        scores: NELBO and -log p(x) of test images; empty if they were evaluated before.
+    """
+
+    pairs: np.ndarray
+    interpolations: np.ndarray
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    near: Near
+    channel_kl: np.ndarray
+    num_measured: int
+    scores: list[Score]
+
+
+def of_data_set(
+    loaded: LoadedModel, amounts: Amounts, queries, seed: int, num_images: int
+) -> DataContent:
+    """Computes what needs the data set; bars on a terminal say how far it is.
+
+    Args:
+        loaded: The model.
+        amounts: How much is shown.
+        queries: 8-bit samples whose neighbours are looked for, (n, height, width, channels).
+        seed: Seed of draws of z.
+        num_images: Number of test images that are measured.
+
+    Raises:
+        UserError: The data set cannot be read.
+    """
+    data = DataSet(loaded, seed)
+    return DataContent(
+        *data.interpolations(amounts),
+        *data.reconstructions(amounts),
+        data.near(queries),
+        *data.channel_kl(num_images),
+        [] if evaluated(loaded) else data.scores(num_images),
+    )
+
+
+class DataSet:
+    """The data set that a model was trained on, and what is computed from it.
+
+    Args:
+        loaded: The model.
+        seed: Seed of draws of z.
+
+    Raises:
+        UserError: The data set cannot be read.
+    """
+
+    def __init__(self, loaded: LoadedModel, seed: int):
+        self.model, self.seed = loaded.model, seed
+        self.data_seed = loaded.config.data.seed  # the images of training's pictures
+        self.info = catalog.get_dataset_info(loaded.config.data)
+        self.train, self.test = self.info.open(loaded.config.data.data)
+        with reading(self.test):
+            images, labels = next(iter(self._batches(self.test, with_labels=True)))
+        self.images, self.labels = images.numpy(), labels.numpy()
+
+    def _batches(self, source, **options):
+        return pipeline.evaluation_batches(
+            source,
+            self.info,
+            batch_size=BATCH,
+            seed=self.data_seed,
+            num_bits=self.model.num_bits,
+            **options,
+        )
+
+    def _first(self, source, count: int, title: str = ""):
+        """Batches of the first images, with a bar if it has a title."""
+        left = min(count, len(source))
+        with tqdm(total=left, unit="image", desc=title, disable=None if title else True) as bar:
+            for batch in self._batches(source):
+                yield batch[:left].numpy()
+                bar.update(min(left, len(batch)))
+                left -= len(batch)
+                if left <= 0:
+                    return
+
+    def channel_kl(self, count: int) -> tuple[np.ndarray, int]:
+        """Mean KL of every latent channel over the first test images, and the number of those."""
+        with reading(self.test):
+            batches = self._first(self.test, count, "KL")
+            kl = latents.mean_channel_kl(self.model, batches, self.seed)
+        return kl, min(count, len(self.test))
+
+    def scores(self, count: int) -> list[Score]:
+        """The likelihood of the first test images."""
+        count = min(count, len(self.test))
+        with reading(self.test):
+            batches = self._first(self.test, count)
+            options = dict(num_draws=DRAWS, chunk=1, seed=self.seed)
+            results = likelihood.evaluate(self.model, batches, count, **options)
+        origin = "all" if count == len(self.test) else f"the first {count:,} of"
+        summary = likelihood.summarize(results, self.model.bits_per_dim)
+        return likelihood_scores(summary, DRAWS, f"{origin} {len(self.test):,} test images")
+
+    def interpolations(self, amounts: Amounts) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of test images, of different labels where there are some, and the ways between them."""
+        chosen = _different_pairs(self.labels, amounts.interpolations)
+        if not chosen:
+            raise UserError(f"the test set has {len(self.images)} images; interpolations need two")
+        ends = self.images[np.array(chosen).ravel()]
+        noise = latents.prior_noise(self.model, ends)
+        start, end = ([tensor[first::2] for tensor in noise] for first in (0, 1))
+        pairs = ends.reshape(-1, 2, *ends.shape[1:])
+        return pairs, latents.interpolate(self.model, start, end, amounts.steps)
+
+    def reconstructions(self, amounts: Amounts) -> tuple[np.ndarray, np.ndarray]:
+        """Test images and their reconstructions."""
+        originals = self.images[: amounts.reconstructed]
+        return originals, latents.reconstruct(self.model, originals, self.seed).images
+
+    def near(self, samples: np.ndarray) -> Near:
+        """The training images nearest to samples, and how near they are to test images."""
+        queries = np.concatenate([samples / np.float32(255.0), self.images[:COMPARED]])
+        with reading(self.train):
+            batches = self._first(self.train, SEARCHED, "neighbours")
+            found = nearest(queries, batches, NEIGHBOURS)
+        count = len(samples)
+        return Near(
+            samples,
+            Neighbours(found.images[:count], found.distances[:count]),
+            float(np.median(found.distances[count:, 0])),
+            min(SEARCHED, len(self.train)),
+        )
+
+
+def _different_pairs(labels, count: int) -> list[tuple[int, int]]:
+    """Pairs of indices, each used once, whose labels differ if possible."""
+    left, pairs = list(range(len(labels))), []
+    while len(left) > 1 and len(pairs) < count:
+        one = left.pop(0)
+        other = next((i for i in left if labels[i] != labels[one]), left[0])
+        left.remove(other)
+        pairs.append((one, other))
+    return pairs

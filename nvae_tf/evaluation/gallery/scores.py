@@ -1,0 +1,86 @@
+"""The numbers that measure a model, as evaluations left them in its folder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.files import read_json
+
+
+class Score(NamedTuple):
+    """A number that measures the model.
+
+    Attributes:
+        name: What it is.
+        value: The number.
+        unit: Its unit; empty if it has none.
+        error: Standard error over the images; None if it is not known.
+        per_dim: The number and its standard error in bits per dimension; None if it has no such form.
+        origin: Of how many images of what it is.
+    """
+
+    name: str
+    value: float
+    unit: str
+    error: float | None
+    per_dim: tuple[float, float | None] | None
+    origin: str
+
+
+def evaluated(loaded: LoadedModel) -> list[Score]:
+    """The likelihood that ``--eval_mode evaluate`` left for this step, or nothing."""
+    report = _report(loaded.folder / "evaluate.json", loaded.step)
+    try:
+        if report.get("split") != "test":
+            return []
+        origin = f"{report['num_images']:,} test images"
+        return likelihood_scores(report, int(report["num_iw_samples"]), origin)
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def likelihood_scores(summary, draws: int, origin: str) -> list[Score]:
+    """The scores in what `likelihood.summarize` returned, or what was written of it.
+
+    Args:
+        summary: Mean and standard error of each estimate.
+        draws: Number of draws of z for each image.
+        origin: Which images they are.
+    """
+    scores = []
+    for name, bits, title, detail in (
+        ("nelbo", "bpd_nelbo", "NELBO", f"{draws} draws of z each"),
+        ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)", f"{draws} weighted draws each"),
+    ):
+        (mean, error), per_dim = (
+            (float(summary[key]["mean"]), _number(summary[key]["standard_error"]))
+            for key in (name, bits)
+        )
+        scores.append(Score(title, mean, "nats", error, per_dim, f"{origin}, {detail}"))
+    return scores
+
+
+def fid(loaded: LoadedModel) -> list[Score]:
+    """The FID that ``--eval_mode evaluate_fid`` left for this step, or nothing."""
+    report = _report(loaded.folder / "fid.json", loaded.step)
+    try:
+        origin = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}" + (
+            ", readjusted batch norm" if report["readjust_bn"] else ""
+        )
+        return [Score("FID", float(report["fid"]), "", None, None, origin)]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _report(path: Path, step: int) -> dict:
+    """A report of a command, if there is one and it is of this step; else nothing."""
+    try:
+        report = read_json(path)
+    except UserError:
+        return {}
+    return report if isinstance(report, dict) and report.get("step") == step else {}
+
+
+def _number(value) -> float | None:
+    return None if value is None else float(value)
