@@ -1,16 +1,22 @@
 """Reads an image of any size as a model's levels, without a change of its size."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from nvae_tf.config import ImageSpec
-from nvae_tf.data.images import decode
+from nvae_tf.config import CENTRE, DROP, KEEP, ImageSpec
+from nvae_tf.data import levels
+from nvae_tf.data.image_files import ImageReader
+from nvae_tf.data.stored import Item
 from nvae_tf.io.errors import UserError
 
 
 def read_whole(path: Path, spec: ImageSpec) -> np.ndarray:
-    """Reads an image; colours become grey for a model of one channel.
+    """Reads the first image of a file; colours become grey for a model of one channel.
+
+    Values are mapped to levels as those of training were; without a value range, those of 8 bits are
+    reduced to fewer.
 
     Args:
         path: Path of the file.
@@ -22,11 +28,17 @@ def read_whole(path: Path, spec: ImageSpec) -> np.ndarray:
     Raises:
         UserError: The file is not readable, or cannot become such an image.
     """
-    if spec.channels not in (1, 3) or spec.bits > 8:
-        raise UserError(
-            f"{path}: images of {spec.channels} channels of {spec.bits} bits cannot be read from a "
-            "file of colours; score arrays by nvae_tf.evaluation.tiles.score"
-        )
-    image = decode(path, path)
-    values = np.atleast_3d(np.asarray(image.convert("L") if spec.channels == 1 else image))
-    return values >> (8 - spec.bits)
+    stored = ImageReader().read(Item(path))
+    height, width, channels = stored.values.shape
+    kept = stored.has_alpha and channels == spec.channels
+    whole = dataclasses.replace(
+        spec,
+        height=height,
+        width=width,
+        scored_size=None,
+        value_range=spec.value_range or (0.0, 2.0 ** max(spec.bits, 8) - 1.0),
+    )
+    try:
+        return levels.to_levels(stored, whole, CENTRE, KEEP if kept else DROP)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}, as the model has; name other images") from None
