@@ -536,8 +536,7 @@ def test_inspect_shows_sizes_values_and_what_is_skipped(tmp_path, grey, capsys):
     assert inspect.main([*arguments, "--output", str(picture)]) == 0
     out = capsys.readouterr().out
     assert (
-        "20 images, 16 bits, values" in out
-        and "images: 32x32, 1 channels, 12 bits, mirrored" in out
+        "20 images, 16 bits, values" in out and "images: 32x32, 1 channel, 12 bits, mirrored" in out
     )
     assert "of 4,096," in out and "3,840 to 4,095" in out and "#" in out
     assert "skipped: 1 of 21 images (1 unreadable)" in out and "broken.tif: not a readable" in out

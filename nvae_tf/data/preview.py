@@ -36,8 +36,9 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     with reading(*sources):
         spec = dataset.image
         kind = "binary" if spec.binary else f"{spec.bits} bits"
+        channels = f"{spec.channels} channel{'s' * (spec.channels != 1)}"
         mirrored = "mirrored at random" if dataset.flip else "not mirrored"
-        print(f"{dataset.name}: {spec.size_text}, {spec.channels} channels, {kind}, {mirrored}")
+        print(f"{dataset.name}: {spec.size_text}, {channels}, {kind}, {mirrored}")
         for name, source in zip(("training", "test"), sources, strict=True):
             low, high = _label_range(source)
             print(f"{name}: {len(source)} images, labels {low} to {high}")
