@@ -2,8 +2,8 @@
 
 What a coder needs of a distribution is a function from symbols to the sum of the frequencies below them
 (`nvae_tf.compression.rans.Cumulative`). Here it is computed in float64 from the model's float32
-parameters, with SciPy's functions, which treat each value alone: wherever in an array a value stands, its
-result is the same. Both directions also ask for arrays of the same shapes.
+parameters, with SciPy's functions, which treat each value alone: wherever in an array a value stands,
+its result is the same. Both directions also ask for arrays of the same shapes.
 """
 
 import math
@@ -21,8 +21,8 @@ SPREAD = 1.5  # the bins are equal in mass under a normal that is as many times 
 class LatentBins:
     """A division of the axis of a latent into bins, in units of its prior's standard deviation.
 
-    The bins hold equal parts of a normal distribution that is wider than the prior: so there are more of
-    them in the prior's tails than if they held equal parts of the prior, which helps latents whose
+    The bins hold equal parts of a normal distribution that is wider than the prior: so there are more
+    of them in the prior's tails than if they held equal parts of the prior, which helps latents whose
     posterior lies there. The frequencies of bins under the prior are one table for all latents.
 
     Args:
@@ -135,7 +135,7 @@ class Levels:
         )
 
     def log_mass(self, levels):
-        """Logarithms of each component's probability of the levels (n,), as `exact_log_mass` has them."""
+        """Logarithms of each component's probability of levels (n,), as in `exact_log_mass`."""
         positions = np.arange(len(levels))
         lower = self._standard(positions, levels)
         upper = lower + 2.0 * self.per_half_level
@@ -174,9 +174,7 @@ class ColourPixels:
         """The distribution of the next channel's levels, given those of the channels before."""
         channel, means = len(self._values), self._means[:, len(self._values)]
         if channel:
-            means = means + channel_shift(
-                self._values, self._coefficients, channel, self.channels
-            )
+            means = means + channel_shift(self._values, self._coefficients, channel, self.channels)
         return Levels(
             softmax(self._log_weights, axis=-1),
             means * self._max_level,

@@ -1,13 +1,13 @@
 """Bits-back coding of images through the whole hierarchy of latents, one after the other on one stack.
 
 Encoding an image pops z of each group with its posterior, from the top of the hierarchy down, since a
-posterior depends on the groups before. Then it pushes the image with p(x | z), and z with the priors, from
-the bottom up. Decoding is the same backwards: it pops z with the priors, from the top down, then the
-image, and pushes z with the posteriors. So an image adds to the stack -log p(x | z) - log p(z) + log q(z |
-x), whose mean is the NELBO.
+posterior depends on the groups before. Then it pushes the image with p(x | z), and z with the priors,
+from the bottom up. Decoding is the same backwards: it pops z with the priors, from the top down, then
+the image, and pushes z with the posteriors. So an image adds to the stack -log p(x | z) - log p(z) +
+log q(z | x), whose mean is the NELBO.
 
-References: Townsend et al., *Practical lossless compression with latent variables using bits back coding*,
-2019; Kingma et al., *Bit-Swap*, 2019; Townsend et al., *HiLLoC*, 2020.
+References: Townsend et al., *Practical lossless compression with latent variables using bits back
+coding*, 2019; Kingma et al., *Bit-Swap*, 2019; Townsend et al., *HiLLoC*, 2020.
 """
 
 import dataclasses
@@ -59,7 +59,9 @@ class Codec:
             chosen = self._shared_bins(index, group)
             chosen[kept] = stack.pop(distribution, kept, self.bins.count)
             z = self._latents(state, chosen)
-            nats += _log_ratio(z[kept], *((part[kept] for part in p) for p in (posterior, state.prior)))
+            nats += _log_ratio(
+                z[kept], *((part[kept] for part in p) for p in (posterior, state.prior))
+            )
             coded.append((kept, chosen[kept]))
             s = network.after(group, state, z)
         nats += self._push_image(stack, network.image_parameters(s), levels)
@@ -117,7 +119,7 @@ class Codec:
             starts, frequencies = intervals(pixels, positions, flat, self.lanes)
             stack.push(starts, frequencies)
             return pixels.neg_log_likelihood(flat)
-        colours, pieces = ColourPixels(*parameters, self.network.max_level), []
+        colours, pieces = self._colours(parameters), []
         for channel in flat.T:
             distribution = colours.next_channel()
             pieces.append(intervals(distribution, positions, channel, self.lanes))
@@ -126,12 +128,16 @@ class Codec:
             stack.push(*piece)
         return colours.neg_log_likelihood
 
+    def _colours(self, parameters) -> ColourPixels:
+        logits, means, log_scales, coefficients = parameters
+        return ColourPixels(logits, means, log_scales, coefficients, self.network.max_level)
+
     def _pop_image(self, stack: Stack, parameters) -> np.ndarray:
         shape = self.network.model.image.shape
         if self.network.model.image.binary:
             positions = np.arange(len(parameters[0]))
             return stack.pop(BinaryPixels(*parameters), positions, 2).reshape(shape)
-        colours = ColourPixels(*parameters, self.network.max_level)
+        colours = self._colours(parameters)
         positions, channels = np.arange(shape[0] * shape[1]), []
         for _ in range(colours.channels):
             distribution = colours.next_channel()

@@ -1,7 +1,7 @@
 """The network as a codec needs it: one image at a time, and a stop at every latent group.
 
-Encoder and decoder have to compute the same numbers to the bit. So each step is one traced function that
-both call, with a batch of one image, in float32 on the CPU.
+Encoder and decoder have to compute the same numbers to the bit. So each step is one traced function
+that both call, with a batch of one image, in float32 on the CPU.
 """
 
 import dataclasses
@@ -133,7 +133,8 @@ class Network:
             running = layer(running, scope=self._scope)
         running = group.before_latents(running, self._scope)
         raw = group.prior_parameters(running, self._scope)
-        prior = clamped_normal(*raw, stddev=group.stddev)
+        mu, log_sigma = raw
+        prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
         return [] if running is None else [running], raw, (prior.loc, prior.scale)
 
     def _posterior_of(self, group: LatentGroup, s, raw, encoded):

@@ -1,8 +1,8 @@
 """Asymmetric numeral systems: a stack of symbols that is as short as their probabilities allow.
 
-What is pushed last is popped first. Popping with a distribution draws a symbol from it, with the bits of
-the stack as randomness; pushing that symbol with the same distribution puts the same bits back. Bits-back
-coding rests on that.
+What is pushed last is popped first. Popping with a distribution draws a symbol from it, with the bits
+of the stack as randomness; pushing that symbol with the same distribution puts the same bits back.
+Bits-back coding rests on that.
 
 This is range ANS with several interleaved states ("lanes"), each of 64 bits, which share one stack of
 32-bit words. NumPy works on all lanes at once.
