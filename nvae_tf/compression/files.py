@@ -11,7 +11,7 @@ from nvae_tf.compression.codec import Codec
 from nvae_tf.compression.file_format import BLOCK, Header
 from nvae_tf.compression.network import Network
 from nvae_tf.compression.pictures import Pictures, check_png, write_png
-from nvae_tf.compression.rans import LOWEST, Exhausted, Stack
+from nvae_tf.compression.rans import Exhausted, Stack
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write_dir, make_folder
 from nvae_tf.model import NVAE
@@ -58,6 +58,7 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
     check_png(model.image, network.max_level)
     codec = Codec(network, left_out.choose(network, pictures, SEED), _lanes(model), SEED)
     stack, nelbo, checksums, block = _initial_stack(codec), 0.0, [], []
+    before = stack.bits
     for index in tqdm(range(len(pictures)), unit="image", desc="compress", disable=None):
         levels = pictures.levels(index)
         nelbo += codec.encode(stack, levels, index)
@@ -77,7 +78,7 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
     )
     make_folder(path.parent)
     size = file_format.write(path, header, stack.heads, stack.words)
-    return _report(header, stack.bits, size)
+    return _report(header, stack.bits - before, size)
 
 
 def decompress(model: NVAE, path: Path, folder: Path) -> Report:
@@ -103,7 +104,7 @@ def decompress(model: NVAE, path: Path, folder: Path) -> Report:
     codec = Codec(network, parts, header.lanes, SEED)
     fingerprint.check_same(fingerprint.made_with(codec), header.made_with, path)
     stack = Stack(heads, words)
-    bits = stack.bits - 32 * header.initial_words
+    before = stack.bits
     make_folder(folder.parent)
     with atomic_write_dir(folder) as temporary:
         try:
@@ -115,7 +116,7 @@ def decompress(model: NVAE, path: Path, folder: Path) -> Report:
             raise UserError(
                 f"{path}: damaged, or the decoder computes other numbers; nothing written"
             )
-    return _report(header, bits, size)
+    return _report(header, before - stack.bits, size)
 
 
 def _decode_into(folder: Path, codec: Codec, header: Header, stack: Stack) -> None:
@@ -135,21 +136,19 @@ def _decode_into(folder: Path, codec: Codec, header: Header, stack: Stack) -> No
 
 
 def _initial_stack(codec: Codec) -> Stack:
-    return Stack.empty(codec.lanes, more=_initial_words(codec))
-
-
-def _initial_words(codec: Codec):
-    """A function that gives the random words which a stack begins with."""
+    """The stack of random bits that encoding begins with, always the same."""
     noise = np.random.Philox(key=codec.seed, counter=[0, 0, 0, 1 << 63])
-    return lambda count: (noise.random_raw(count) >> np.uint64(32)).astype(np.uint32)
+    return Stack.random(
+        codec.lanes, lambda count: (noise.random_raw(count) >> np.uint64(32)).astype(np.uint32)
+    )
 
 
 def _is_initial(codec: Codec, stack: Stack, count: int) -> bool:
-    """Whether a stack is again what the encoder began with."""
-    same_states = bool((stack.heads == LOWEST).all())
-    if not same_states or len(stack.words) != count:
+    """Whether a stack is again what encoding began with, and the words that were drawn."""
+    initial = _initial_stack(codec)
+    if len(stack.words) != count or not np.array_equal(stack.heads, initial.heads):
         return False
-    return np.array_equal(stack.words[::-1], _initial_words(codec)(count))
+    return np.array_equal(stack.words[::-1], initial.draw(count))
 
 
 def _lanes(model: NVAE) -> int:
@@ -159,7 +158,7 @@ def _lanes(model: NVAE) -> int:
 
 
 def _report(header: Header, bits: float, size: int) -> Report:
-    payload, initial = round(bits), 32 * header.initial_words
+    payload, initial = round(bits), 32 * (header.lanes + header.initial_words)
     return Report(
         images=header.count,
         payload_bits=payload,

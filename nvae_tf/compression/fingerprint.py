@@ -133,6 +133,6 @@ def _trial_digest(codec: Codec) -> str:
     raw = noise.random_raw(int(np.prod(shape))).reshape(shape)
     levels = (raw % np.uint64(codec.network.max_level + 1)).astype(np.int64)
     all_latents = [np.zeros_like(part) for part in codec.left_out]
-    stack = Stack.empty(codec.lanes, more=lambda count: noise.random_raw(count).astype(np.uint32))
+    stack = Stack.random(codec.lanes, lambda count: noise.random_raw(count).astype(np.uint32))
     dataclasses.replace(codec, left_out=all_latents).encode(stack, levels, 0)
     return hashlib.sha256(stack.heads.tobytes() + stack.words.tobytes()).hexdigest()[:16]

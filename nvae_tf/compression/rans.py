@@ -61,14 +61,16 @@ class Stack:
         self.drawn: list[int] = []
 
     @classmethod
-    def empty(cls, lanes: int, more: Callable[[int], np.ndarray] | None = None) -> "Stack":
-        """A stack that holds nothing yet.
+    def random(cls, lanes: int, more: Callable[[int], np.ndarray]) -> "Stack":
+        """A stack that holds random bits, without end.
+
+        Its states are random, too: others would make the first symbols that are popped the same always.
 
         Args:
-            lanes: Number of states. More are faster for many symbols, and cost 32 bits each.
+            lanes: Number of states. More are faster for many symbols, and cost 64 bits each.
             more: As for the constructor.
         """
-        return cls(np.full(lanes, LOWEST), more=more)
+        return cls(LOWEST | more(lanes).astype(np.uint64), more=more)
 
     @property
     def words(self) -> np.ndarray:
@@ -77,7 +79,7 @@ class Stack:
 
     @property
     def bits(self) -> float:
-        """What the stack holds beyond an empty one, in bits."""
+        """What the stack holds beyond the smallest states and the words that were drawn, in bits."""
         in_heads = np.log2(self.heads.astype(np.float64) / float(LOWEST)).sum()
         return float(in_heads) + 32.0 * (self._size - len(self.drawn))
 
@@ -117,6 +119,14 @@ class Stack:
             symbols[first : first + lanes] = found
         return symbols
 
+    def draw(self, count: int) -> np.ndarray:
+        """Draws random words, uint32 (count,), as popping from an empty stack does."""
+        if self._more is None:
+            raise Exhausted
+        fresh = self._more(count)
+        self.drawn.extend(fresh.tolist())
+        return fresh
+
     def _push_block(self, starts, frequencies):
         heads = self.heads[: len(starts)]
         full = (heads >> _REST) >= frequencies
@@ -147,10 +157,7 @@ class Stack:
     def _take(self, count: int) -> np.ndarray:
         missing = count - self._size
         if missing > 0:
-            if self._more is None:
-                raise Exhausted
-            fresh = self._more(missing)
-            self.drawn.extend(fresh.tolist())
+            fresh = self.draw(missing)
             words = np.concatenate([fresh[::-1].astype(np.uint32), self.words])
             self._size = 0
             return words
