@@ -27,6 +27,8 @@ class Codec:
         network: The network.
         left_out: For each group which latents are not coded, bool (latents,). Those are drawn from the
             prior, by noise that encoder and decoder share.
+        padded: Whether padding around the scored part of the images (`ImageSpec.scored_size`) is left
+            out, too, since it is 0 in all of them.
         lanes: Number of lanes of the stack.
         seed: Seed of that noise.
         bins: The bins of the latents.
@@ -34,6 +36,7 @@ class Codec:
 
     network: Network
     left_out: list[np.ndarray]
+    padded: bool
     lanes: int
     seed: int
     bins: LatentBins = dataclasses.field(default_factory=LatentBins)
@@ -111,13 +114,13 @@ class Codec:
 
     def _push_image(self, stack: Stack, parameters, levels) -> float:
         """Pushes an image, and returns -log p(x | z) in nats."""
-        flat = levels.reshape(-1, levels.shape[-1]).astype(np.int64)
+        rows, columns = self._coded_part
+        flat = levels[rows, columns].reshape(-1, levels.shape[-1]).astype(np.int64)
         positions = np.arange(len(flat))
         if self.network.model.image.binary:
             flat, positions = flat.reshape(-1), np.arange(flat.size)
-            pixels = BinaryPixels(*parameters)
-            starts, frequencies = intervals(pixels, positions, flat, self.lanes)
-            stack.push(starts, frequencies)
+            pixels = self._binary(parameters)
+            stack.push(*intervals(pixels, positions, flat, self.lanes))
             return pixels.neg_log_likelihood(flat)
         colours, pieces = self._colours(parameters), []
         for channel in flat.T:
@@ -128,22 +131,42 @@ class Codec:
             stack.push(*piece)
         return colours.neg_log_likelihood
 
+    @property
+    def _coded_part(self) -> tuple[slice, slice]:
+        """The rows and the columns of an image that are coded."""
+        return self.network.model.image.scored_part if self.padded else (slice(None), slice(None))
+
+    def _binary(self, parameters) -> BinaryPixels:
+        rows, columns = self._coded_part
+        return BinaryPixels(parameters[0][rows, columns].reshape(-1))
+
     def _colours(self, parameters) -> ColourPixels:
-        logits, means, log_scales, coefficients = parameters
+        rows, columns = self._coded_part
+        logits, means, log_scales, coefficients = (
+            _flat(part[rows, columns]) for part in parameters
+        )
         return ColourPixels(logits, means, log_scales, coefficients, self.network.max_level)
 
     def _pop_image(self, stack: Stack, parameters) -> np.ndarray:
-        shape = self.network.model.image.shape
+        levels = np.zeros(self.network.model.image.shape, np.int64)
+        part = levels[self._coded_part]  # a view
         if self.network.model.image.binary:
-            positions = np.arange(len(parameters[0]))
-            return stack.pop(BinaryPixels(*parameters), positions, 2).reshape(shape)
+            pixels = self._binary(parameters)
+            part[...] = stack.pop(pixels, np.arange(part.size), 2).reshape(part.shape)
+            return levels
         colours = self._colours(parameters)
-        positions, channels = np.arange(shape[0] * shape[1]), []
+        positions, channels = np.arange(part.shape[0] * part.shape[1]), []
         for _ in range(colours.channels):
             distribution = colours.next_channel()
             channels.append(stack.pop(distribution, positions, distribution.count))
             colours.observe(distribution, channels[-1])
-        return np.stack(channels, -1).reshape(shape)
+        part[...] = np.stack(channels, -1).reshape(part.shape)
+        return levels
+
+
+def _flat(part: np.ndarray) -> np.ndarray:
+    """(height, width, ...) as (pixels, ...), also where there are no values."""
+    return part.reshape(part.shape[0] * part.shape[1], *part.shape[2:])
 
 
 def _log_ratio(z, posterior, prior) -> float:

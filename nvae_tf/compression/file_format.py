@@ -41,21 +41,25 @@ class Header:
     """What a file says of itself.
 
     Attributes:
-        made_with: Everything that numbers depend on, by name (`nvae_tf.compression.fingerprint`).
+        made_with: All that is known of what numbers depend on (`nvae_tf.compression.fingerprint`).
+        trial: A digest of an image of noise, coded.
         count: Number of images.
         names: Their file names; None if they are numbered.
         checksums: A digest of every 64 images, as hexadecimal text.
         left_out: The latents that are not coded, one bit each, in base64.
+        padded: Whether all images have padding of 0, which is not coded.
         lanes: Number of states of the coder.
         initial_words: Number of random words that the coder began with.
         nelbo_bits: Negative evidence lower bound of the draws that were made, over all images.
     """
 
     made_with: dict[str, str]
+    trial: str
     count: int
     names: list[str] | None
     checksums: list[str]
     left_out: str
+    padded: bool
     lanes: int
     initial_words: int
     nelbo_bits: float
@@ -94,8 +98,11 @@ class Header:
         for name, (value, lowest, highest) in numbers.items():
             if type(value) is not int or not lowest <= value <= highest:
                 raise ValueError(f"{name} is out of range")
-        texts = isinstance(self.made_with, dict) and _are_texts(self.made_with.values())
-        if not texts or not isinstance(self.nelbo_bits, float) or not np.isfinite(self.nelbo_bits):
+        texts = isinstance(self.made_with, dict) and _are_texts(
+            [self.trial, *self.made_with.values()]
+        )
+        types = isinstance(self.nelbo_bits, float) and isinstance(self.padded, bool)
+        if not texts or not types or not np.isfinite(self.nelbo_bits):
             raise ValueError("a field is of another type")
         if not isinstance(self.left_out, str) or len(self.left_out) > MOST_LATENTS // 4:
             raise ValueError("left_out is out of range")

@@ -56,7 +56,8 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
         raise UserError(f"{path}: there is another file already; remove it, or choose another name")
     network = Network(model)
     check_png(model.image, network.max_level)
-    codec = Codec(network, left_out.choose(network, pictures, SEED), _lanes(model), SEED)
+    latents, padded = left_out.choose(network, pictures, SEED)
+    codec = Codec(network, latents, padded, _lanes(model), SEED)
     stack, nelbo, checksums, block = _initial_stack(codec), 0.0, [], []
     before = stack.bits
     for index in tqdm(range(len(pictures)), unit="image", desc="compress", disable=None):
@@ -67,11 +68,13 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
             checksums.append(file_format.block_checksum(block))
             block = []
     header = Header(
-        made_with=fingerprint.made_with(codec),
+        made_with=fingerprint.made_with(model),
+        trial=fingerprint.trial_digest(codec),
         count=len(pictures),
         names=pictures.names,
         checksums=checksums,
-        left_out=file_format.pack_left_out(codec.left_out),
+        left_out=file_format.pack_left_out(latents),
+        padded=padded,
         lanes=codec.lanes,
         initial_words=len(stack.drawn),
         nelbo_bits=nelbo,
@@ -96,13 +99,17 @@ def decompress(model: NVAE, path: Path, folder: Path) -> Report:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not an empty folder; remove it, or choose another name")
     header, heads, words, size = file_format.read(path)
-    network = Network(model)
+    fingerprint.check_same(fingerprint.made_with(model), header.made_with, path)
     try:
         parts = header.left_out_of([int(np.prod(shape)) for shape in model.latent_shapes])
     except ValueError:
         raise UserError(f"{path}: made with another model; name the one it was made with") from None
-    codec = Codec(network, parts, header.lanes, SEED)
-    fingerprint.check_same(fingerprint.made_with(codec), header.made_with, path)
+    codec = Codec(Network(model), parts, header.padded, header.lanes, SEED)
+    if fingerprint.trial_digest(codec) != header.trial:
+        raise UserError(
+            f"{path}: this machine computes other numbers than the one that made it, although all that "
+            "is known of both is the same; decode it there"
+        )
     stack = Stack(heads, words)
     before = stack.bits
     make_folder(folder.parent)

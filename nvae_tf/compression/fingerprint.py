@@ -44,17 +44,14 @@ def use_one_thread() -> None:
         return
 
 
-def made_with(codec: Codec) -> dict[str, str]:
-    """Everything that numbers depend on, by name.
-
-    The last entry is a digest of an image of noise, coded: it differs if anything else differs that
-    matters.
+def made_with(model: NVAE) -> dict[str, str]:
+    """All that is known of what numbers depend on, by name.
 
     Args:
-        codec: The codec.
+        model: The model.
     """
-    described = {
-        "model": model_digest(codec.network.model),
+    return {
+        "model": model_digest(model),
         "nvae-tf": __version__,
         **{library: importlib.metadata.version(library) for library in LIBRARIES},
         "CPU": _cpu(),
@@ -63,7 +60,6 @@ def made_with(codec: Codec) -> dict[str, str]:
         ),
         "threads": _threads(),
     }
-    return {**described, "trial": _trial_digest(codec)}
 
 
 def check_same(here: dict[str, str], there: dict[str, str], path) -> None:
@@ -84,11 +80,6 @@ def check_same(here: dict[str, str], there: dict[str, str], path) -> None:
                     f"{path}: made with other weights or another configuration; name the model that "
                     "it was made with"
                 )
-            if name == "trial":
-                raise UserError(
-                    f"{path}: this machine computes other numbers than the one that made it, although "
-                    "all that is known of both is the same; decode it there"
-                )
             raise UserError(
                 f"{path}: made with {name} {there.get(name)!r}, and here it is {value!r}; the numbers "
                 "could differ, so decode it where they are the same"
@@ -103,6 +94,22 @@ def model_digest(model: NVAE) -> str:
     for stack in model.stacks:
         digest.update(np.ascontiguousarray(stack.numpy(), "<f4").tobytes())
     return digest.hexdigest()
+
+
+def trial_digest(codec: Codec) -> str:
+    """A digest of an image of noise, coded: it differs if anything else differs that matters.
+
+    Args:
+        codec: The codec.
+    """
+    noise = np.random.Philox(key=TRIAL_SEED)
+    shape = codec.network.model.image.shape
+    raw = noise.random_raw(int(np.prod(shape))).reshape(shape)
+    levels = (raw % np.uint64(codec.network.max_level + 1)).astype(np.int64)
+    all_latents = [np.zeros_like(part) for part in codec.left_out]
+    stack = Stack.random(codec.lanes, lambda count: noise.random_raw(count).astype(np.uint32))
+    dataclasses.replace(codec, left_out=all_latents, padded=False).encode(stack, levels, 0)
+    return hashlib.sha256(stack.heads.tobytes() + stack.words.tobytes()).hexdigest()[:16]
 
 
 def _cpu() -> str:
@@ -125,14 +132,3 @@ def _threads() -> str:
     get = tf.config.threading
     counts = (get.get_intra_op_parallelism_threads(), get.get_inter_op_parallelism_threads())
     return "x".join(str(count or f"all-{os.cpu_count()}") for count in counts)
-
-
-def _trial_digest(codec: Codec) -> str:
-    noise = np.random.Philox(key=TRIAL_SEED)
-    shape = codec.network.model.image.shape
-    raw = noise.random_raw(int(np.prod(shape))).reshape(shape)
-    levels = (raw % np.uint64(codec.network.max_level + 1)).astype(np.int64)
-    all_latents = [np.zeros_like(part) for part in codec.left_out]
-    stack = Stack.random(codec.lanes, lambda count: noise.random_raw(count).astype(np.uint32))
-    dataclasses.replace(codec, left_out=all_latents).encode(stack, levels, 0)
-    return hashlib.sha256(stack.heads.tobytes() + stack.words.tobytes()).hexdigest()[:16]

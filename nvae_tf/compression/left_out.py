@@ -1,4 +1,4 @@
-"""Which latents a file leaves out: those whose posterior is their prior's for all of its images.
+"""What a file leaves out: latents whose posterior is their prior's, and padding that is always 0.
 
 Popped with the posterior and pushed with the prior, such a latent adds nothing to the file but initial
 bits: some 12 each, for nothing. A decoder cannot know an image's posterior before it has the image, so
@@ -13,11 +13,11 @@ from tqdm import tqdm
 from nvae_tf.compression.network import Network
 
 MOST_IMAGES = 256  # that are looked at
-SMALLEST_GAIN = 0.25  # KL in bits over all images of a file from which on a latent is coded
+SMALLEST_GAIN = 1.0  # KL in bits over all images of a file from which on a latent is coded
 
 
-def choose(network: Network, images, seed: int) -> list[np.ndarray]:
-    """Chooses the latents that are left out.
+def choose(network: Network, images, seed: int) -> tuple[list[np.ndarray], bool]:
+    """Chooses what is left out.
 
     Args:
         network: The network.
@@ -25,15 +25,20 @@ def choose(network: Network, images, seed: int) -> list[np.ndarray]:
         seed: Seed of the draws of z.
 
     Returns:
-        For each group which latents are left out, bool (latents,).
+        For each group which latents are left out, bool (latents,); and whether padding is left out.
     """
+    padded = all(_has_empty_padding(network, images.levels(i)) for i in range(len(images)))
     count = min(len(images), MOST_IMAGES)
     indices = np.linspace(0, len(images) - 1, count).round().astype(int)
     sums = [np.zeros(int(np.prod(shape))) for shape in network.model.latent_shapes]
     for index in tqdm(indices, unit="image", desc="choose latents", disable=None):
         _add_kl(network, images.levels(int(index)), seed + int(index), sums)
     scale = len(images) / count / np.log(2.0)
-    return [total * scale < SMALLEST_GAIN for total in sums]
+    return [total * scale < SMALLEST_GAIN for total in sums], padded
+
+
+def _has_empty_padding(network: Network, levels) -> bool:
+    return int(levels.sum()) == int(levels[network.model.image.scored_part].sum())
 
 
 def _add_kl(network: Network, levels, seed: int, sums) -> None:

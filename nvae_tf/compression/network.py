@@ -119,9 +119,9 @@ class Network:
             s: What `after` returned for the last group.
 
         Returns:
-            float32 arrays (pixels, ...) as `BinaryPixels` and `ColourPixels` take them.
+            float32 arrays (height, width, ...) whose pixels `BinaryPixels` and `ColourPixels` take.
         """
-        return [part.numpy() for part in self._head(s)]
+        return [part.numpy()[0] for part in self._head(s)]
 
     def _image(self, levels):
         unit = levels.astype(np.float32) / np.float32(self.max_level)
@@ -151,7 +151,7 @@ class Network:
             running = layer(running, scope=self._scope)
         parameters = model.image_head(tf.nn.elu(running), scope=self._scope)
         if model.image.binary:
-            return [tf.reshape(bernoulli_image(parameters).distribution.logits, [-1])]
+            return [bernoulli_image(parameters).distribution.logits]
         mixture = DiscretizedLogisticMixture(
             parameters,
             model.num_bits,
@@ -159,8 +159,7 @@ class Network:
             channels=model.image.channels,
             exact=True,
         )
-        parts = (mixture.logits, mixture.means, mixture.log_scales, mixture.coefficients)
-        return [tf.reshape(part, [-1, *part.shape[3:]]) for part in parts]
+        return [mixture.logits, mixture.means, mixture.log_scales, mixture.coefficients]
 
 
 def check_can_code(model: NVAE) -> None:
