@@ -123,9 +123,6 @@ def both_ways(checkpoint: str, source, out: Path, limit: int) -> tuple[dict, np.
 
 def alone(checkpoint: str, images: np.ndarray, out: Path) -> list[dict]:
     """Each image in a file of its own: the reports."""
-    from nvae_tf.compression.fingerprint import use_one_thread
-
-    use_one_thread()
     from nvae_tf.compression.files import compress, decompress
     from nvae_tf.compression.pictures import ArrayPictures
     from nvae_tf.evaluation import loading
@@ -152,6 +149,9 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=30, help="default: 30")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
+    from nvae_tf.compression.fingerprint import use_one_thread
+
+    use_one_thread()
     from nvae_tf.data import catalog
     from nvae_tf.evaluation import loading
 

@@ -17,7 +17,8 @@ from nvae_tf.io.files import atomic_write_dir, make_folder
 from nvae_tf.model import NVAE
 
 SEED = 1  # of initial bits, and of latents that are not coded
-VALUES_PER_LANE = 64  # values of an image for each lane of the coder
+VALUES_PER_LANE = 64  # values of an image for each lane of the coder, at least
+VALUES_PER_LANE_OF_ALL = 1024  # the same of all images together
 
 
 @dataclasses.dataclass
@@ -57,7 +58,7 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
     network = Network(model)
     check_png(model.image, network.max_level)
     latents, padded = left_out.choose(network, pictures, SEED)
-    codec = Codec(network, latents, padded, _lanes(model), SEED)
+    codec = Codec(network, latents, padded, _lanes(model, len(pictures)), SEED)
     stack, nelbo, checksums, block = _initial_stack(codec), 0.0, [], []
     before = stack.bits
     for index in tqdm(range(len(pictures)), unit="image", desc="compress", disable=None):
@@ -158,10 +159,11 @@ def _is_initial(codec: Codec, stack: Stack, count: int) -> bool:
     return np.array_equal(stack.words[::-1], initial.draw(count))
 
 
-def _lanes(model: NVAE) -> int:
-    """A power of 2, since more lanes are faster for larger images, but cost bits."""
-    lanes = max(1, int(np.prod(model.image.shape)) // VALUES_PER_LANE)
-    return min(1 << (lanes.bit_length() - 1), file_format.MOST_LANES)
+def _lanes(model: NVAE, count: int) -> int:
+    """A power of 2: more lanes are faster, but each costs 64 bits."""
+    values = int(np.prod(model.image.shape))
+    lanes = min(values // VALUES_PER_LANE, values * count // VALUES_PER_LANE_OF_ALL)
+    return min(1 << (max(lanes, 1).bit_length() - 1), file_format.MOST_LANES)
 
 
 def _report(header: Header, bits: float, size: int) -> Report:
