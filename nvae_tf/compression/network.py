@@ -47,10 +47,12 @@ class Network:
         check_can_code(model)
         self.model = model
         self.max_level = 1 if model.image.binary else 2**model.num_bits - 1
-        scope = model.scope()
-        kernels = {
-            layer: NormalizedKernel(layer.effective_kernel(scope)) for layer in model.convolutions
-        }
+        with tf.device("CPU"):
+            scope = model.scope()
+            kernels = {
+                layer: NormalizedKernel(layer.effective_kernel(scope))
+                for layer in model.convolutions
+            }
         self._scope = dataclasses.replace(scope, kernels=kernels)
         self._bottom_up = _traced(functools.partial(model.bottom_up, scope=self._scope))
         self._before, self._after, self._posterior = [], [], []
@@ -121,7 +123,9 @@ class Network:
         Returns:
             float32 arrays (height, width, ...) whose pixels `BinaryPixels` and `ColourPixels` take.
         """
-        return [part.numpy()[0] for part in self._head(s)]
+        parameters = [part.numpy()[0] for part in self._head(s)]
+        _check_finite(parameters)
+        return parameters
 
     def _image(self, levels):
         unit = levels.astype(np.float32) / np.float32(self.max_level)
@@ -184,11 +188,19 @@ def check_can_code(model: NVAE) -> None:
 
 
 def _traced(function):
-    return tf.function(function, autograph=False)
+    def on_cpu(*arguments):
+        with tf.device("CPU"):
+            return function(*arguments)
+
+    return tf.function(on_cpu, autograph=False)
 
 
 def _flat(parameters) -> tuple[np.ndarray, np.ndarray]:
     mean, stddev = (part.numpy().reshape(-1) for part in parameters)
-    if not (np.isfinite(mean).all() and np.isfinite(stddev).all()):
-        raise UserError("the model computes values that are not finite for this image")
+    _check_finite([mean, stddev])
     return mean, stddev
+
+
+def _check_finite(parameters: list[np.ndarray]) -> None:
+    if not all(np.isfinite(part).all() for part in parameters):
+        raise UserError("the model computes values that are not finite for this image")
