@@ -218,7 +218,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         x = (2.0 * x - 1.0)[..., None]
         values, coefficients = tf.unstack(x, axis=-2), tf.unstack(self.coefficients, axis=-2)
         shifts = [
-            _shift(values, coefficients, channel, self.channels)
+            channel_shift(values, coefficients, channel, self.channels)
             for channel in range(1, self.channels)
         ]
         means = self.means
@@ -278,7 +278,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """Each channel shifted by those before it and clipped to [-1, 1], or to the nearest level."""
         coefficients, shifted = tf.unstack(coefficients, axis=-1), []
         for channel, mean in enumerate(tf.unstack(values, axis=-1)):
-            shift = _shift(shifted, coefficients, channel, self.channels) if channel else 0.0
+            shift = channel_shift(shifted, coefficients, channel, self.channels) if channel else 0.0
             value = tf.clip_by_value(mean + shift, -1.0, 1.0)
             level = tf.round(_to_unit(value) * self.max_level)
             shifted.append(2.0 * level / self.max_level - 1.0 if to_levels else value)
@@ -378,7 +378,7 @@ def _chain(channels: int) -> list[tuple[int, int]]:
     return [(c, before) for c in range(channels) for before in range(first(c), c)]
 
 
-def _shift(values, coefficients, channel: int, channels: int):
+def channel_shift(values, coefficients, channel: int, channels: int):
     """What is added to the mean of a channel, for values of the channels before it.
 
     Args:

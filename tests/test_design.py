@@ -17,7 +17,7 @@ FLOORS = [
     {"checks", "keras_training", "objective", "summary"},
     {"model"},
     {"torch_import"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "compression"},
     {"api"},
     {"tuning", "diagnosis"},
     {"cli"},

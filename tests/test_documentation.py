@@ -64,6 +64,7 @@ ADDED = {
     "python train_keras.py --config digits": BRIEF,
     "python tune_keras.py --config digits": f"{BRIEF} --max_trials 1",
     "nvae-inspect": "--seconds 0.1",
+    "nvae-compress": "--limit 5",
     "python evaluate_keras.py": "--readjust_batches 1 --num_iw_samples 2",
     "python tests/parity.py tests/reference/cifar10_flow.npz": "--jit_compile off",
     "python examples/interpolation_video.py": "--steps 2 --stations 2",

@@ -8,7 +8,17 @@ import pytest
 from processes import COMMAND
 
 from nvae_tf import config
-from nvae_tf.cli import evaluate, gallery, import_official, inspect, prepare, train, tune
+from nvae_tf.cli import (
+    compress,
+    decompress,
+    evaluate,
+    gallery,
+    import_official,
+    inspect,
+    prepare,
+    train,
+    tune,
+)
 
 pytestmark = pytest.mark.core
 
@@ -77,9 +87,32 @@ def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
             "--output",
             "OUT/x",
         ),
+        (
+            "-m",
+            "nvae_tf.cli.compress",
+            "--checkpoint",
+            "RUN",
+            "--input",
+            "digits",
+            "--limit",
+            "1",
+            "--output",
+            "OUT/x",
+        ),
         ("-m", "nvae_tf.cli.inspect", "--dataset", "nosuch"),
         ("-m", "nvae_tf.cli.prepare", "tar", "--input", "/nowhere", "--output", "OUT"),
         ("-m", "nvae_tf.cli.import_official", "/nowhere", "OUT"),
+        ("-m", "nvae_tf.cli.compress", "--checkpoint", "/nowhere", "--input", "a", "--output", "b"),
+        (
+            "-m",
+            "nvae_tf.cli.decompress",
+            "--checkpoint",
+            "/nowhere",
+            "--input",
+            "a",
+            "--output",
+            "b",
+        ),
     ],
     ids=lambda words: " ".join(words[1:]),
 )
@@ -134,6 +167,8 @@ def test_mistakes_are_found_before_tensorflow_starts(command, arguments, message
         (inspect.main, "/usr/bin/nvae-inspect", "nvae-inspect"),
         (gallery.main, "nvae_tf/cli/gallery.py", "nvae-gallery"),
         (import_official.main, "nvae_tf/cli/import_official.py", "nvae-import"),
+        (compress.main, "nvae_tf/cli/compress.py", "nvae-compress"),
+        (decompress.main, "nvae_tf/cli/decompress.py", "nvae-decompress"),
     ],
 )
 def test_help_has_the_name_that_the_command_was_started_by(

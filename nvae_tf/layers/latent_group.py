@@ -122,11 +122,20 @@ class LatentGroup(Layer):
 
     def call(self, s, source, index, scope: Scope):
         """One step of the top-down walk."""
+        s = self.before_latents(s, scope)
+        output = source(self, index, s, scope)
+        return self.after_latents(s, output.z, scope), output
+
+    def before_latents(self, s, scope: Scope):
+        """The running map that prior and posterior are computed from; None if there is none."""
         for cell in self.cells:
             s = cell(s, scope=scope)
-        output = source(self, index, s, scope)
-        maps = [output.z] if s is None else [s, tf.cast(output.z, s.dtype)]
-        return call_block(_combine, [self.combiner], maps, scope), output
+        return s
+
+    def after_latents(self, s, z, scope: Scope):
+        """The next running map, from that of `before_latents` and z."""
+        maps = [z] if s is None else [s, tf.cast(z, s.dtype)]
+        return call_block(_combine, [self.combiner], maps, scope)
 
     @property
     def samplers(self) -> list[Layer]:

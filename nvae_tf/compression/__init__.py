@@ -1,0 +1,1 @@
+"""Lossless files of images, by bits-back coding with a trained model."""

@@ -1,0 +1,219 @@
+"""Images that go into a file and come out of it: PNGs in a folder, or the test images of a data set."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nvae_tf.config import ImageSpec
+from nvae_tf.data import pipeline
+from nvae_tf.data.catalog import DatasetInfo
+from nvae_tf.data.source import Source, reading
+from nvae_tf.io.errors import UserError, short_message, short_repr
+from nvae_tf.io.paths import is_regular
+
+MOST_IMAGES = 1 << 20  # in a file
+LONGEST_NAME = 255  # bytes, as file systems have it
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
+DEEP_MODE = "I;16"  # one channel of more than 8 bits
+
+
+class Pictures:
+    """Images of one model.
+
+    Attributes:
+        names: Their file names; None if they are numbered.
+    """
+
+    names: list[str] | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def levels(self, index: int) -> np.ndarray:
+        """The levels of an image, integers (height, width, channels)."""
+        raise NotImplementedError
+
+
+class FolderPictures(Pictures):
+    """The PNG files of a folder.
+
+    Args:
+        folder: Path of the folder. Hidden files are ignored; it must hold nothing else.
+        spec: What the model's images are like.
+        max_level: Their last level.
+        limit: Number of images to take, in the order of their names; default: all.
+
+    Raises:
+        UserError: The folder holds something else, or nothing.
+    """
+
+    def __init__(self, folder: Path, spec: ImageSpec, max_level: int, limit: int | None = None):
+        check_png(spec, max_level)
+        try:
+            found = sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+        except OSError as error:
+            raise UserError(f"{folder}: not readable ({short_message(error)})") from None
+        names = found[:limit]
+        if not names:
+            raise UserError(f"{folder}: no PNG files here; name a folder that holds them")
+        check_names(names, str(folder))
+        self.folder, self.names, self.spec, self.max_level = folder, names, spec, max_level
+
+    def __len__(self):
+        return len(self.names)
+
+    def levels(self, index):
+        """Decodes a file."""
+        return read_png(self.folder / self.names[index], self.spec, self.max_level)
+
+
+class ArrayPictures(Pictures):
+    """Images in memory.
+
+    Args:
+        images: Their levels, integers (n, height, width, channels).
+    """
+
+    def __init__(self, images: np.ndarray):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def levels(self, index):
+        """Looks up an image."""
+        return self.images[index]
+
+
+def dataset_pictures(
+    source: Source, dataset: DatasetInfo, num_bits: int, seed: int, limit: int | None = None
+) -> ArrayPictures:
+    """The images of a data set as evaluation sees them.
+
+    Args:
+        source: The images.
+        dataset: Description of the data set.
+        num_bits: Bits per value that the model sees.
+        seed: Seed with which binary images are binarised.
+        limit: Number of images; default: all.
+    """
+    max_level = 1 if dataset.image.binary else 2**num_bits - 1
+    batches = pipeline.evaluation_batches(
+        source, dataset, batch_size=100, seed=seed, num_bits=num_bits
+    )
+    parts, count = [], min(len(source), limit or MOST_IMAGES)
+    with reading(source):
+        for images in batches:
+            levels = np.rint(np.asarray(images) * max_level)
+            parts.append(levels.astype(np.uint8 if max_level < 256 else np.uint16))
+            if sum(map(len, parts)) >= count:
+                break
+    return ArrayPictures(np.concatenate(parts)[:count])
+
+
+def numbered_name(index: int) -> str:
+    """The file name of an image that had none."""
+    return f"{index:06d}.png"
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Checks that names are names of PNG files in one folder, each once.
+
+    Args:
+        names: The names, from a folder or from a file.
+        where: Where they come from, for the error.
+
+    Raises:
+        UserError: One is not.
+    """
+    for name in names:
+        size = len(name.encode("utf-8", "surrogatepass"))
+        is_plain = name.isprintable() and not set(name) & set('/\\:*?"<>|') and name[:1] != "."
+        if not (is_plain and size <= LONGEST_NAME and name.lower().endswith(".png")):
+            raise UserError(
+                f"{where}: {short_repr(name)} is not a plain name of a PNG file; only those are coded"
+            )
+    if len({name.lower() for name in names}) != len(names):
+        raise UserError(f"{where}: two names differ in capitals alone, or not at all; rename one")
+    if len(names) > MOST_IMAGES:
+        raise UserError(f"{where}: more than {MOST_IMAGES} images; divide them into several files")
+
+
+def check_png(spec: ImageSpec, max_level: int) -> None:
+    """Checks that images of a model fit into PNGs.
+
+    Raises:
+        UserError: They do not.
+    """
+    if _mode(spec, max_level) is None:
+        raise UserError(
+            f"images of {spec.channels} channels and {max_level + 1} levels do not fit into PNGs, "
+            "which hold 1 to 4 channels of 8 bits, or one of 16"
+        )
+
+
+def read_png(path: Path, spec: ImageSpec, max_level: int) -> np.ndarray:
+    """Reads a PNG as levels.
+
+    Args:
+        path: Path of the file.
+        spec: What the model's images are like.
+        max_level: The last level; it is the largest value of a PNG.
+
+    Raises:
+        UserError: It is not a PNG of exactly the size, the channels and the levels of the model.
+    """
+    mode, size = _mode(spec, max_level), (spec.width, spec.height)
+    try:
+        if not is_regular(path):
+            raise ValueError("not a file")
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size == size and image.mode == mode:
+                image.load()
+            found = (image.size, image.mode, "transparency" in image.info)
+            values = np.asarray(image) if found[:2] == (size, mode) else None
+    except Exception as error:  # noqa: BLE001 - decoders raise what they like for damaged files
+        raise UserError(
+            f"{path}: not a readable PNG ({short_message(error)}); mend or remove it"
+        ) from None
+    if values is None or found[2]:
+        seen = f"{found[0][0]}x{found[0][1]}, mode {found[1]}{' with transparency' * found[2]}"
+        raise UserError(
+            f"{path}: {seen}; the model codes images of exactly {spec.size_text}, mode {mode}, and "
+            "nothing is resized or converted"
+        )
+    values = values.reshape(spec.shape).astype(np.int64)
+    levels = np.rint(values * (max_level / _white(max_level))).astype(np.int64)
+    if not np.array_equal(_to_values(levels, max_level), values):
+        expected = "0 and 255 only" if max_level == 1 else f"{max_level + 1} levels only"
+        raise UserError(f"{path}: it holds other values than the model's, {expected}")
+    return levels
+
+
+def write_png(path: Path, levels: np.ndarray, max_level: int) -> None:
+    """Writes levels as a PNG; `read_png` gives them back.
+
+    Args:
+        path: Path of the file, in a folder that is not complete yet.
+        levels: Levels, integers (height, width, channels).
+        max_level: The last level.
+    """
+    values = _to_values(levels, max_level).astype(np.uint8 if max_level < 256 else np.uint16)
+    image = Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
+    image.save(path, "PNG")
+
+
+def _mode(spec: ImageSpec, max_level: int) -> str | None:
+    if max_level < 256:
+        return MODES.get(spec.channels)
+    return DEEP_MODE if spec.channels == 1 else None
+
+
+def _white(max_level: int) -> int:
+    return 255 if max_level < 256 else 65535
+
+
+def _to_values(levels, max_level: int):
+    """The values of a PNG for levels; another value for each."""
+    return np.rint(levels * (_white(max_level) / max_level)).astype(np.int64)
