@@ -1,6 +1,6 @@
 """The mode ``ood`` of ``evaluate_keras.py``: outliers among images.
 
-What needs TensorFlow, which takes seconds, is imported in functions: by then the flags are known to be right.
+Functions import what needs TensorFlow, which takes seconds: by then the flags are known to be right.
 """
 
 import csv

@@ -115,8 +115,8 @@ def measure(
     passes = list(itertools.product(range(num_draws), range(groups + 1)))
     parts = []
     with tqdm(total=num_images, unit="image", desc=title, disable=None) as bar:
-        for images in batches:
-            images = np.asarray(images)
+        for batch in batches:
+            images = np.asarray(batch)
             count, image_shards = len(images), shard(images)
             encoded, keys, results = encode(image_shards), content_keys(images, num_draws), []
             for first in range(0, len(passes), chunk):
@@ -193,7 +193,7 @@ def _smallest_file(levels: np.ndarray, spec: ImageSpec, num_bits: int) -> int:
         _file_size(image.convert("RGB"), "WEBP", lossless=True, quality=100, method=6),
     ]
     if spec.binary and spec.channels == 1:
-        sizes.append(_file_size(image.convert("1", dither=0), "PNG", optimize=True))
+        sizes.append(_file_size(image.convert("1", dither=Image.Dither.NONE), "PNG", optimize=True))
     return min(sizes)
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ImageSpec
+from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.images import FolderSource, find_images
 from nvae_tf.data.source import EvenlySpread, Source, reading
@@ -92,7 +92,7 @@ def against(loaded: LoadedModel, name: str, settings: Settings) -> ImageSet:
     Raises:
         UserError: There is no such folder or data set, or its images are not like the model's.
     """
-    if user_path(name).exists() or "/" in name:
+    if name and (user_path(name).exists() or "/" in name):
         if not user_path(name).is_dir():
             raise UserError(f"--against {name}: no such folder; name a folder of images")
         return files(loaded, [name], settings)
@@ -101,9 +101,7 @@ def against(loaded: LoadedModel, name: str, settings: Settings) -> ImageSet:
             f"--against {name}: no such folder or data set; name a folder of images, or one of "
             f"{', '.join(catalog.names())}"
         )
-    keys = {"dataset": name, "data": "", "image_size": "0", "channels": 0, "bits": 0}
-    config = type(loaded.config.data)(**keys)
-    dataset, wanted = catalog.get_dataset_info(config), loaded.model.image
+    dataset, wanted = catalog.get_dataset_info(DataConfig(dataset=name)), loaded.model.image
     if _kind(dataset.image) != _kind(wanted):
         raise UserError(
             f"--against {name}: its images are {_kind(dataset.image)}; the model's are {_kind(wanted)}"
@@ -157,6 +155,13 @@ def score(
         title=f"ood: {images.title[-30:]}",
     )
     columns = ood.scores(loaded.model, measured)
+    for name, values in columns.items():
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise UserError(
+                f"{images.title}, image {images.names[wrong[0]]}: {name} is {values[wrong[0]]}; the "
+                "model's numbers are not finite there; leave the image out, or train the model longer"
+            )
     if fit is not None:
         columns[typicality.NAME] = fit.score(measured)
     return Scored(images, measured, columns)

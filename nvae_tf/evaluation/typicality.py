@@ -1,4 +1,4 @@
-"""Typicality: how far an image's measurements are from those of training images, in either direction."""
+"""Typicality: how far an image's measurements are from those of training images, above or below."""
 
 from typing import NamedTuple
 
