@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from nvae_tf.config import ImageSpec, ModelConfig
 from nvae_tf.evaluation import likelihood, ood, ood_run, typicality
 from nvae_tf.evaluation.loading import load
 from nvae_tf.evaluation.ood_metrics import separation
-from nvae_tf.layers.latent_group import FromPrior
+from nvae_tf.io.errors import UserError
+from nvae_tf.layers.latent_group import FromPrior, Given
 from nvae_tf.model import NVAE
 
 CONFIG = ModelConfig(
@@ -75,8 +77,6 @@ def test_in_between_only_the_coarse_groups_count(model, images):
     keys, result = ood.content_keys(images, 1), measured(model, [images], num_draws=1)
     noise = model.draw_noise(keys[:, 0], (1, 0))
     top = model.encode(images, noise)[0]
-    from nvae_tf.layers.latent_group import Given
-
     output = model.top_down(Given([top.z], FromPrior(noise)))
     expected = model.log_likelihood(output.parameters, images) + top.log_p - top.log_q
     np.testing.assert_allclose(result.bounds[:, GROUPS - 1], expected, rtol=1e-5)
@@ -210,16 +210,14 @@ def test_noise_is_untypical(run, noise_folder, tmp_path, capsys):
 
 def test_without_a_second_set_outliers_are_marked(run, noise_folder, tmp_path):
     flags = ["--checkpoint", str(run), "--eval_mode", "ood", *FEW]
-    assert main([*flags, "--output", str(tmp_path / "own")]) == 0
-    own = json.loads((tmp_path / "own" / "ood.json").read_text())
-    assert own["outliers"] == 2  # 5 % of 40
-    given = ["--images", str(noise_folder), "--output", str(tmp_path / "noise")]
-    assert main([*flags, *given]) == 0
-    noise = json.loads((tmp_path / "noise" / "ood.json").read_text())
-    assert noise["threshold"] == own["threshold"] and noise["outliers"] >= 10
-    with (tmp_path / "noise" / "ood.csv").open() as file:
-        marks = [int(row["outlier"]) for row in csv.DictReader(file)]
-    assert len(marks) == 12 and sum(marks) == noise["outliers"]
+    assert main([*flags, "--images", str(noise_folder), "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "ood.json").read_text())
+    assert report["threshold"]["quantile"] == 0.95 and report["threshold"]["of"] == "test"
+    with (tmp_path / "ood.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    marks = [float(row["typicality"]) > report["threshold"]["value"] for row in rows]
+    assert len(marks) == 12 and sum(marks) == report["outliers"] >= 10
+    assert [int(row["outlier"]) for row in rows] == marks
 
 
 def test_the_extremes_are_sorted(run):
@@ -237,19 +235,25 @@ def test_the_extremes_are_sorted(run):
 def test_mistakes_are_one_line(run, noise_folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     small = write_images(tmp_path / "small", np.zeros((1, 8, 8), np.uint8))
-    cases = {
-        "no such folder or data set": ["--against", "nowhere"],
-        "nowhere/near: no such folder": ["--against", "nowhere/near"],
-        "no image files here": ["--against", str(tmp_path / "empty")],
-        "smaller than 28x28": ["--against", str(small)],
-        "its images are 8-bit 32x32x3; the model's are binary 32x32x1": ["--against", "photos"],
+    loaded = load(str(run))
+    for message, name in {
+        "no such folder or data set": "nowhere",
+        "nowhere/near: no such folder": "nowhere/near",
+        "no image files here": str(tmp_path / "empty"),
+        "smaller than 28x28": str(small),
+        "its images are 8-bit 32x32x3; the model's are binary 32x32x1": "photos",
+        "no such folder or data set; name a folder": "",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            ood_run.against(loaded, name, ood_run.Settings())
+        assert "\n" not in str(caught.value)
+    for message, flags in {
         "do not go together": ["--against", "mnist", "--images", str(noise_folder)],
-        "no such folder or data set; name a folder": ["--against", ""],
-    }
-    for message, flags in cases.items():
+        "nowhere: no such folder or data set": ["--against", "nowhere"],
+    }.items():
         folder = tmp_path / "output"
         arguments = ["--checkpoint", str(run), "--eval_mode", "ood", "--output", str(folder)]
-        assert main([*arguments, *flags]) == 2, message
+        assert main([*arguments, *flags]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
-        assert not list(folder.glob("*")), message
+        assert not list(folder.glob("*"))
