@@ -2,8 +2,8 @@
 
     python examples/outliers.py runs/digits
 
-changes the test images, and makes letters and photographs, in the size of the model, and prints how well
-each score of ``evaluate_keras.py --eval_mode ood`` separates them from the test images: the area under
+changes the test images, and makes letters and photographs, in the size of the model, and prints how
+well scores of ``evaluate_keras.py --eval_mode ood`` separate them from the test images: the area under
 the ROC curve, 1 perfectly, 0.5 not at all, below 0.5 the wrong way round. docs/outliers.md explains the
 scores and shows the result. `--write DIR` also writes each kind as a folder of PNGs, for ``--against``.
 """
@@ -23,7 +23,10 @@ from nvae_tf.io.image_grid import to_bytes
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")
-parser.add_argument("--count", type=int, default=200, help="images of each kind (default: 200)")
+parser.add_argument("--count", type=int, default=100, help="images of each kind (default: 100)")
+parser.add_argument(
+    "--fit", type=int, default=300, help="training images for the fit (default: 300)"
+)
 parser.add_argument("--draws", type=int, default=10, help="draws of z per image (default: 10)")
 parser.add_argument("--write", metavar="DIR", help="write each kind as a folder of PNGs")
 options = parser.parse_args()
@@ -81,7 +84,7 @@ if channels in (1, 3):
     kinds["photographs"] = [photograph(index) for index in count]
 
 shown = ["neg_log_p", "complexity", f"llr_gt_{groups - 1}", "typicality"]
-fit = ood_run.fit(loaded, settings)
+fit = ood_run.fit(loaded, settings._replace(max_images=options.fit))
 inside = ood_run.score(loaded, test, settings, fit)
 print("| against | " + " | ".join(f"`{name}`" for name in shown) + " |")
 print("| --- |" + " --- |" * len(shown))
