@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_images
 
 from nvae_tf.evaluation import ood_run
 from nvae_tf.evaluation.loading import load
+from nvae_tf.evaluation.ood import chosen_k
 from nvae_tf.evaluation.ood_metrics import separation
 from nvae_tf.io.files import make_folder, write_png
 from nvae_tf.io.image_grid import to_bytes
@@ -32,7 +33,7 @@ parser.add_argument("--write", metavar="DIR", help="write each kind as a folder 
 options = parser.parse_args()
 
 loaded = load(options.run)
-spec, groups = loaded.model.image, len(loaded.model.groups)
+spec = loaded.model.image
 settings = ood_run.Settings(num_draws=options.draws, max_images=options.count)
 test = ood_run.split(loaded, False, settings)
 rows, columns = spec.scored_part
@@ -67,13 +68,11 @@ def as_model_sees(images):
     return padded
 
 
-count = range(len(inner))
+count, flat = range(len(inner)), inner.reshape(len(inner), -1, channels)
 kinds = {
     "empty": np.zeros_like(inner),
     "uniform noise": rng.random(inner.shape),
-    "pixels shuffled": rng.permuted(inner.reshape(len(inner), -1, channels), 1).reshape(
-        inner.shape
-    ),
+    "pixels shuffled": rng.permuted(flat, axis=1).reshape(inner.shape),
     "negative": 1.0 - inner,
     "upside down (180 degrees)": inner[:, ::-1, ::-1],
     "letters": [letter(index) for index in count],
@@ -83,7 +82,7 @@ if height == width:
 if channels in (1, 3):
     kinds["photographs"] = [photograph(index) for index in count]
 
-shown = ["neg_log_p", "complexity", f"llr_gt_{groups - 1}", "typicality"]
+shown = ["neg_log_p", "complexity", f"llr_gt_{chosen_k(loaded.model)}", "typicality"]
 fit = ood_run.fit(loaded, settings._replace(max_images=options.fit))
 inside = ood_run.score(loaded, test, settings, fit)
 print("| against | " + " | ".join(f"`{name}`" for name in shown) + " |")

@@ -25,6 +25,7 @@ def ood(arguments) -> None:
         )
     loaded, output = load(arguments)
     from nvae_tf.evaluation import ood_run, typicality
+    from nvae_tf.evaluation.ood import chosen_k
 
     settings = ood_run.Settings(
         num_draws=arguments.num_iw_samples,
@@ -46,6 +47,7 @@ def ood(arguments) -> None:
         "seed": arguments.seed,
         "num_iw_samples": arguments.num_iw_samples,
         "chosen": {"score": typicality.NAME, "rule": typicality.RULE},
+        "chosen_llr": {"score": f"llr_gt_{chosen_k(loaded.model)}", "rule": "all groups but one"},
         "images": {scored.set.title: len(scored.set.names) for scored in (inside, *others)},
     }
     if arguments.against is not None:

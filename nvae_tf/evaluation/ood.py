@@ -210,6 +210,11 @@ def scale_boundaries(model: NVAE) -> list[int]:
     return list(itertools.accumulate(per_scale))
 
 
+def chosen_k(model: NVAE) -> int:
+    """The k of LLR>k that is chosen without outliers: only the coarsest group sees the image."""
+    return max(len(model.groups) - 1, 1)
+
+
 def scores(model: NVAE, measured: Measurements) -> dict[str, np.ndarray]:
     """The scores of images, each higher for an image that is less like the training images.
 
