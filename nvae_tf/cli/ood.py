@@ -48,7 +48,10 @@ def ood(arguments) -> None:
         "num_iw_samples": arguments.num_iw_samples,
         "chosen": {"score": typicality.NAME, "rule": typicality.RULE},
         "chosen_llr": {"score": f"llr_gt_{chosen_k(loaded.model)}", "rule": "all groups but one"},
-        "images": {scored.set.title: len(scored.set.names) for scored in (inside, *others)},
+        "images": [
+            {"set": scored.set.title, "count": len(scored.set.names)}
+            for scored in (inside, *others)
+        ],
     }
     if arguments.against is not None:
         report = {"scores": _separations(inside, others[0], arguments.seed), **report}

@@ -62,7 +62,16 @@ class Scored(NamedTuple):
 
 
 def split(loaded: LoadedModel, train: bool, settings: Settings) -> ImageSet:
-    """The training or the test images of a run."""
+    """The training or the test images of a run.
+
+    Raises:
+        UserError: They were given in Python, and so are not kept; or they cannot be read.
+    """
+    if loaded.config.data.dataset == catalog.OWN:
+        raise UserError(
+            "ood: the images of this run were given in Python and are not kept, but scores are compared "
+            "with theirs; call nvae_tf.evaluation.ood_run.score in Python with your images"
+        )
     dataset = catalog.get_dataset_info(loaded.config.data)
     source = dataset.open(loaded.config.data.data)[0 if train else 1]
     return _read("train" if train else "test", source, dataset, None, loaded, settings)
