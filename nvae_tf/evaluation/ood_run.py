@@ -69,8 +69,8 @@ def split(loaded: LoadedModel, train: bool, settings: Settings) -> ImageSet:
     """
     if loaded.config.data.dataset == catalog.OWN:
         raise UserError(
-            "ood: the images of this run were given in Python and are not kept, but scores are compared "
-            "with theirs; call nvae_tf.evaluation.ood_run.score in Python with your images"
+            "ood: the images of this run were given in Python and are not kept; scores are compared "
+            "with theirs: call nvae_tf.evaluation.ood_run.score in Python with your images"
         )
     dataset = catalog.get_dataset_info(loaded.config.data)
     source = dataset.open(loaded.config.data.data)[0 if train else 1]
