@@ -1,6 +1,6 @@
 """The command ``evaluate_keras.py``."""
 
-from nvae_tf.cli import measure, show, tile
+from nvae_tf.cli import measure, ood, show, tile
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, positive, program
@@ -19,7 +19,10 @@ MODES = {
     "export": show.export,
     "card": show.card,
     "tiles": tile.tiles,
+    "ood": ood.ood,
 }
+DRAWS = {"ood": 10}  # of z for each image, where they are not USUAL_DRAWS
+USUAL_DRAWS = 100
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.num_iw_samples is None:
+        arguments.num_iw_samples = DRAWS.get(arguments.eval_mode, USUAL_DRAWS)
     if argv is None:  # this process is the command
         keep_out()
 
@@ -49,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog=program("evaluate_keras.py"),
-        description="Likelihood, samples, FID, latents and exports of a trained NVAE.",
+        description="Likelihood, samples, FID, outliers, latents and exports of a trained NVAE.",
     )
     parser.add_argument(
         "--checkpoint",
@@ -95,8 +100,8 @@ def _parser() -> Parser:
         "--images",
         nargs="+",
         metavar="PATH",
-        help="reconstruct, interpolate, traverse, encode: image files and folders of them, instead "
-        "of the data set; tiles: image files of any size",
+        help="reconstruct, interpolate, traverse, encode, ood: image files and folders of them, "
+        "instead of the data set; tiles: image files of any size",
     )
     images.add_argument(
         "--indices",
@@ -105,13 +110,13 @@ def _parser() -> Parser:
         metavar="N",
         help="reconstruct, interpolate, traverse, encode: indices of images, from 0",
     )
-    likelihood = parser.add_argument_group("evaluate")
+    likelihood = parser.add_argument_group("evaluate and ood")
     likelihood.add_argument(
         "--num_iw_samples",
         type=at_least(1),
-        default=100,
         metavar="K",
-        help="draws of z for each image; the paper's numbers take 1000 (default: 100)",
+        help="draws of z for each image; the paper's numbers take 1000 (default: "
+        f"{USUAL_DRAWS}; ood: {DRAWS['ood']})",
     )
     likelihood.add_argument(
         "--iw_chunk",
@@ -124,6 +129,21 @@ def _parser() -> Parser:
         "--likelihood",
         choices=("official", "exact", "both"),
         help="which probabilities of colour pixels to report (default: those of training)",
+    )
+    outliers = parser.add_argument_group("ood")
+    outliers.add_argument(
+        "--against",
+        metavar="DIR|DATASET",
+        help="images to tell from the test images: a folder, or the name of a data set of the same "
+        "size (default: none; the test images or --images are ranked and outliers among them marked)",
+    )
+    outliers.add_argument(
+        "--max_images",
+        type=at_least(2),
+        default=500,
+        metavar="N",
+        help="images of each set, and training images that the score is fitted on; of a larger set, "
+        "N at equal distances (default: 500)",
     )
     sampling = parser.add_argument_group("sample, evaluate_fid, interpolate, traverse and export")
     sampling.add_argument(

@@ -103,6 +103,11 @@ def _with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
     return dataclasses.replace(dataset, flip=flip, open=functools.partial(_open, dataset))
 
 
+def names() -> list[str]:
+    """The data sets that a name alone describes."""
+    return list(_BUILT_IN)
+
+
 def given_images(image: ImageSpec) -> DatasetInfo:
     """A data set of images that a user gives, which are not kept.
 

@@ -82,6 +82,27 @@ class StackedSource(Source):
         return image, label
 
 
+class EvenlySpread(Source):
+    """Some images of a source, at equal distances from the first on.
+
+    Args:
+        source: The source.
+        max_images: Largest number of images.
+    """
+
+    def __init__(self, source: Source, max_images: int):
+        count = min(len(source), max_images)
+        self.source = source
+        self.indices = np.arange(count, dtype=np.int64) * len(source) // max(count, 1)
+
+    def __len__(self):
+        return len(self.indices)
+
+    def example(self, index):
+        """Fetches one of them."""
+        return self.source.example(tf.gather(self.indices, index))
+
+
 class PythonSource(Source):
     """A source that fetches with Python code.
 

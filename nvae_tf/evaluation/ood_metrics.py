@@ -1,0 +1,63 @@
+"""How well a score separates two sets of images, with bootstrap intervals."""
+
+import numpy as np
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+METRICS = ("auroc", "aupr", "fpr95")
+
+
+def separation(inside: np.ndarray, outside: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """How well a score tells outliers (the positives, which should score higher) from the others.
+
+    Equal to scikit-learn's `roc_auc_score`, `average_precision_score` and `roc_curve`, for all
+    bootstrap samples at once. Both sets are resampled, each by itself.
+
+    Args:
+        inside: Scores of images like the training images, (n,).
+        outside: Scores of outliers, (m,).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``auroc``, the area under the ROC curve; ``aupr``, the average precision; ``fpr95``, the portion
+        of `inside` above the highest threshold that 95 % of `outside` reach. Each as value, and lower
+        and upper end of the 95 % interval.
+    """
+    rng = np.random.default_rng(seed)
+    counts = [
+        np.concatenate([np.ones((1, len(part))), _resampled(rng, len(part))])
+        for part in (outside, inside)
+    ]
+    columns = _metrics(outside, inside, *counts)
+    tail = (1.0 - CONFIDENCE) / 2.0
+    return {
+        name: [float(values[0]), *map(float, np.quantile(values[1:], [tail, 1.0 - tail]))]
+        for name, values in zip(METRICS, columns, strict=True)
+    }
+
+
+def _resampled(rng, size: int) -> np.ndarray:
+    """How often each of `size` images is drawn in each bootstrap sample, (samples, size)."""
+    return rng.multinomial(size, np.full(size, 1.0 / size), RESAMPLES).astype(float)
+
+
+def _metrics(outside, inside, outside_counts, inside_counts):
+    """The three metrics of every row of counts, (rows,) each."""
+    thresholds, places = np.unique(np.concatenate([outside, inside]), return_inverse=True)
+    places = len(thresholds) - 1 - places  # the highest threshold first
+    true = _at_or_above(places[: len(outside)], outside_counts, len(thresholds))
+    false = _at_or_above(places[len(outside) :], inside_counts, len(thresholds))
+    recall, false_rate = true / true[:, -1:], false / false[:, -1:]
+    heights = (recall[:, 1:] + recall[:, :-1]) / 2.0
+    auroc = np.sum(np.diff(false_rate, axis=1) * heights, 1)
+    found = np.maximum(true + false, 1.0)
+    aupr = np.sum(np.diff(recall, axis=1) * (true / found)[:, 1:], 1)
+    reached = np.argmax(recall >= 0.95, 1)
+    return auroc, aupr, np.take_along_axis(false_rate, reached[:, None], 1)[:, 0]
+
+
+def _at_or_above(places, counts, num_thresholds: int) -> np.ndarray:
+    """Images that reach each threshold, from none to all, (rows, thresholds + 1)."""
+    table = np.zeros((len(counts), num_thresholds + 1))
+    np.add.at(table.T, places + 1, counts.T)
+    return np.cumsum(table, 1)

@@ -1,0 +1,215 @@
+"""A run's images and their outlier scores: which images, how they are read, and which stand out."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nvae_tf.config import DataConfig, ImageSpec
+from nvae_tf.data import catalog, pipeline
+from nvae_tf.data.images import FolderSource, find_images
+from nvae_tf.data.source import EvenlySpread, Source, reading
+from nvae_tf.evaluation import ood, typicality
+from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.paths import user_path
+
+
+class Settings(NamedTuple):
+    """How images are scored.
+
+    Attributes:
+        num_draws: Number of draws of z for each image.
+        chunk: Number of top-down passes of each image that are computed at once.
+        batch_size: Images per batch.
+        seed: Seed of the noise and of the binarisation.
+        max_images: Largest number of images of a set; of a larger one, that many at equal distances.
+    """
+
+    num_draws: int = 10
+    chunk: int = 1
+    batch_size: int = 100
+    seed: int = 1
+    max_images: int = 500
+
+
+class ImageSet(NamedTuple):
+    """Images as the model sees them.
+
+    Attributes:
+        title: What they are, for reports.
+        names: Name of each image: its file, or its index.
+        images: (n, height, width, channels), float32 in [0, 1].
+    """
+
+    title: str
+    names: list[str]
+    images: np.ndarray
+
+
+class Scored(NamedTuple):
+    """An image set and its scores.
+
+    Attributes:
+        set: The images.
+        measured: What the scores are made of.
+        scores: Arrays (n,) by name; see `nvae_tf.evaluation.ood.scores`; and ``typicality``, if a
+            fit was given.
+    """
+
+    set: ImageSet
+    measured: ood.Measurements
+    scores: dict[str, np.ndarray]
+
+
+def split(loaded: LoadedModel, train: bool, settings: Settings) -> ImageSet:
+    """The training or the test images of a run.
+
+    Raises:
+        UserError: They were given in Python, and so are not kept; or they cannot be read.
+    """
+    if loaded.config.data.dataset == catalog.OWN:
+        raise UserError(
+            "ood: the images of this run were given in Python and are not kept; scores are compared "
+            "with theirs: call nvae_tf.evaluation.ood_run.score in Python with your images"
+        )
+    dataset = catalog.get_dataset_info(loaded.config.data)
+    source = dataset.open(loaded.config.data.data)[0 if train else 1]
+    return _read("train" if train else "test", source, dataset, None, loaded, settings)
+
+
+def files(loaded: LoadedModel, paths: list[str], settings: Settings) -> ImageSet:
+    """Images of files and of folders of them, read as ``dataset: images`` is, in the model's size.
+
+    Raises:
+        UserError: A file or folder is missing, has no image, or has one that is too small.
+    """
+    dataset = catalog.given_images(loaded.model.image)
+    given = [user_path(path) for path in paths]
+    found = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
+    source = FolderSource(found, dataset.image)
+    return _read(", ".join(paths), source, dataset, [str(p) for p in found], loaded, settings)
+
+
+def against(loaded: LoadedModel, name: str, settings: Settings) -> ImageSet:
+    """The images of a folder, or the test images of the data set of a name.
+
+    Args:
+        loaded: The model, whose size the images get.
+        name: Path of a folder, or name of a data set that needs no folder.
+        settings: How they are read.
+
+    Raises:
+        UserError: There is no such folder or data set, or its images are not like the model's.
+    """
+    if name and (user_path(name).exists() or "/" in name):
+        if not user_path(name).is_dir():
+            raise UserError(f"--against {name}: no such folder; name a folder of images")
+        return files(loaded, [name], settings)
+    if name not in catalog.names():
+        raise UserError(
+            f"--against {name}: no such folder or data set; name a folder of images, or one of "
+            f"{', '.join(catalog.names())}"
+        )
+    dataset, wanted = catalog.get_dataset_info(DataConfig(dataset=name)), loaded.model.image
+    if _kind(dataset.image) != _kind(wanted):
+        raise UserError(
+            f"--against {name}: its images are {_kind(dataset.image)}; the model's are {_kind(wanted)}"
+        )
+    return _read(name, dataset.open("")[1], dataset, None, loaded, settings)
+
+
+def _kind(spec: ImageSpec) -> str:
+    kind = "binary" if spec.binary else f"{spec.bits}-bit"
+    return f"{kind} {spec.width}x{spec.height}x{spec.channels}"
+
+
+def _read(title, source: Source, dataset, names, loaded: LoadedModel, settings: Settings):
+    chosen = EvenlySpread(source, settings.max_images)
+    batches = pipeline.evaluation_batches(
+        chosen,
+        dataset,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        num_bits=loaded.model.num_bits,
+    )
+    with reading(source):
+        images = np.concatenate([batch.numpy() for batch in batches])
+    names = names or [str(index) for index in range(len(source))]
+    return ImageSet(title, [names[index] for index in chosen.indices], images)
+
+
+def score(
+    loaded: LoadedModel,
+    images: ImageSet,
+    settings: Settings,
+    fit: typicality.Typical | None = None,
+) -> Scored:
+    """Scores a set of images.
+
+    Args:
+        loaded: The model.
+        images: The images.
+        settings: How they are scored.
+        fit: What is typical; default: there is no score ``typicality``.
+    """
+    size = settings.batch_size
+    batches = [images.images[start : start + size] for start in range(0, len(images.images), size)]
+    measured = ood.measure(
+        loaded.model,
+        batches,
+        len(images.images),
+        num_draws=settings.num_draws,
+        chunk=settings.chunk,
+        seed=settings.seed,
+        title=f"ood: {images.title[-30:]}",
+    )
+    columns = ood.scores(loaded.model, measured)
+    for name, values in columns.items():
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise UserError(
+                f"{images.title}, image {images.names[wrong[0]]}: {name} is {values[wrong[0]]}; the "
+                "model's numbers are not finite there; leave the image out, or train the model longer"
+            )
+    if fit is not None:
+        columns[typicality.NAME] = fit.score(measured)
+    return Scored(images, measured, columns)
+
+
+def fit(loaded: LoadedModel, settings: Settings) -> typicality.Typical:
+    """Fits typicality to the training images of a run."""
+    return typicality.fit(score(loaded, split(loaded, True, settings), settings).measured)
+
+
+class Extremes(NamedTuple):
+    """The images of a set that are most and least like the training images.
+
+    Attributes:
+        typical: The most typical images first, (count, height, width, channels) in [0, 1].
+        typical_scores: Their scores, (count,).
+        untypical: The least typical images first.
+        untypical_scores: Their scores, (count,).
+    """
+
+    typical: np.ndarray
+    typical_scores: np.ndarray
+    untypical: np.ndarray
+    untypical_scores: np.ndarray
+
+
+def extremes(scored: Scored, count: int, name: str = typicality.NAME) -> Extremes:
+    """The most and least typical images of a scored set; for example for a gallery.
+
+        settings = Settings(num_draws=1, max_images=200)
+        test = split(loaded, False, settings)
+        extremes(score(loaded, test, settings, fit(loaded, settings)), 12)
+
+    Args:
+        scored: What `score` returned.
+        count: Number of images at each end, or fewer if there are fewer.
+        name: Name of the score.
+    """
+    values, images = scored.scores[name], scored.set.images
+    order = np.argsort(values, kind="stable")
+    low, high = order[:count], order[::-1][:count]
+    return Extremes(images[low], values[low], images[high], values[high])
