@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draws docs/compression.png: images, and below each the bits that each of its pixels takes.
+"""Draws docs/pictures/compression.png: images, and below each the bits that each of its pixels takes.
 
-python docs/make_compression_picture.py runs/digits runs/photos docs/compression.png
+python docs/make_compression_picture.py runs/digits runs/photos docs/pictures/compression.png
 """
 
 import argparse
