@@ -62,6 +62,7 @@ INSTEAD = {
 }
 ADDED = {
     "python train_keras.py --config digits": BRIEF,
+    "python train_keras.py --config digits_grey": BRIEF,
     "python tune_keras.py --config digits": f"{BRIEF} --max_trials 1",
     "nvae-inspect": "--seconds 0.1",
     "python evaluate_keras.py": "--readjust_batches 1 --num_iw_samples 2",
