@@ -63,6 +63,7 @@ INSTEAD = {
 }
 ADDED = {
     "python train_keras.py --config digits": BRIEF,
+    "python train_keras.py --config digits_grey": BRIEF,
     "python tune_keras.py --config digits": f"{BRIEF} --max_trials 1",
     "nvae-inspect": "--seconds 0.1",
     "nvae-compress": "--limit 5",
