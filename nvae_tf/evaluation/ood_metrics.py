@@ -35,8 +35,8 @@ def separation(inside: np.ndarray, outside: np.ndarray, seed: int) -> dict[str, 
 def _interval(values: np.ndarray) -> list[float]:
     """The first value, and an interval of the others that holds it.
 
-    Images that a bootstrap sample holds twice are ties, which raise the average precision a little: where
-    all samples agree, the value itself could lie outside.
+    Images that a bootstrap sample holds twice are ties, which raise the average precision a little:
+    where all samples agree, the value itself could lie outside.
     """
     tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(values[1:], [tail, 1.0 - tail])
