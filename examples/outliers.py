@@ -30,6 +30,7 @@ parser.add_argument(
 )
 parser.add_argument("--draws", type=int, default=10, help="draws of z per image (default: 10)")
 parser.add_argument("--write", metavar="DIR", help="write each kind as a folder of PNGs")
+parser.add_argument("--only", metavar="KIND", help="only the kinds whose names begin so")
 options = parser.parse_args()
 
 loaded = load(options.run)
@@ -49,6 +50,14 @@ def letter(index):
     character, centre = chr(ord("A") + index % 26), (width / 2, height / 2)
     ImageDraw.Draw(image).text(centre, character, 255, font, anchor="mm")
     return np.asarray(image)[..., None] / 255.0
+
+
+def rough_letter(index):
+    """A letter made as the digits are: 8x8, enlarged, and for a binary model drawn pixel by pixel."""
+    image = Image.fromarray((letter(index)[..., 0] * 255).astype(np.uint8))
+    small = image.resize((8, 8), Image.Resampling.BOX)
+    grey = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))[..., None] / 255.0
+    return rng.random(grey.shape) < grey if spec.binary else grey
 
 
 def photograph(index):
@@ -76,6 +85,7 @@ kinds = {
     "negative": 1.0 - inner,
     "upside down (180 degrees)": inner[:, ::-1, ::-1],
     "letters": [letter(index) for index in count],
+    "letters made as the digits are": [rough_letter(index) for index in count],
 }
 if height == width:
     kinds["turned by 90 degrees"] = np.rot90(inner, axes=(1, 2))
@@ -87,7 +97,8 @@ fit = ood_run.fit(loaded, settings._replace(max_images=options.fit))
 inside = ood_run.score(loaded, test, settings, fit)
 print("| against | " + " | ".join(f"`{name}`" for name in shown) + " |")
 print("| --- |" + " --- |" * len(shown))
-for kind, images in kinds.items():
+for kind in [kind for kind in kinds if kind.startswith(options.only or "")]:
+    images = kinds[kind]
     seen = as_model_sees(images)
     if options.write:
         folder = Path(options.write) / kind.replace(" ", "_")

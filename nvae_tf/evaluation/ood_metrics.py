@@ -29,11 +29,18 @@ def separation(inside: np.ndarray, outside: np.ndarray, seed: int) -> dict[str, 
         for part in (outside, inside)
     ]
     columns = _metrics(outside, inside, *counts)
+    return {name: _interval(values) for name, values in zip(METRICS, columns, strict=True)}
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    """The first value, and an interval of the others that holds it.
+
+    Images that a bootstrap sample holds twice are ties, which raise the average precision a little:
+    where all samples agree, the value itself could lie outside.
+    """
     tail = (1.0 - CONFIDENCE) / 2.0
-    return {
-        name: [float(values[0]), *map(float, np.quantile(values[1:], [tail, 1.0 - tail]))]
-        for name, values in zip(METRICS, columns, strict=True)
-    }
+    low, high = np.quantile(values[1:], [tail, 1.0 - tail])
+    return [float(values[0]), float(min(low, values[0])), float(max(high, values[0]))]
 
 
 def _resampled(rng, size: int) -> np.ndarray:
