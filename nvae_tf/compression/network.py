@@ -188,11 +188,13 @@ def check_can_code(model: NVAE) -> None:
 
 
 def _traced(function):
-    def on_cpu(*arguments):
-        with tf.device("CPU"):
-            return function(*arguments)
+    # A partial, because TensorFlow warns of many traces of functions with the same code.
+    return tf.function(functools.partial(_on_cpu, function), autograph=False)
 
-    return tf.function(on_cpu, autograph=False)
+
+def _on_cpu(function, *arguments):
+    with tf.device("CPU"):
+        return function(*arguments)
 
 
 def _flat(parameters) -> tuple[np.ndarray, np.ndarray]:
