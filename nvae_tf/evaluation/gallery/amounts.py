@@ -23,6 +23,7 @@ class Amounts(NamedTuple):
         traversed: Groups that are traversed, at most.
         influenced: Samples over which a group's influence is measured.
         queries: Samples whose neighbours are shown.
+        extremes: The most and the least typical test images that are shown, of each.
     """
 
     wall: int = 144
@@ -35,6 +36,7 @@ class Amounts(NamedTuple):
     traversed: int = 12
     influenced: int = 100
     queries: int = 6
+    extremes: int = 12
 
 
 SMALL = Amounts()
@@ -48,6 +50,7 @@ LARGE = Amounts(
     traversed=8,
     influenced=8,
     queries=3,
+    extremes=0,
 )
 
 

@@ -47,7 +47,7 @@ class Content:
     Attributes:
         loaded: The model.
         scores: Numbers that measure it.
-        samples: 8-bit images (n, height, width, channels) by temperature.
+        samples: Images (n, height, width, channels) in [0, 1] by temperature.
         film: Images (n, height, width, channels) of each moment.
         traversals: Images (groups, steps, height, width, channels) of the groups in `traversed`.
         traversed: Indices of the groups that are traversed.

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
-from nvae_tf.evaluation import latents, likelihood
+from nvae_tf.evaluation import latents, likelihood, ood_run
 from nvae_tf.evaluation.gallery.amounts import Amounts
 from nvae_tf.evaluation.gallery.scores import Score, evaluated, likelihood_scores
 from nvae_tf.evaluation.loading import LoadedModel
@@ -18,6 +18,7 @@ DRAWS = 10  # of z for each image, for -log p(x), if it was not evaluated before
 BATCH = 100
 NEIGHBOURS = 3
 SEARCHED = 50_000  # training images at most, among which neighbours are looked for
+RANKED = 200  # test images that are ranked by how typical they are, and training images to compare
 COMPARED = 64  # test images whose distance to the training images is told
 
 
@@ -25,7 +26,7 @@ class Near(NamedTuple):
     """Samples and the training images nearest to them.
 
     Attributes:
-        samples: 8-bit images (n, height, width, channels).
+        samples: Images (n, height, width, channels) in [0, 1].
         found: The nearest training images.
         test_distance: Median distance of a test image to the nearest training image.
         searched: Number of training images that were looked at.
@@ -46,6 +47,7 @@ class DataContent(NamedTuple):
         originals: Test images, (n, height, width, channels).
         reconstructions: Their reconstructions, of the same shape.
         near: Samples and training images.
+        extremes: The most and the least typical of some test images; None of large images.
         channel_kl: Mean KL of every latent channel in nats, (groups, latents), over test images.
         num_measured: Number of test images over which it was averaged.
         scores: NELBO and -log p(x) of test images; empty if they were evaluated before.
@@ -56,6 +58,7 @@ class DataContent(NamedTuple):
     originals: np.ndarray
     reconstructions: np.ndarray
     near: Near
+    extremes: ood_run.Extremes | None
     channel_kl: np.ndarray
     num_measured: int
     scores: list[Score]
@@ -69,7 +72,7 @@ def of_data_set(
     Args:
         loaded: The model.
         amounts: How much is shown.
-        queries: 8-bit samples whose neighbours are looked for, (n, height, width, channels).
+        queries: Samples whose neighbours are looked for, (n, height, width, channels) in [0, 1].
         seed: Seed of draws of z.
         num_images: Number of test images that are measured.
 
@@ -81,6 +84,7 @@ def of_data_set(
         *data.interpolations(amounts),
         *data.reconstructions(amounts),
         data.near(queries),
+        data.extremes(amounts.extremes),
         *data.channel_kl(num_images),
         [] if evaluated(loaded) else data.scores(num_images),
     )
@@ -98,7 +102,7 @@ class DataSet:
     """
 
     def __init__(self, loaded: LoadedModel, seed: int):
-        self.model, self.seed = loaded.model, seed
+        self.loaded, self.model, self.seed = loaded, loaded.model, seed
         self.data_seed = loaded.config.data.seed  # the images of training's pictures
         self.info = catalog.get_dataset_info(loaded.config.data)
         self.train, self.test = self.info.open(loaded.config.data.data)
@@ -163,7 +167,7 @@ class DataSet:
 
     def near(self, samples: np.ndarray) -> Near:
         """The training images nearest to samples, and how near they are to test images."""
-        queries = np.concatenate([samples / np.float32(255.0), self.images[:COMPARED]])
+        queries = np.concatenate([samples, self.images[:COMPARED]])
         with reading(self.train):
             batches = self._first(self.train, SEARCHED, "neighbours")
             found = nearest(queries, batches, NEIGHBOURS)
@@ -174,6 +178,15 @@ class DataSet:
             float(np.median(found.distances[count:, 0])),
             min(SEARCHED, len(self.train)),
         )
+
+    def extremes(self, count: int) -> ood_run.Extremes | None:
+        """The test images that are most and least like the training images; None if 0 are asked for."""
+        if not count:
+            return None
+        settings = ood_run.Settings(num_draws=1, max_images=RANKED, seed=self.seed)
+        test = ood_run.split(self.loaded, False, settings)
+        fit = ood_run.fit(self.loaded, settings)
+        return ood_run.extremes(ood_run.score(self.loaded, test, settings, fit), count)
 
 
 def _different_pairs(labels, count: int) -> list[tuple[int, int]]:

@@ -259,7 +259,7 @@ def neighbours(content: Content) -> str:
     for sample, images, distances in zip(
         near.samples, near.found.images, near.found.distances, strict=True
     ):
-        row = np.concatenate([sample[None] / np.float32(255.0), images])
+        row = np.concatenate([sample[None], images])
         element = image_element(
             row, len(row), "A sample and the training images nearest to it", (0,)
         )
@@ -277,6 +277,27 @@ def neighbours(content: Content) -> str:
         f"differences of pixels, of 1. For a test image the distance to the nearest one is "
         f"{near.test_distance:.3f} (median).{caution}</p>"
         f'<div class="near">{"".join(figures)}</div>'
+    )
+
+
+def extremes(content: Content) -> str:
+    """The test images that are most and least like the training images."""
+    if not isinstance(content.data, DataContent) or content.data.extremes is None:
+        return ""
+    ends = content.data.extremes
+    strips = [
+        f'<figure class="strip"><figcaption><b>The {name} typical</b><br>{values.min():.0f} to '
+        f"{values.max():.0f}</figcaption>"
+        f"{image_element(images, len(images), f'The {name} typical test images')}</figure>"
+        for name, images, values in (
+            ("most", ends.typical, ends.typical_scores),
+            ("least", ends.untypical, ends.untypical_scores),
+        )
+    ]
+    return (
+        "<p>Of 200 test images at most. How typical an image is, is told by its distance from training "
+        "images in reconstruction, KL of each group and what each group adds by looking at the image "
+        f"(<code>--eval_mode ood</code>).</p>{_scrolled('Typical images', ''.join(strips))}"
     )
 
 
@@ -348,5 +369,6 @@ SECTIONS: tuple[tuple[str, str, Callable[[Content], str]], ...] = (
     ("groups", "What the latent groups hold", groups),
     ("traversals", "What each group does", traversals),
     ("neighbours", "Nearest training images", neighbours),
+    ("extremes", "Typical and untypical test images", extremes),
     ("training", "Training", training),
 )
