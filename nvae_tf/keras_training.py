@@ -167,6 +167,7 @@ class KerasTraining(tf_keras.Model):
         verbose="auto",
         steps: int | None = None,
         callbacks=None,
+        return_dict: bool = True,
         **cached,
     ):
         """Scores images with one draw of z each; with moving averages of the weights if there are any.
@@ -179,6 +180,8 @@ class KerasTraining(tf_keras.Model):
             verbose: As in Keras.
             steps: Batches to score; default: all.
             callbacks: Callbacks of Keras.
+            return_dict: Whether the result has names; otherwise it is a list in the order of
+                `metrics_names`.
             **cached: What Keras's `fit` adds.
 
         Returns:
@@ -191,10 +194,8 @@ class KerasTraining(tf_keras.Model):
         if not cached:  # by `fit`, which has made its validation data ready
             x = fitting.evaluation_data(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
-        else:
-            cached.pop("return_dict")
         return super().evaluate(
-            x, verbose=verbose, steps=steps, callbacks=callbacks, return_dict=True, **cached
+            x, verbose=verbose, steps=steps, callbacks=callbacks, return_dict=return_dict, **cached
         )
 
     def test_on_batch(self, x, **_):
