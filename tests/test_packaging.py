@@ -43,6 +43,7 @@ def test_both_hold_recipes_types_and_licence(built):
     assert {
         "nvae_tf/configs/celeba256.yaml",
         "nvae_tf/py.typed",
+        "nvae_tf/evaluation/gallery/page.html",
         "nvae_tf/tuning/search.py",
     } <= names
     assert any(re.search(r"dist-info/(licenses/)?LICENSE$", name) for name in names)
