@@ -33,7 +33,7 @@ def test_recipes_say_what_the_paper_says(name):
         model.num_preprocess_blocks,
         model.num_preprocess_cells,
         model.num_nf,
-        model.num_x_bits,
+        model.x_bits(ImageSpec(32, 32, 3)),
         train.learning_rate,
         train.weight_decay_norm,
     )
