@@ -209,6 +209,7 @@ def test_noise_is_untypical(run, noise_folder, tmp_path, capsys):
     assert "ood.json" in printed and "chosen" in printed
 
 
+@pytest.mark.slow
 def test_without_a_second_set_outliers_are_marked(run, noise_folder, tmp_path):
     flags = ["--checkpoint", str(run), "--eval_mode", "ood", *FEW]
     assert main([*flags, "--images", str(noise_folder), "--output", str(tmp_path)]) == 0
