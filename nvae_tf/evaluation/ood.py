@@ -112,48 +112,52 @@ def measure(
         return tf.reshape(tf.concat(columns, 1), [tf.shape(keys)[0], passes, groups + 2])
 
     encode, run_terms = on_devices(model.bottom_up), on_devices(terms)
-    passes = list(itertools.product(range(num_draws), range(groups + 1)))
-    parts = []
+    num_passes, parts = num_draws * (groups + 1), []
     with tqdm(total=num_images, unit="image", desc=title, disable=None) as bar:
         for batch in batches:
             images = np.asarray(batch)
             count, image_shards = len(images), shard(images)
-            encoded, keys, results = encode(image_shards), content_keys(images, num_draws), []
-            for first in range(0, len(passes), chunk):
-                draws, replaced = np.array(passes[first : first + chunk]).T
-                cuts = np.broadcast_to(groups - replaced, (count, len(replaced)))
-                result = run_terms(encoded, image_shards, shard(keys[:, draws]), shard(cuts))
-                results.append(unshard(result, count).numpy())
-            table = np.concatenate(results, 1).astype(np.float64)
-            table = table.reshape(count, num_draws, groups + 1, groups + 2)
-            bounds = np.logaddexp.reduce(table[..., 0], 1) - math.log(num_draws)
-            kl = table[:, :, 0, 2:].mean(1)
-            nelbo = kl.sum(1) - table[:, :, 0, 1].mean(1)
-            parts.append((bounds, nelbo, kl, compressed_bits(images, model.image, model.num_bits)))
+            encoded = encode(image_shards)
+            log_sums = np.full((count, groups + 1), -np.inf)
+            kl, recon = np.zeros((count, groups)), np.zeros(count)
+            for first in range(0, num_passes, chunk):
+                numbers = np.arange(first, min(first + chunk, num_passes))
+                draws, replaced = np.divmod(numbers, groups + 1)
+                keys, cuts = content_keys(images, draws), groups - replaced
+                all_cuts = shard(np.broadcast_to(cuts, (count, len(cuts))))
+                result = unshard(run_terms(encoded, image_shards, shard(keys), all_cuts), count)
+                table = result.numpy().astype(np.float64)
+                for place, k in enumerate(replaced):
+                    log_sums[:, k] = np.logaddexp(log_sums[:, k], table[:, place, 0])
+                for place in np.flatnonzero(replaced == 0).tolist():
+                    recon -= table[:, place, 1] / num_draws
+                    kl += table[:, place, 2:] / num_draws
+            compressed = compressed_bits(images, model.image, model.num_bits)
+            bounds = log_sums - math.log(num_draws)
+            parts.append((bounds, recon + kl.sum(1), kl, compressed))
             bar.update(count)
     return Measurements(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def content_keys(images: np.ndarray, num_draws: int) -> np.ndarray:
+def content_keys(images: np.ndarray, draws) -> np.ndarray:
     """A number for each draw of each image, from the image's content.
 
     Args:
         images: Images (n, height, width, channels), float32.
-        num_draws: Number of draws.
+        draws: Numbers of the draws, (draws,).
 
     Returns:
-        int64 (n, num_draws); equal images have equal numbers.
+        int64 (n, draws); equal images have equal numbers.
     """
 
     def key(content: bytes) -> bytes:
         return hashlib.blake2b(content, digest_size=8).digest()
 
+    contents = [key(np.ascontiguousarray(image, "<f4").tobytes()) for image in images]
     keys = [
-        key(key(np.ascontiguousarray(image, "<f4").tobytes()) + draw.to_bytes(8, "little"))
-        for image in images
-        for draw in range(num_draws)
+        key(content + int(draw).to_bytes(8, "little")) for content in contents for draw in draws
     ]
-    return np.frombuffer(b"".join(keys), "<i8").astype(np.int64).reshape(len(images), num_draws)
+    return np.frombuffer(b"".join(keys), "<i8").astype(np.int64).reshape(len(images), len(draws))
 
 
 def compressed_bits(images: np.ndarray, spec: ImageSpec, num_bits: int) -> np.ndarray:

@@ -64,6 +64,7 @@ def test_a_disk_that_fills_up_while_training(run, recipe, tmp_path, capsys):
         ("sample", ["--num_samples", "4", "--format", "png"], 300),
         ("sample", ["--num_samples", "40", "--format", "npz"], 15_000),
         ("evaluate", ["--num_iw_samples", "1"], 100),
+        ("ood", ["--num_iw_samples", "1", "--max_images", "10"], 100),
         ("encode", [], 50_000),
         ("export", [], 50_000),
     ],

@@ -102,7 +102,7 @@ def test_ctrl_c_while_training(recipe, tmp_path, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["evaluate", "sample", "encode", "export", "traverse"])
+@pytest.mark.parametrize("mode", ["evaluate", "ood", "sample", "encode", "export", "traverse"])
 def test_ctrl_c_while_evaluating(run, tmp_path, mode):
     more = ["--num_iw_samples", "100000", "--num_samples", "100000", "--readjust_temps", "0.5"]
     more += ["--steps", "100000"]
