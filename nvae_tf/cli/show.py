@@ -227,8 +227,8 @@ def _source(arguments, loaded):
         dataset = catalog.given_images(loaded.model.image)
         given = [user_path(path) for path in arguments.images]
         paths = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
-        source = FolderSource(paths, dataset.image)
-        return source, dataset, [str(path) for path in paths]
+        source = FolderSource(paths, dataset.image, alpha=loaded.config.data.alpha)
+        return source, dataset, [item.name for item in source.items]
     dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)
     source = train if arguments.eval_on_train else test

@@ -15,8 +15,7 @@ from nvae_tf.io.errors import UserError
 def read_whole(path: Path, spec: ImageSpec) -> np.ndarray:
     """Reads the first image of a file; colours become grey for a model of one channel.
 
-    Values are mapped to levels as those of training were; without a value range, those of 8 bits are
-    reduced to fewer.
+    Values are mapped to levels as those of training were.
 
     Args:
         path: Path of the file.
@@ -31,13 +30,7 @@ def read_whole(path: Path, spec: ImageSpec) -> np.ndarray:
     stored = ImageReader().read(Item(path))
     height, width, channels = stored.values.shape
     kept = stored.has_alpha and channels == spec.channels
-    whole = dataclasses.replace(
-        spec,
-        height=height,
-        width=width,
-        scored_size=None,
-        value_range=spec.value_range or (0.0, 2.0 ** max(spec.bits, 8) - 1.0),
-    )
+    whole = dataclasses.replace(spec, height=height, width=width, scored_size=None)
     try:
         return levels.to_levels(stored, whole, CENTRE, KEEP if kept else DROP)
     except ValueError as error:

@@ -86,8 +86,9 @@ def files(loaded: LoadedModel, paths: list[str], settings: Settings) -> ImageSet
     dataset = catalog.given_images(loaded.model.image)
     given = [user_path(path) for path in paths]
     found = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
-    source = FolderSource(found, dataset.image)
-    return _read(", ".join(paths), source, dataset, [str(p) for p in found], loaded, settings)
+    source = FolderSource(found, dataset.image, alpha=loaded.config.data.alpha)
+    names = [item.name for item in source.items]
+    return _read(", ".join(paths), source, dataset, names, loaded, settings)
 
 
 def against(loaded: LoadedModel, name: str, settings: Settings) -> ImageSet:
