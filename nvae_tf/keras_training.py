@@ -180,8 +180,7 @@ class KerasTraining(tf_keras.Model):
             verbose: As in Keras.
             steps: Batches to score; default: all.
             callbacks: Callbacks of Keras.
-            return_dict: Whether the result has names; otherwise it is a list in the order of
-                `metrics_names`.
+            return_dict: Whether the result has names; otherwise it is a list in the same order.
             **cached: What Keras's `fit` adds.
 
         Returns:
@@ -194,9 +193,10 @@ class KerasTraining(tf_keras.Model):
         if not cached:  # by `fit`, which has made its validation data ready
             x = fitting.evaluation_data(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
-        return super().evaluate(
-            x, verbose=verbose, steps=steps, callbacks=callbacks, return_dict=return_dict, **cached
+        scores = super().evaluate(
+            x, verbose=verbose, steps=steps, callbacks=callbacks, return_dict=True, **cached
         )
+        return scores if return_dict else list(scores.values())
 
     def test_on_batch(self, x, **_):
         """`evaluate` of one batch."""

@@ -23,8 +23,8 @@ from nvae_tf.evaluation.neighbours import nearest
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 SECTIONS = [
     "Samples", "From sample to sample", "From image to image", "Reconstructions",
-    "What the latent groups hold", "What each group does", "Nearest training images", "Training",
-    "Provenance",
+    "What the latent groups hold", "What each group does", "Nearest training images",
+    "Typical and untypical test images", "Training", "Provenance",
 ]  # fmt: skip
 
 

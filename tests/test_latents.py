@@ -178,11 +178,13 @@ def test_a_data_set_and_a_folder_are_encoded(command, tmp_path):
         assert file["mean_01"].shape == file["z_01"].shape == (359, 8, 8, 4)
         assert file["kl"].shape == (359, 2) and set(file["labels"]) == set(range(10))
         assert "mean_00" not in file.files
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     for name in ("b.png", "a.jpg"):
         Image.fromarray(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)).save(
-            tmp_path / name
+            folder / name
         )
-    with np.load(command("encode", "--images", tmp_path) / "latents.npz") as file:
+    with np.load(command("encode", "--images", folder) / "latents.npz") as file:
         assert [name.rpartition("/")[2] for name in file["names"]] == ["a.jpg", "b.png"]
         assert file["mean_00"].shape == (2, 8, 8, 4)
 
