@@ -129,11 +129,14 @@ def run(command):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder to run in, with what a checkout has."""
+def folder(tmp_path_factory, photographs):
+    """A folder to run in, with what a checkout has, and images of one's own in DIR."""
     path = tmp_path_factory.mktemp("checkout")
     for name in ("tests", "examples", "configs", "docs"):
         (path / name).symlink_to(ROOT / name)
+    (path / "DIR").mkdir()
+    for number, photograph in enumerate(photographs[:20]):
+        Image.fromarray(photograph).save(path / "DIR" / f"{number}.png")
     return path
 
 
