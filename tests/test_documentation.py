@@ -265,6 +265,20 @@ def test_graph_nodes_are_what_the_command_prints(recipe):
     )
 
 
+def test_what_is_made_says_how_and_when_it_is_out_of_date():
+    made = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    records = json.loads((ROOT / "docs" / "made.json").read_text())
+    assert set(records) == set(made["PRODUCTS"])
+    product = made["PRODUCTS"]["picture"]
+    of_now = {"picture": {"sources": made["digest"](product)}}
+    assert made["reason"]("picture", of_now) is None
+    of_then = {"picture": {"sources": "another"}}
+    assert made["reason"]("picture", of_then) == "what it follows from has changed"
+    assert made["reason"]("picture", {}) == "it was never recorded"
+    readme = (ROOT / "README.md").read_text()
+    assert f"*`{records['picture']['command']}`, {records['picture']['seconds']} s on " in readme
+
+
 def test_the_configurations_page_is_current():
     current = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == current
