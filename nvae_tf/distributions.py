@@ -214,9 +214,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     def pixel_log_prob(self, x):
         """log p of each pixel with all its channels, (..., height, width), in nats."""
-        levels = tf.round(x * self.max_level)[..., None]  # (..., h, w, channels, 1)
-        x = (2.0 * x - 1.0)[..., None]
-        values, coefficients = tf.unstack(x, axis=-2), tf.unstack(self.coefficients, axis=-2)
+        scaled = (2.0 * x - 1.0)[..., None]  # (..., h, w, channels, 1)
+        values, coefficients = tf.unstack(scaled, axis=-2), tf.unstack(self.coefficients, axis=-2)
         shifts = [
             channel_shift(values, coefficients, channel, self.channels)
             for channel in range(1, self.channels)
@@ -225,9 +224,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         if shifts:
             means += tf.stack([tf.zeros_like(shifts[0]), *shifts], -2)
         if self.exact:
+            levels = tf.round(x * self.max_level)[..., None]
             log_prob = exact_log_mass(levels, means, self.log_scales, self.max_level)
         else:
-            log_prob = _official_log_mass(x, means, self.log_scales, self.max_level)
+            log_prob = _official_log_mass(scaled, means, self.log_scales, self.max_level)
         log_prob = tf.reduce_sum(log_prob, -2) + tf.nn.log_softmax(self.logits)
         return tf.reduce_logsumexp(log_prob, -1)
 
@@ -280,8 +280,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         for channel, mean in enumerate(tf.unstack(values, axis=-1)):
             shift = channel_shift(shifted, coefficients, channel, self.channels) if channel else 0.0
             value = tf.clip_by_value(mean + shift, -1.0, 1.0)
-            level = tf.round(_to_unit(value) * self.max_level)
-            shifted.append(2.0 * level / self.max_level - 1.0 if to_levels else value)
+            if to_levels:
+                level = tf.round(_to_unit(value) * self.max_level)
+                value = 2.0 * level / self.max_level - 1.0
+            shifted.append(value)
         return tf.stack(shifted, -1)
 
 

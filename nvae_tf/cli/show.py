@@ -10,7 +10,6 @@ from typing import Any
 from nvae_tf.cli.measure import load, statistics_at
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write, write_animation, write_png, write_text
-from nvae_tf.io.paths import user_path
 
 RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
@@ -221,13 +220,11 @@ def _groups(arguments, model) -> list[int]:
 def _source(arguments, loaded):
     """Returns the images that the flags name: source, description of the data set, and names."""
     from nvae_tf.data import catalog
-    from nvae_tf.data.images import FolderSource, find_images
+    from nvae_tf.data.images import named_images
 
     if arguments.images:
         dataset = catalog.given_images(loaded.model.image)
-        given = [user_path(path) for path in arguments.images]
-        paths = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
-        source = FolderSource(paths, dataset.image, alpha=loaded.config.data.alpha)
+        source = named_images(arguments.images, dataset.image, loaded.config.data.alpha)
         return source, dataset, [item.name for item in source.items]
     dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)

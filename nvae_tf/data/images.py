@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,6 +127,22 @@ class FolderSource(PythonSource):
         above, left = rows.start, columns.start
         below, right = spec.height - rows.stop, spec.width - columns.stop
         return np.pad(image, [(above, below), (left, right), (0, 0)]), 0
+
+
+def named_images(paths: Iterable[str], spec: ImageSpec, alpha: str) -> FolderSource:
+    """The images of files, and of folders of them, that a user names.
+
+    Args:
+        paths: Paths as the user wrote them.
+        spec: What the images become.
+        alpha: As for `levels.to_levels`.
+
+    Raises:
+        UserError: A folder holds no image, or a file cannot be read.
+    """
+    given = [user_path(path) for path in paths]
+    files = [file for path in given for file in (find_images(path) if path.is_dir() else [path])]
+    return FolderSource(files, spec, alpha=alpha)
 
 
 class Folder(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 
 from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import catalog, pipeline
-from nvae_tf.data.images import FolderSource, find_images
+from nvae_tf.data.images import named_images
 from nvae_tf.data.source import EvenlySpread, Source, reading
 from nvae_tf.evaluation import ood, typicality
 from nvae_tf.evaluation.loading import LoadedModel
@@ -84,9 +84,7 @@ def files(loaded: LoadedModel, paths: list[str], settings: Settings) -> ImageSet
         UserError: A file or folder is missing, has no image, or has one that is too small.
     """
     dataset = catalog.given_images(loaded.model.image)
-    given = [user_path(path) for path in paths]
-    found = [p for path in given for p in (find_images(path) if path.is_dir() else [path])]
-    source = FolderSource(found, dataset.image, alpha=loaded.config.data.alpha)
+    source = named_images(paths, dataset.image, loaded.config.data.alpha)
     names = [item.name for item in source.items]
     return _read(", ".join(paths), source, dataset, names, loaded, settings)
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tifffile
 
 from nvae_tf.config import ImageSpec
+from nvae_tf.data import levels as levels_of_files
 from nvae_tf.io.files import atomic_write, write_png
 from nvae_tf.io.image_grid import to_bytes
 
@@ -50,9 +51,7 @@ def last_level(spec: ImageSpec) -> int:
 
 def value_range(spec: ImageSpec) -> tuple[float, float]:
     """The stored values that level 0 and the last level stand for."""
-    if spec.binary or spec.value_range is None:
-        return 0.0, float(last_level(spec))
-    return spec.value_range
+    return (0.0, float(last_level(spec))) if spec.binary else levels_of_files.value_range(spec)
 
 
 def stored_values(levels, spec: ImageSpec) -> np.ndarray:
