@@ -28,6 +28,7 @@ class SharedFunctions:
 
     def __init__(self):
         self._traced = {}
+        self._graph = tf.Graph()
 
     def call(self, key: tuple, make, tensors, has_gradient: bool = True):
         """Calls the function of a key and the tensors' shapes, which is traced at its first call.
@@ -41,22 +42,22 @@ class SharedFunctions:
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
         key = (key, *specs)
         if key not in self._traced:
-            self._traced[key] = _trace(make(), specs, has_gradient)
+            # In the graph of a replica, the replica's device would be a part of the function, and of its
+            # gradient's, which TensorFlow makes at the first gradient. One graph serves all of them,
+            # since TensorFlow traces and compiles a region once per graph.
+            with self._graph.as_default():
+                self._traced[key] = _trace(make(), specs, has_gradient)
         return self._traced[key](*tensors)
 
 
 def _trace(function, specs, has_gradient: bool):
-    # Traced in a graph that is thrown away. In that of a replica, the replica's device would be a part
-    # of the function, and of its gradient's, which TensorFlow makes at the first gradient.
-    with tf.Graph().as_default():
-        traced = tf.function(
-            function, autograph=False, experimental_attributes={"_noinline": True}
-        ).get_concrete_function(*specs)
-        if traced.captured_inputs:
-            names = [tensor.name for tensor in traced.captured_inputs]
-            raise ValueError(f"a block of the model uses more than it was given: {names}")
-        if not has_gradient:
-            return traced
+    traced = tf.function(
+        function, autograph=False, experimental_attributes={"_noinline": True}
+    ).get_concrete_function(*specs)
+    if traced.captured_inputs:
+        names = [tensor.name for tensor in traced.captured_inputs]
+        raise ValueError(f"a block of the model uses more than it was given: {names}")
+    if has_gradient:
         inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
