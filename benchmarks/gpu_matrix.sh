@@ -10,8 +10,8 @@
 # a file DIR/*.failed to try that run again. Variables choose less, or other programs:
 #
 #     RECIPES PRECISIONS REMATS   of those below
-#     BATCHES                     own, one, and how often the recipe's own
-#     KINDS                       jax, torch, and tensorflow: TensorFlow itself on the GPU, XLA on and off
+#     BATCHES                     own, one, half, quarter, and how often the recipe's own
+#     KINDS                       jax, torch, and tensorflow: TensorFlow itself on the GPU: XLA on, for parts, off
 #     TORCH_FLAGS                 variants of PyTorch, ";" between them
 #     PYTHON JAX_PYTHON TORCH_PYTHON
 #     FLAGS                       further flags of a recipe, for export and tensorflow
@@ -21,7 +21,7 @@ command=${1:-} folder=${2:-}
 RECIPES=${RECIPES:-cifar10 celeba64 celeba256}
 PRECISIONS=${PRECISIONS:-mixed_bfloat16 mixed_float16 float32}
 REMATS=${REMATS:-none cells}
-BATCHES=${BATCHES:-own one 2 4 8}
+BATCHES=${BATCHES:-own one 2 4 8 half quarter}
 KINDS=${KINDS:-jax torch}
 TORCH_FLAGS=${TORCH_FLAGS:---channels_last --compile;--channels_last --compile --cuda_graphs;--channels_last;--channels_last --cuda_graphs}
 PYTHON=${PYTHON:-python} JAX_PYTHON=${JAX_PYTHON:-python} TORCH_PYTHON=${TORCH_PYTHON:-python}
@@ -32,7 +32,13 @@ export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 batch_size() { # of a recipe, and one of BATCHES
     local own
     own=$(sed -n 's/^batch_size: *\([0-9]*\).*/\1/p' "$here/../configs/$1.yaml")
-    case $2 in own) echo "$own" ;; one) echo 1 ;; *) echo $((own * $2)) ;; esac
+    case $2 in
+    own) echo "$own" ;;
+    one) echo 1 ;;
+    half) echo $(((own + 1) / 2)) ;;
+    quarter) echo $(((own + 3) / 4)) ;;
+    *) echo $((own * $2)) ;;
+    esac
 }
 
 plan() { # lines of recipe, precision, checkpointing and one of BATCHES; those that matter most first
@@ -52,7 +58,7 @@ attempt() { # a name and a command: its last line becomes NAME.json, or its erro
     shift
     [ -e "$folder/$name.json" ] || [ -e "$folder/$name.failed" ] && return
     echo "$name" >&2
-    if timeout -k 10 600 "$@" >"$folder/$name.out" 2>"$folder/$name.log"; then
+    if timeout --foreground -k 10 600 "$@" >"$folder/$name.out" 2>"$folder/$name.log"; then
         tail -1 "$folder/$name.out" >"$folder/$name.part" && mv "$folder/$name.part" "$folder/$name.json"
     else
         status=$?
@@ -103,7 +109,7 @@ run)
                 done <<<"$TORCH_FLAGS;"
                 ;;
             tensorflow)
-                for jit in on off; do
+                for jit in on parts off; do
                     # shellcheck disable=SC2086
                     attempt "$name.tensorflow-$jit" "$PYTHON" "$here/train_step.py" --config "$recipe" \
                         --precision "$precision" --gradient_checkpointing "$remat" \

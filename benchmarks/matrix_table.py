@@ -61,7 +61,7 @@ def row(key: tuple, runs: dict) -> list[str]:
             for name in ("images_per_second", "peak_memory_gib")
         ]
     cells = [*map(str, key), *cell(runs, "jax"), seconds, *cell(runs, "torch"), how, *ratios]
-    for jit in ("on", "off"):
+    for jit in ("on", "parts", "off"):
         result = runs.get(f"tensorflow-{jit}")
         cells.append(f"{result['images_per_second']:.1f}" if isinstance(result, dict) else "")
     return cells
@@ -87,9 +87,21 @@ def main() -> int:
     print(f"Device: {device.read_text().strip() if device.exists() else 'unknown'}\n")
     head = [
         *KEYS, "images/s", "GiB", "compiling, s", "PyTorch: images/s", "GiB", "how",
-        "speed, ratio", "memory, ratio", "TensorFlow, XLA on", "XLA off",
+        "speed, ratio", "memory, ratio", "TensorFlow, XLA on", "XLA for parts", "XLA off",
     ]  # fmt: skip
     print_table(head, [row(key, runs) for key, runs in results.items()])
+    print("\nLargest batch that fitted:\n")
+    largest: dict[tuple, dict[str, int]] = {}
+    for (*kind, batch), runs in results.items():
+        for name in ("jax", "torch"):
+            fitted = largest.setdefault(tuple(kind), {})
+            if best(runs, name):
+                fitted[name] = max(batch, fitted.get(name, 0))
+    rows = [
+        [*kind, *(str(fitted.get(n, "-")) for n in ("jax", "torch"))]
+        for kind, fitted in largest.items()
+    ]
+    print_table([*KEYS[:-1], "this project", "PyTorch"], rows)
     parts = {
         key: runs["jax"]["seconds_by_category"]
         for key, runs in results.items()

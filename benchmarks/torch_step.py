@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from nvae_tf import config as configuration
 
 IMAGES = {
-    "mnist": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "imagenet_32": (3, 32),
+    "mnist": (1, 32), "digits": (1, 32), "photos": (3, 32), "cifar10": (3, 32), "imagenet_32": (3, 32),
     "celeba_64": (3, 64), "celeba_256": (3, 256), "ffhq": (3, 256),
 }  # fmt: skip
 HALF = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}
@@ -286,6 +286,8 @@ class Training:
 
     def __init__(self, config, arguments):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if config.data.dataset not in IMAGES or config.data.channels != "auto":
+            raise SystemExit(f"error: --config: expected a recipe of {', '.join(IMAGES)}")
         self.channels, size = IMAGES[config.data.dataset]
         self.config, self.batch = config, arguments.batch_size or config.data.batch_size
         layout = torch.channels_last if arguments.channels_last else torch.contiguous_format

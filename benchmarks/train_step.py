@@ -8,7 +8,6 @@ Every key of a recipe is a flag. No data set is needed: images are random. Sever
 as in training, through TF_CONFIG. Each prints one JSON line last; what was not measured is null.
 """
 
-import collections
 import contextlib
 import os
 import statistics
@@ -25,28 +24,39 @@ from measuring import (
 from nvae_tf.cli.flags import at_least
 from nvae_tf.config import Config
 
+EXCHANGES = ("Collective", "Nccl")  # what the names of operations that exchange values begin with
 
-def count_operations(concrete_function) -> dict[str, int]:
-    """Operations of a traced function by kind, with those of functions that it calls, each once."""
+
+def count_operations(concrete_function, passes: int) -> tuple[int, int]:
+    """Operations of a traced step with those of functions that it calls, each once; and exchanges.
+
+    Args:
+        concrete_function: The step.
+        passes: Passes of the step. The exchanges in the body of its loop count so many times.
+    """
     graph = concrete_function.graph.as_graph_def()
     library = {function.signature.name: function.node_def for function in graph.library.function}
-    counts, waiting, seen = collections.Counter(), [graph.node], set()
+    operations, exchanges, waiting, seen = 0, 0, [(graph.node, 1)], set()
     while waiting:
-        body = waiting.pop()
-        counts.update(node.op for node in body)
+        body, times = waiting.pop()
+        operations += len(body)
+        exchanges += times * sum(node.op.startswith(EXCHANGES) for node in body)
         for node in body:
-            called = {value.func.name for value in node.attr.values() if value.func.name}
-            waiting += [library[name] for name in called - seen]
+            inner = times * passes if node.op in ("While", "StatelessWhile") else times
+            called = {value.func.name for value in node.attr.values() if value.func.name} - seen
+            waiting += [(library[name], inner) for name in called]
             seen |= called
-    return counts
+    return operations, exchanges
 
 
 def measure(config: Config, arguments) -> dict:
     """Builds the recipe's model, traces a step, and runs it `--steps` times after a first one."""
     from nvae_tf.training.cluster import connect
-    from nvae_tf.training.optimizers import Adamax
+    from nvae_tf.training.optimizer_choice import make_optimizer
+    from nvae_tf.training.schedules import WarmupCosineByEpoch
     from nvae_tf.training.trainer import (
         Trainer,
+        check_compiled_steps,
         compiled,
         grappler_disabled,
         whole_step,
@@ -54,10 +64,12 @@ def measure(config: Config, arguments) -> dict:
 
     settings, cluster = config.train, connect(arguments.world_size)
     strategy, alone = cluster.strategy, cluster.replicas == 1
+    check_compiled_steps(settings, cluster.replicas)
     with strategy.scope():
         begin = time.perf_counter()
         model = fresh_model(config)
-        optimizer = Adamax(1e-3, weight_decay=settings.weight_decay)
+        schedule = WarmupCosineByEpoch.from_train_config(settings, steps_per_epoch=100)
+        optimizer = make_optimizer(settings, schedule)
         trainer = Trainer(model, settings, total_steps=1000, optimizer=optimizer)
         built = time.perf_counter()
         images = random_images(model, config.data.batch_size * settings.accumulate_steps)
@@ -66,7 +78,8 @@ def measure(config: Config, arguments) -> dict:
             shared = strategy.experimental_distribute_values_from_function(lambda _: images)
         step = compiled(whole_step(trainer, strategy), strategy)
         ready = time.perf_counter()
-        counts = count_operations(step.get_concrete_function(shared))
+        graph = step.get_concrete_function(shared)
+        operations, exchanges = count_operations(graph, settings.accumulate_steps)
         traced = time.perf_counter()
         print(f"built in {built - begin:.1f} s, traced in {traced - ready:.1f} s", flush=True)
 
@@ -82,15 +95,15 @@ def measure(config: Config, arguments) -> dict:
         cluster.gather_from_workers([1])  # a worker that ends first would be called lost
     median = statistics.median(seconds[1:]) if seconds else None
     here = cluster.replicas // cluster.num_workers
-    collectives = sum(count for kind, count in counts.items() if kind.startswith("Collective"))
+    threads = None
     with contextlib.suppress(OSError):  # where there is no /proc
         threads = len(os.listdir("/proc/self/task"))
     return {
         "parameters": model.num_parameters,
         "latent_groups": len(model.groups),
         "replicas": cluster.replicas,
-        "graph_nodes": counts.total(),
-        "collectives": collectives // here,
+        "graph_nodes": operations,
+        "collectives": exchanges // here,
         "build_seconds": round(built - begin, 2),
         "trace_seconds": round(traced - ready, 2),
         "first_step_seconds": round(seconds[0], 2) if seconds else None,

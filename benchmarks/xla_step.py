@@ -26,6 +26,10 @@ from pathlib import Path
 import numpy as np
 
 FORMAT, VERSION = "nvae-tf training step", 1
+DESCRIBED = (
+    "config", "recipe", "batch_size", "precision", "parameters", "inputs", "replaced", "reported",
+    "losses",
+)  # fmt: skip
 SEED = 0
 COMPARED_STEPS = 3  # in float32; in half precision one, after which steps differ too much
 LEARNING_RATE = 1e-4  # low, or what libraries round differently would grow from step to step
@@ -200,18 +204,24 @@ def read(path: str) -> tuple[dict, bytes]:
             about = json.loads(archive.read("about.json"))
             if about["format"] != FORMAT:
                 raise ValueError("it is something else")
+            missing = [key for key in DESCRIBED if key not in about]
             if about["version"] != VERSION:
                 raise StepError(
                     f"{path}: a step of version {about['version']}, and this script reads version "
                     f"{VERSION}; export it again"
                 )
+            if missing:
+                raise ValueError(f"its description lacks {missing[0]}")
             decompressor = lzma.LZMADecompressor()
             program = decompressor.decompress(archive.read("program.hlo.xz"), LARGEST_PROGRAM)
             if not decompressor.eof:
                 raise ValueError("its program is too large or cut short")
     except OSError as error:
         raise StepError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, lzma.LZMAError) as error:
+    # The archive's own errors are RuntimeError, if it says that it is encrypted, or others.
+    except (
+        ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError,
+    ) as error:  # fmt: skip
         raise StepError(f"{path}: not a step, or damaged ({error}); export it again") from None
     return about, program
 
@@ -229,12 +239,13 @@ class Step:
 
     def __init__(self, about: dict, program: bytes):
         import jax
-        from jax._src.interpreters import mlir
-        from jaxlib import _jax
 
-        jax.config.update("jax_enable_x64", True)
-        self.device, self.about = jax.devices()[0], about
         try:
+            from jax._src.interpreters import mlir
+            from jaxlib import _jax
+
+            jax.config.update("jax_enable_x64", True)
+            self.device, self.about = jax.devices()[0], about
             module = _jax.mlir.hlo_to_stablehlo(program)
             code = _donating(module, about["replaced"], len(about["inputs"]), mlir)
             begin = time.perf_counter()
@@ -242,7 +253,7 @@ class Step:
                 code, _jax.DeviceList((self.device,)), _jax.CompileOptions()
             )
             self.compile_seconds = time.perf_counter() - begin
-        except (ValueError, RuntimeError, AttributeError) as error:
+        except (ImportError, ValueError, RuntimeError, AttributeError) as error:
             raise StepError(_compile_error(error, jax.__version__)) from None
         self.memory = self._executable.get_compiled_memory_stats()
 

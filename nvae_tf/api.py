@@ -11,6 +11,7 @@ from nvae_tf.config import Config, ImageSpec
 from nvae_tf.data.catalog import OWN
 from nvae_tf.data.own import own_images
 from nvae_tf.data.where import check_data
+from nvae_tf.engine.xla_probe import probe
 from nvae_tf.evaluation import loading
 from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.paths import is_regular, user_path
@@ -115,6 +116,7 @@ def train(
         own=own,
         callbacks=callbacks,
         start_from=None if init_from is None else load(init_from),
+        xla_problem=probe(recipe.train.jit_compile, in_use=True),
     )
 
 

@@ -372,9 +372,9 @@ class TrainConfig:
     )
     jit_compile: str = _field(
         "auto",
-        "compile the step with XLA; auto: on one GPU the whole step, elsewhere what stands between "
-        "convolutions",
-        choices=("auto", "on", "off"),
+        "compile the step with XLA; parts: what stands between convolutions and exchanges; auto: on "
+        "one GPU the whole step, elsewhere parts",
+        choices=("auto", "on", "parts", "off"),
     )
     gradient_checkpointing: str = _field(
         "none",

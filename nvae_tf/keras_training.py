@@ -124,7 +124,7 @@ class KerasTraining(tf_keras.Model):
         fitting.prepare(batches)
         with fitting.running():
             return super().fit(
-                batches,
+                fitting.for_replicas(batches),
                 epochs=epochs,
                 verbose=verbose,
                 callbacks=fitting.training_callbacks(callbacks, verbose),
@@ -157,6 +157,7 @@ class KerasTraining(tf_keras.Model):
         fitting.check_batch(x)
         fitting.prepare([x])
         with fitting.running():
+            x = fitting.for_replicas(x)
             return super().train_on_batch(x, reset_metrics=reset_metrics, return_dict=return_dict)
 
     def evaluate(

@@ -35,10 +35,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--world_size", type=int)
+    parser.add_argument("--accumulate_steps", type=int, default=1)
     arguments = parser.parse_args()
-    cluster = connect(arguments.world_size, 100)
-    changes = {**SMALL, **SETTINGS, "epochs": EPOCHS, "seed": SEED, "deterministic": True}
-    changes["batch_size"] = GLOBAL_BATCH // cluster.replicas
+    cluster, passes = connect(arguments.world_size, 100), arguments.accumulate_steps
+    settings = {**SETTINGS, "accumulate_steps": passes}
+    changes = {**SMALL, **settings, "epochs": EPOCHS, "seed": SEED, "deterministic": True}
+    changes["batch_size"] = GLOBAL_BATCH // cluster.replicas // passes
     config = configuration.from_dict(changes, base=configuration.load("digits"))
     by_command = run.train(config, RunFolder(arguments.out / "command"), cluster=cluster)
 
@@ -50,12 +52,12 @@ def main() -> None:
     distribute = cluster.strategy.distribute_datasets_from_function
     batches = distribute(lambda _: pipeline.training_batches(train, dataset, **view, **share))
     images = np.concatenate(list(pipeline.evaluation_batches(test, dataset, **view)))
-    if cluster.replicas == 1:  # as most do it
+    if cluster.replicas == 1 or passes > 1:  # as most do it
         batches = pipeline.training_batches(train, dataset, **view)
     with cluster.strategy.scope():
         tf_keras.utils.set_random_seed(SEED)
         model = nvae_tf.NVAE(config.model, dataset.image)
-        model.compile(**SETTINGS, seed=SEED, deterministic=True)
+        model.compile(**settings, seed=SEED, deterministic=True)
     history = model.fit(
         batches,
         epochs=EPOCHS,

@@ -275,7 +275,10 @@ def test_the_command_answers_mistakes_with_one_line(arguments, message, tmp_path
         ("learning_rate: 1_0.5\n", "learning_rate: '1_0.5' is not allowed; expected a number"),
         ("epochs:\n", "epochs: None is not allowed; expected a whole number"),
         ("data: ~\n", "data: None is not allowed; expected text"),
-        ("jit_compile: yes\n", "jit_compile: 'yes' is not allowed; expected one of auto, on, off"),
+        (
+            "jit_compile: yes\n",
+            "jit_compile: 'yes' is not allowed; expected one of auto, on, parts, off",
+        ),
         ("epochs: 4\nwarmup_epochs: 4\n", "warmup_epochs: 4 is not allowed; expected less than"),
     ],
 )

@@ -62,6 +62,16 @@ def test_the_distributions_of_slurm(name):
     assert nodes(*arguments) == [f"nv{number}" for number in expected.split()]
 
 
+def test_as_little_as_slurm_has_to_say():
+    variables = {
+        "SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "nv[9-10]",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1",
+    }  # fmt: skip
+    addresses, rank = workers_of_step(variables)
+    assert rank == 1
+    assert [address.partition(":")[0] for address in addresses] == ["nv9", "nv10"]
+
+
 def test_planes_of_two_tasks():
     plane = dict(distribution="plane", SLURM_DIST_PLANESIZE=2)
     expected = ["nv9", "nv9", "nv10", "nv10", "nv9", "nv9"]
@@ -129,13 +139,18 @@ def test_a_heterogeneous_job():
     )
     within = dict(nodes="nv[8-9]", distribution="block")
     assert nodes(2, 1, "2", "2,1", **within, **groups) == ["nv8", "nv8", "nv9"]
-    with pytest.raises(UserError, match="spans components of a heterogeneous job"):
-        # Its nodes are sorted, and its ranks are not.
-        nodes(0, 0, "0", "2,1", "block", **groups)
+    # As Slurm 22.05 sets them: the nodes are sorted by name, the ranks by component.
+    all_nodes = dict(nodes="nv[8-10]", distribution="block")
+    assert nodes(3, 1, "2,3", "2,1,2", **all_nodes, **groups) == [
+        "nv10", "nv10", "nv8", "nv8", "nv9",
+    ]  # fmt: skip
+    del groups["SLURM_JOB_NODELIST_HET_GROUP_1"]
+    with pytest.raises(UserError, match="not those of the components of this heterogeneous job"):
+        nodes(3, 1, "2,3", "2,1,2", **all_nodes, **groups)
 
 
 MALFORMED = {
-    "no nodes": dict(SLURM_STEP_NODELIST=None),
+    "no nodes": dict(SLURM_STEP_NODELIST=None, SLURM_JOB_NODELIST=None),
     "no number": dict(SLURM_STEP_NUM_TASKS="two"),
     "too many tasks": dict(SLURM_STEP_NUM_TASKS="9" * 5000),
     "other tasks": dict(SLURM_STEP_NUM_TASKS="3"),

@@ -4,7 +4,7 @@ import sys
 
 from nvae_tf.cli.errors import SOFTWARE_ERROR, run_command
 from nvae_tf.cli.flags import Parser, add_config_flags, configured, program
-from nvae_tf.diagnosis.findings import LEVELS, PROBLEM
+from nvae_tf.diagnosis.findings import LEVELS, OK, PROBLEM, WARNING, Finding
 from nvae_tf.io.errors import one_line
 
 
@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         for finding in diagnose(config):
             counts[finding.level] += 1
             print(one_line(str(finding)), flush=True)
-        print(f"{counts['problem']} problems, {counts['warning']} warnings")
+        level = next(level for level in (PROBLEM, WARNING, OK) if counts[level] or level == OK)
+        text = f"{counts[PROBLEM]} problems, {counts[WARNING]} warnings"
+        print(Finding(level, text, "do what the lines above say" if level != OK else ""))
         return SOFTWARE_ERROR if counts[PROBLEM] else 0
 
     return run_command(command, if_interrupted="nothing was changed")

@@ -34,7 +34,12 @@ def main(argv: list[str] | None = None) -> int:
         before, with a checkpoint from which ``--cont_training`` continues; 3 if training diverged; 2
         for any other mistake or failure, which one line on standard error explains.
     """
-    arguments = _parser().parse_args(argv)
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stopped:
+        if stopped.code:
+            _tell_others(UserError("a flag of its command is wrong; its own log says which"))
+        raise
     if argv is None:  # this process is the command
         signal.signal(signal.SIGTERM, _stop_at_once)
         keep_out()
@@ -95,6 +100,14 @@ def _stop_at_once(*_):
     os._exit(STOPPED_EARLY)
 
 
+def _tell_others(error: UserError) -> None:
+    """Tells the other workers, if there are any, what this one ends with before it meets them."""
+    if "TF_CONFIG" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        from nvae_tf.training.cluster import refuse_to_join
+
+        refuse_to_join(error)
+
+
 def _train(arguments) -> int | None:
     start = time.monotonic()
     try:
@@ -102,10 +115,7 @@ def _train(arguments) -> int | None:
         check_data(config.data)
         folder = RunFolder(named_folder(arguments))
     except UserError as error:
-        if "TF_CONFIG" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-            from nvae_tf.training.cluster import refuse_to_join
-
-            refuse_to_join(error)
+        _tell_others(error)
         raise
     if config.train.deterministic:
         make_deterministic(os.environ)

@@ -60,7 +60,8 @@ def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
     except Exception as error:  # noqa: BLE001 - the other checks still say something
-        return [problem(f"a check failed itself ({type(error).__name__}: {short_message(error)})")]
+        text = f"a check failed itself ({type(error).__name__}: {short_message(error)})"
+        return [problem(text, "the other lines are right nevertheless; please report this one")]
 
 
 def _check_xla() -> list[Finding]:
@@ -86,9 +87,19 @@ def _check_recipe(config: Config, gpus: bool) -> list[Finding]:
     if gpus:
         free = [memory.free for memory in system.gpu_memory()]
         if not free:
-            return [warning("the GPUs' memory is unknown: the recipe was not compared with it")]
+            return [
+                warning(
+                    "the GPUs' memory is unknown: the recipe was not compared with it",
+                    "make nvidia-smi work, which says how much there is",
+                )
+            ]
         return memory_needs.check_fit(config, min(free), "the GPU with the least")
     available = system.available_memory()
     if available is None:
-        return [warning("the machine's memory is unknown: the recipe was not compared with it")]
+        return [
+            warning(
+                "the machine's memory is unknown: the recipe was not compared with it",
+                "compare what free -g says with the tables in docs/performance.md",
+            )
+        ]
     return memory_needs.check_fit(config, available, "the machine")

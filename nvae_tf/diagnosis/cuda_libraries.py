@@ -44,7 +44,12 @@ def check_libraries(cuda: str, cudnn: str | None, driver_here: bool) -> list[Fin
     if cudnn:
         names.append(f"libcudnn.so.{cudnn.partition('.')[0]}")
     if not names:
-        return [warning(f"CUDA {cuda} is unknown here: its libraries were not checked")]
+        return [
+            warning(
+                f"CUDA {cuda} is unknown here: its libraries were not checked",
+                "TensorFlow's own page on GPUs says which it needs",
+            )
+        ]
     outcome = run_module(__name__, names, seconds=LOAD_SECONDS)
     if outcome.problem:
         return [

@@ -82,7 +82,12 @@ def check_fit(config: Config, available: float, where: str) -> list[Finding]:
     # On the CPU, so that no GPU's memory is taken.
     outcome = run_module(__name__, words, seconds=COUNT_SECONDS, CUDA_VISIBLE_DEVICES="-1")
     if outcome.problem:
-        return [problem(f"the recipe's model cannot be made ({outcome.problem})")]
+        return [
+            problem(
+                f"the recipe's model cannot be made ({outcome.problem})",
+                "see whether the same recipe trains on another machine; if not, choose a smaller model",
+            )
+        ]
     counts = Counts(*outcome.result)
     needed = estimate(counts, config)
     text = f"a training step takes about {needed:.0f} GiB; {where} has {available:.0f}"
@@ -93,8 +98,8 @@ def check_fit(config: Config, available: float, where: str) -> list[Finding]:
             advice = f"{flags} makes it {estimate(counts, smaller):.0f} GiB"
             level = warning if needed < available else problem
             return [level(text, advice)]
-    least = RESERVED + 4 * COPIES_OF_WEIGHTS * counts.parameters / GIB
-    return [problem(text, f"its weights alone take {least:.0f} GiB: choose a smaller model")]
+    least = min(estimate(counts, smaller) for _, smaller in cheaper(config))
+    return [problem(text, f"no flags make it less than {least:.0f} GiB: choose a smaller model")]
 
 
 def cheaper(config: Config) -> Iterator[tuple[str, Config]]:

@@ -25,16 +25,19 @@ class GPUMemory(NamedTuple):
     total: float
 
 
-def query_gpus(fields: str) -> list[list[str]]:
+def query_gpus(fields: str, which: str | None = None) -> list[list[str]]:
     """What NVIDIA's tool says of each GPU; nothing if there is no such tool, or it fails.
 
     Args:
         fields: Names of its properties, with commas between them.
+        which: Numbers or identifiers of GPUs, with commas between them; default: all.
     """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    if which:
+        command.append(f"--id={which}")
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True
@@ -45,9 +48,9 @@ def query_gpus(fields: str) -> list[list[str]]:
 
 
 def gpu_memory() -> list[GPUMemory]:
-    """Memory of the machine's GPUs, as far as NVIDIA's tool knows it."""
+    """Memory of the GPUs that this process may use, as far as NVIDIA's tool knows it."""
     memories = []
-    for row in query_gpus("memory.free,memory.total"):
+    for row in query_gpus("memory.free,memory.total", os.environ.get("CUDA_VISIBLE_DEVICES")):
         with contextlib.suppress(ValueError):
             free, total = map(float, row)
             memories.append(GPUMemory(free / 1024, total / 1024))

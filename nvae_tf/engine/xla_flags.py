@@ -1,6 +1,8 @@
 """What XLA reads from the environment when it is first used; knows no TensorFlow."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+
+from nvae_tf.io.errors import ConfigError
 
 VARIABLE = "XLA_FLAGS"
 # No operations that add up in another order each time; and no algorithms chosen by their speed, which
@@ -17,3 +19,21 @@ def make_deterministic(environment: MutableMapping[str, str]) -> None:
     """
     given = environment.get(VARIABLE, "").split()
     environment[VARIABLE] = " ".join([*(f for f in DETERMINISTIC if f not in given), *given])
+
+
+def check_deterministic(environment: Mapping[str, str]) -> None:
+    """Makes sure that XLA computes the same bits in every process, on GPUs.
+
+    Args:
+        environment: The environment variables.
+
+    Raises:
+        ConfigError: They do not say so.
+    """
+    names = [flag.partition("=")[0] for flag in DETERMINISTIC]
+    given = environment.get(VARIABLE, "").split()
+    if not all(any(flag.partition("=")[0] == name for flag in given) for name in names):
+        raise ConfigError(
+            f"deterministic: compiled steps on GPUs need {VARIABLE}='{' '.join(DETERMINISTIC)}' in the "
+            "environment before TensorFlow is imported; set it, or jit_compile: off"
+        )

@@ -3,17 +3,20 @@
 Run as a program, this module compiles and runs a tiny training step on every GPU, or else on the CPU.
 """
 
+import functools
 import json
+import re
 
 from nvae_tf.io.child_process import run_module
 
 SECONDS = 300.0  # to wait for the child, which imports TensorFlow and compiles
 
 
+@functools.cache
 def xla_problem(seconds: float = SECONDS) -> str | None:
     """Why nothing can be compiled with XLA here, as a part of a line; None if it can be.
 
-    Called before this process uses its GPUs, whose memory it would take.
+    A process asks once. It is called before this process uses its GPUs, whose memory it would take.
 
     Args:
         seconds: Seconds to wait at most.
@@ -21,15 +24,22 @@ def xla_problem(seconds: float = SECONDS) -> str | None:
     return run_module(__name__, seconds=seconds).problem
 
 
-def probe(jit_compile: str) -> str | None:
+def probe(jit_compile: str, in_use: bool = False) -> str | None:
     """`xla_problem` where steps are to be compiled for GPUs; None without asking elsewhere.
 
     Args:
         jit_compile: The configuration's value.
+        in_use: Whether this process may use its GPUs already. Then it may have taken their memory, and
+            a child that has too little says nothing of XLA.
     """
     from nvae_tf.engine.devices import gpu_found
 
-    return xla_problem() if jit_compile != "off" and gpu_found() else None
+    if jit_compile == "off" or not gpu_found():
+        return None
+    problem = xla_problem()
+    if problem and in_use and re.search("memory|RESOURCE_EXHAUSTED", problem):
+        return None
+    return problem
 
 
 def main() -> None:

@@ -145,8 +145,13 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
         # Without a timeout for collectives: with one TensorFlow starts a thread for each collective of
         # every step, which sleeps until the timeout. Heartbeats find dead workers within seconds.
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except _LOST as error:
         raise lost_worker(error) from None
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"this worker cannot be a part of the cluster ({one_line(short_message(error))}); its "
+            "process must not have used TensorFlow before, and its port must be free"
+        ) from None
     return Cluster(strategy, worker, len(hosts))
 
 

@@ -95,6 +95,27 @@ class Batching:
 
         return tf.data.Dataset.range(total).map(example).batch(size, drop_remainder=True)
 
+    def for_replicas(self, images):
+        """Images of a step in the order in which replicas take them: each a row of images in turn.
+
+        A replica computes its row pass by pass. So that a pass of all replicas holds the images that
+        the same pass of one process holds, the first row has to begin with the first images, the second
+        row with those that follow, and so on.
+
+        Args:
+            images: A batch of images of a step, or a data set of batches; a distributed data set stays
+                as it is.
+        """
+        if self.passes == 1 or self.replicas == 1:
+            return images
+        if isinstance(images, tf.distribute.DistributedDataset):
+            return images
+        if isinstance(images, tf.data.Dataset):
+            return images.map(self.for_replicas)
+        images = tf.convert_to_tensor(images)
+        parts = tf.reshape(images, [self.passes, self.replicas, -1, *images.shape[1:]])
+        return tf.reshape(tf.transpose(parts, [1, 0, 2, 3, 4, 5]), tf.shape(images))
+
     def check(self, images) -> None:
         """Checks one batch of a training step.
 

@@ -9,6 +9,7 @@ import tf_keras
 
 from nvae_tf import config as configuration
 from nvae_tf.config import LARGEST_INT, Config, TrainConfig
+from nvae_tf.engine.xla_probe import probe
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.training.callbacks import Divergence
 from nvae_tf.training.fit_data import Batching, check_count
@@ -16,7 +17,7 @@ from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.trainer import (
     Trainer,
-    check_exchanges_compile,
+    check_compiled_steps,
     compiled,
     compiled_validation,
     grappler_disabled,
@@ -82,7 +83,11 @@ class Fitting(TrainingView):
         self.model, self.strategy = model, model.distribute_strategy
         self._given, self._settings = settings, _checked(settings, model.precision)
         replicas = self.strategy.num_replicas_in_sync
-        check_exchanges_compile(self._settings, replicas)
+        check_compiled_steps(self._settings, replicas)
+        xla_problem = probe(self._settings.jit_compile, in_use=True)
+        if xla_problem:
+            print(f"XLA does not work here ({xla_problem}): training goes on without it")
+            self._settings = dataclasses.replace(self._settings, jit_compile="off")
         if self._settings.deterministic:
             tf.config.experimental.enable_op_determinism()
         # The learning rate as a function of the step; None: the constant.
@@ -116,6 +121,10 @@ class Fitting(TrainingView):
     def check_batch(self, images) -> None:
         """Checks the images of a training step; see `Batching.check`."""
         self._batching.check(images)
+
+    def for_replicas(self, images):
+        """Images in the order in which replicas take them; see `Batching.for_replicas`."""
+        return self._batching.for_replicas(images)
 
     def plan(self, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
         """Makes schedules span the steps taken so far and those of a call of `fit`.

@@ -35,7 +35,7 @@ from nvae_tf.training.shared_folder import compare_folders
 from nvae_tf.training.termination import Pace, Termination
 from nvae_tf.training.trainer import (
     Trainer,
-    check_exchanges_compile,
+    check_compiled_steps,
     compiled,
     compiled_validation,
     grappler_disabled,
@@ -97,7 +97,7 @@ def train(
             if start_from is not None:
                 check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
-            check_exchanges_compile(config.train, cluster.replicas)
+            check_compiled_steps(config.train, cluster.replicas)
         _check_same_images(config, cluster, sources)
         jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:

@@ -29,7 +29,8 @@ def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
     """Where the tasks of this job step are, as Slurm ranks them.
 
     One task per node and several per node (one per GPU) are supported, with the distributions
-    ``block``, ``cyclic`` and ``plane``; of a heterogeneous job, steps within one component.
+    ``block``, ``cyclic`` and ``plane``; of heterogeneous jobs also steps that span components, whose
+    ranks follow each other.
 
     Args:
         environment: The environment variables of a task, as ``srun`` sets them.
@@ -43,26 +44,37 @@ def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
         UserError: The variables are malformed or contradict each other, the step is of a kind that is
             not supported, or the tasks of this node share its GPUs.
     """
-    if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+    per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    if environment.get("SLURM_STEP_NUM_TASKS", per_node) == "1":
         return [], 0
-    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", MOST_TASKS)
-    nodes = expand_nodes(_text(environment, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST")
-    job_nodes = environment.get("SLURM_JOB_NODELIST")
-    if job_nodes and not set(nodes) <= set(expand_nodes(job_nodes, "SLURM_JOB_NODELIST")):
+    # Slurm says the nodes of the step, unless it is an old one, and those of the job.
+    of_job = environment.get("SLURM_JOB_NODELIST")
+    job_nodes = expand_nodes(of_job, "SLURM_JOB_NODELIST") if of_job else []
+    if of_job and "SLURM_STEP_NODELIST" not in environment:
+        nodes = job_nodes
+    else:
+        nodes = expand_nodes(_text(environment, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST")
+    if of_job and not set(nodes) <= set(job_nodes):
         # A batch script that was submitted from within a step, whose variables it inherited.
         return [], 0
-    _check_component(environment, nodes)
     per_node = _text(environment, "SLURM_STEP_TASKS_PER_NODE")
     counts = _expand_counts(per_node)
+    tasks = sum(counts)
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        tasks = _number(environment, "SLURM_STEP_NUM_TASKS", MOST_TASKS)
     if len(counts) != len(nodes) or sum(counts) != tasks:
         raise UserError(
             f"Slurm: SLURM_STEP_TASKS_PER_NODE is {short_repr(per_node)}, which does not fit {tasks} "
             f"tasks on {len(nodes)} nodes; start the command with srun"
         )
-    node_of_rank = _distribute(environment, counts)
+    tasks_of, nodes, node_of_rank = dict(zip(nodes, counts, strict=True)), [], []
+    for component in _components(environment, list(tasks_of)):
+        placed = _distribute(environment, [tasks_of[node] for node in component])
+        node_of_rank += [len(nodes) + place for place in placed]
+        nodes += component
     rank = _number(environment, "SLURM_PROCID", tasks - 1)
     _check_numbering(environment, node_of_rank, rank)
-    _check_gpus(environment, counts[node_of_rank[rank]])
+    _check_gpus(environment, tasks_of[nodes[node_of_rank[rank]]])
 
     first = _first_port(environment)
     local = [itertools.count() for _ in nodes]
@@ -132,24 +144,29 @@ def _expand_counts(text: str) -> list[int]:
     return counts
 
 
-def _check_component(environment: Mapping[str, str], nodes: list[str]) -> None:
-    """Makes sure that a step of a heterogeneous job stays within one component.
+def _components(environment: Mapping[str, str], nodes: list[str]) -> list[list[str]]:
+    """The nodes of a step by component of a heterogeneous job, in the order in which Slurm ranks them.
+
+    Args:
+        environment: Names the nodes of each component of the job.
+        nodes: The step's nodes, which Slurm sorts by name.
 
     Raises:
-        UserError: It does not. Its list of nodes is sorted, and its ranks are in another order.
+        UserError: The components do not have these nodes.
     """
     if environment.get("SLURM_HET_SIZE", "1") == "1":
-        return
-    components = [
-        set(expand_nodes(value, name))
-        for name, value in environment.items()
-        if re.fullmatch("SLURM_JOB_NODELIST_(HET|PACK)_GROUP_[0-9]+", name)
-    ]
-    if not any(set(nodes) <= component for component in components):
-        raise UserError(
-            "Slurm: this step spans components of a heterogeneous job, which is not supported; start "
-            "it on one of them, with srun --het-group=0"
-        )
+        return [nodes]
+    for kind in ("HET", "PACK"):  # the second is the name before Slurm 20.02, and also srun's own
+        named = re.compile(f"SLURM_JOB_NODELIST_{kind}_GROUP_([0-9]{{1,5}})")
+        found = {int(m[1]): name for name in environment if (m := named.fullmatch(name))}
+        lists = [expand_nodes(environment[found[n]], found[n]) for n in sorted(found)]
+        components = [[node for node in those if node in nodes] for those in lists]
+        if sorted(node for those in components for node in those) == sorted(nodes):
+            return [those for those in components if those]
+    raise UserError(
+        f"Slurm: SLURM_STEP_NODELIST has the nodes {short_repr(nodes)}, which are not those of the "
+        "components of this heterogeneous job; start the command with srun"
+    )
 
 
 def _distribute(environment: Mapping[str, str], counts: list[int]) -> list[int]:
@@ -191,6 +208,8 @@ def _check_numbering(environment: Mapping[str, str], node_of_rank: list[int], ra
     Raises:
         UserError: It has others. With wrong addresses workers would wait for each other in vain.
     """
+    if "SLURM_NODEID" not in environment or "SLURM_GTIDS" not in environment:
+        return  # Slurm sets both; a test of a script need not
     node = _number(environment, "SLURM_NODEID", MOST_TASKS)
     expected = [number for number, place in enumerate(node_of_rank) if place == node]
     found = _text(environment, "SLURM_GTIDS")

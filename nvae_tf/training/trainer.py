@@ -6,6 +6,7 @@ variables.
 """
 
 import contextlib
+import os
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -25,6 +26,7 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import SharedFunctions
 from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
+from nvae_tf.engine.xla_flags import check_deterministic
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
@@ -263,12 +265,12 @@ class Trainer(tf.Module):
         if self.config.optimizer not in BUILT_IN_OPTIMIZERS and several:
             return False
         auto = self.on_gpu and not several
-        return {"auto": auto, "on": True, "off": False}[self.config.jit_compile]
+        return {"auto": auto, "on": True, "parts": False, "off": False}[self.config.jit_compile]
 
     @property
     def _compiles_regions(self) -> bool:
-        """Whether regions of a step are compiled: with ``jit_compile: auto``, if not the whole step."""
-        return self.config.jit_compile == "auto" and not self.compiles_steps
+        """Whether regions of a step are compiled: ``parts``, and ``auto`` if not the whole step."""
+        return self.config.jit_compile in ("auto", "parts") and not self.compiles_steps
 
     def _losses(
         self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
@@ -583,16 +585,19 @@ def _assign(variables, values) -> None:
         variable.assign(value)
 
 
-def check_exchanges_compile(config: TrainConfig, replicas: int) -> None:
-    """Refuses to compile whole steps of several replicas where XLA cannot exchange values.
+def check_compiled_steps(config: TrainConfig, replicas: int) -> None:
+    """Refuses compiled steps that could not do what is asked of them.
 
     Args:
-        config: Gives ``jit_compile``.
+        config: Gives ``jit_compile`` and ``deterministic``.
         replicas: Number of replicas.
 
     Raises:
-        ConfigError: That is asked for.
+        ConfigError: Whole steps of several replicas are to be compiled, and XLA cannot exchange values
+            here; or steps on GPUs are to give the same bits in every process, and XLA was not told so.
     """
+    if config.deterministic and config.jit_compile != "off" and gpu_found():
+        check_deterministic(os.environ)
     if config.jit_compile == "on" and replicas > 1 and not gpu_found():
         raise ConfigError(
             f"jit_compile: on is not allowed with {replicas} replicas on CPUs, whose exchanges XLA "
