@@ -19,6 +19,7 @@ from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import run
 from nvae_tf.training.cluster import cluster_of
+from nvae_tf.training.fitting import checked_callbacks
 
 LARGEST_KERAS_CONFIG = 1_000_000  # bytes of the configuration in a .keras file; ours has 2,000
 
@@ -103,11 +104,14 @@ def train(
         keys["dataset"] = OWN
     recipe = config if isinstance(config, Config) else configuration.load(str(config))
     recipe, note = configuration.override(recipe, keys)
+    callbacks = checked_callbacks(callbacks)
     cluster = cluster_of(tf.distribute.get_strategy())
     if own is None:
         check_data(recipe.data)
     if note and cluster.is_chief:
         print(note, flush=True)
+    with cluster.agreement():
+        start_from = None if init_from is None else load(init_from)
     return run.train(
         recipe,
         RunFolder(path),
@@ -115,7 +119,7 @@ def train(
         cluster=cluster,
         own=own,
         callbacks=callbacks,
-        start_from=None if init_from is None else load(init_from),
+        start_from=start_from,
         xla_problem=probe(recipe.train.jit_compile, in_use=True),
     )
 

@@ -172,8 +172,16 @@ def _field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class _Section:
+    """The base of a recipe's sections: every value is checked, and converted to its key's type."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """The hierarchy of the model (paper, section 3 and figure 3)."""
 
     arch_instance: str = _field(
@@ -255,7 +263,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """Which images, where they are, and how they are batched."""
 
     dataset: str = _field("mnist", "name of the data set")
@@ -322,7 +330,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section):
     """Objective, optimiser, schedule and what is recorded of a run."""
 
     epochs: int = _field(200, "passes over the training set", minimum=1)
@@ -813,6 +821,12 @@ def _check_combinations(config: Config) -> None:
             "weight_decay_norm: 0 is not allowed with weight_decay_norm_anneal, which interpolates "
             "logarithms; expected a number above 0",
             keys=("weight_decay_norm", "weight_decay_norm_anneal"),
+        )
+    if train.kl_const_coeff > train.kl_max_coeff:
+        raise ConfigError(
+            f"kl_const_coeff: {train.kl_const_coeff} is not allowed; expected at most kl_max_coeff "
+            f"({train.kl_max_coeff})",
+            keys=("kl_const_coeff", "kl_max_coeff"),
         )
     if train.learning_rate_min > train.learning_rate:
         raise ConfigError(

@@ -6,8 +6,11 @@ to the model itself, and so `compile` is the one place of the package that impor
 
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
 import tf_keras
 
+from nvae_tf import checks
 from nvae_tf.io.errors import UserError, short_repr
 
 
@@ -97,7 +100,7 @@ class KerasTraining(tf_keras.Model):
             epochs: Number of the epoch after which to stop.
             verbose: As in Keras.
             callbacks: Callbacks of Keras, or ours (`nvae_tf.callbacks`).
-            validation_data: As for the `x` of `evaluate`.
+            validation_data: As for the `x` of `evaluate`, or a tuple that begins with it.
             shuffle: Whether the images of an array come in another order in each epoch.
             initial_epoch: Number of epochs that were trained before.
             steps_per_epoch: Batches in an epoch; needed if the data set does not know its size.
@@ -118,7 +121,12 @@ class KerasTraining(tf_keras.Model):
         batches, steps = fitting.training_data(x, batch_size, steps_per_epoch, shuffle)
         if validation_data is not None:
             size = validation_batch_size or batch_size
-            validation_data = fitting.evaluation_data(validation_data, size, validation_steps)
+            if isinstance(validation_data, tuple) and validation_data:  # with labels
+                validation_data = validation_data[0]
+            try:
+                validation_data = fitting.evaluation_data(validation_data, size, validation_steps)
+            except UserError as error:
+                raise UserError(f"validation_data: {error}") from None
         if fitting.plan(epochs, initial_epoch, steps):
             self.train_function = None
         fitting.prepare(batches)
@@ -203,6 +211,14 @@ class KerasTraining(tf_keras.Model):
         """`evaluate` of one batch."""
         return self.evaluate(x, batch_size=max(len(x), 1), verbose=0)
 
+    def set_weights(self, weights):
+        """Gives the model other weights; moving averages start anew if they differ from the old ones."""
+        before = self.get_weights() if self.fitting is not None else []
+        super().set_weights(weights)
+        same = map(np.array_equal, before, self.get_weights())
+        if self.fitting is not None and not all(same):
+            self.fitting.follow_weights()
+
     def predict(self, x, **options):
         """Reconstructs images with each z from its posterior's mean; arguments as in Keras.
 
@@ -210,7 +226,19 @@ class KerasTraining(tf_keras.Model):
 
         Returns:
             Images (n, height, width, channels) in [0, 1]; for binary images, their means.
+
+        Raises:
+            UserError: The images have another type or shape, or other values.
         """
+        if isinstance(x, (np.ndarray, tf.Tensor)):
+            checks.check_images(x, self.image)
+            if len(x) == 0:
+                raise UserError("x: no images")
+        elif not isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+            raise UserError(
+                f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "
+                "tf.data.Dataset of batches of them"
+            )
         if self.fitting is None:
             return super().predict(x, **options)
         with self.fitting.trainer.evaluated_weights():

@@ -49,13 +49,20 @@ class RunFolder:
                 "another name with --save"
             )
 
-    def check(self, config: Config, resume: bool, facts: dict[str, int] | None = None) -> None:
+    def check(
+        self,
+        config: Config,
+        resume: bool,
+        facts: dict[str, int] | None = None,
+        image: ImageSpec | None = None,
+    ) -> None:
         """Checks that training with this configuration may use the folder.
 
         Args:
             config: Configuration of the training.
             resume: Whether to continue the run that is in the folder.
             facts: As for `create`.
+            image: The images, which say what ``auto`` means.
 
         Raises:
             UserError: The folder holds a run and `resume` is not set, or that run has another model or
@@ -63,7 +70,7 @@ class RunFolder:
         """
         self.check_free(resume)
         if self.config_file.exists():
-            self._check_continues(config)
+            self._check_continues(config, image)
             before = self.own_images() if facts else {}
             for name, value in (facts or {}).items():
                 if before.get(name) != value:
@@ -103,9 +110,11 @@ class RunFolder:
         except (TypeError, KeyError, UserError) as error:
             raise UserError(f"{self.images_file}: not a description of images ({error})") from None
 
-    def _check_continues(self, config: Config) -> None:
-        before = configuration.load(str(self.config_file)).to_dict()
-        after = config.to_dict()
+    def _check_continues(self, config: Config, image: ImageSpec | None) -> None:
+        there = configuration.load(str(self.config_file))
+        before, after = there.to_dict(), config.to_dict()
+        if image is not None and there.model.x_bits(image) == config.model.x_bits(image):
+            before["num_x_bits"] = after["num_x_bits"]
         for name, (part, _) in configuration.KEYS.items():
             # The data may be in another place, and schedule and reports may change. So may the images
             # per replica, as long as the images per step stay the same (see `Checkpoints`).

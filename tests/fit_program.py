@@ -13,6 +13,7 @@ import numpy as np
 
 import nvae_tf  # noqa: F401 - sets what TensorFlow reads when it is imported
 
+import tensorflow as tf  # isort: skip
 import tf_keras  # isort: skip
 
 from nvae_tf import callbacks
@@ -67,9 +68,12 @@ def main() -> None:
         callbacks=[callbacks.Checkpoints(arguments.out / "fit"), callbacks.Termination()],
         verbose=2 if cluster.is_chief else 0,
     )
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(70)  # the last one is smaller
+    scores = model.evaluate(batches, verbose=0)
     last = {name: values[-1] for name, values in history.history.items()}
     if cluster.is_chief:
         results = {"fit": {k: float(v) for k, v in last.items()}, "command": by_command}
+        results["evaluated"] = {k: float(v) for k, v in scores.items()}
         (arguments.out / "results.json").write_text(json.dumps(results))
     cluster.gather_from_workers([1])
 

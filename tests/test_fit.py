@@ -36,12 +36,12 @@ def checkpoint(folder):
     return {name: reader.get_tensor(name) for name in names if "epoch_sums" not in name}
 
 
-def train_both_ways(out, topology):
+def train_both_ways(out, topology, passes):
     """Trains by the command and by `fit`, in processes of their own; returns what they report."""
     variables = [{}]
-    flags = []
+    flags = ["--accumulate_steps", str(passes)]
     if topology == "two devices":
-        variables, flags = [{"NVAE_SPLIT_CPU": "1"}], ["--world_size", "2"]
+        variables, flags = [{"NVAE_SPLIT_CPU": "1"}], [*flags, "--world_size", "2"]
     elif topology == "two workers":
         cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
         tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
@@ -59,18 +59,17 @@ def train_both_ways(out, topology):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "topology",
-    ["one device", "two devices", "two workers"],
-)
-def test_fit_gives_the_commands_weights_on_every_topology(topology, tmp_path):
-    results = train_both_ways(tmp_path, topology)
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("topology", ["one device", "two devices", "two workers"])
+def test_fit_gives_the_commands_weights_on_every_topology(topology, passes, tmp_path):
+    results = train_both_ways(tmp_path, topology, passes)
     by_command, by_fit = checkpoint(tmp_path / "command"), checkpoint(tmp_path / "fit")
     assert by_command.keys() == by_fit.keys()
     for name, value in by_command.items():
         np.testing.assert_array_equal(by_fit[name], value, err_msg=name)
     for name, value in results["command"].items():
         np.testing.assert_allclose(results["fit"][f"val_{name}"], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(results["evaluated"][name], value, rtol=1e-5, err_msg=name)
 
 
 def test_fit_gives_the_commands_weights_to_the_bit(run, recipe, tmp_path):
@@ -214,6 +213,28 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     assert np.isfinite(continued.train_on_batch(batch)).all()
 
 
+class SetBack(tf_keras.callbacks.Callback):
+    """Gives the model the weights that it began with, as EarlyStopping gives it its best ones."""
+
+    def on_train_begin(self, logs=None):
+        self.weights = self.model.get_weights()
+
+    def on_train_end(self, logs=None):
+        self.model.set_weights(self.weights)
+
+
+def test_checkpoints_hold_what_other_callbacks_leave(digits, tmp_path):
+    model, kept = new_model(ema_decay=0.5), SetBack()
+    checkpoints = nvae_tf.callbacks.Checkpoints(tmp_path / "run")
+    model.fit(digits[0], batch_size=200, epochs=2, callbacks=[checkpoints, kept], verbose=0)
+    loaded = nvae_tf.load(tmp_path / "run")  # with the averages as weights
+    for one, other, at_first in zip(
+        model.get_weights(), loaded.get_weights(), kept.weights, strict=True
+    ):
+        np.testing.assert_array_equal(one, at_first)
+        np.testing.assert_allclose(other, at_first, rtol=1e-6, atol=1e-7)
+
+
 class Interrupted(Exception):
     pass
 
@@ -324,6 +345,15 @@ def dataset_of(images, size=50):
         (lambda m, x: m.fit(dataset_of(x * 2)), "images: values from 0 to 2"),
         (lambda m, x: m.fit(dataset_of({"image": x})), "x: a data set of .*; expected batches of im"),
         (lambda m, x: m.fit(x, validation_data=x[:5, :9]), "images: shape"),
+        (lambda m, x: m.fit(x, validation_data="x"), "validation_data: x: of type str"),
+        (lambda m, x: m.fit(x, callbacks=[3]), "callbacks: 3 is not allowed; expected callbacks of"),
+        (lambda m, x: nvae_tf.callbacks.Checkpoints("x", keep=0), "keep: 0 is not allowed"),
+        (lambda m, x: nvae_tf.callbacks.Checkpoints("x", "soon"), "save_every: 'soon' is not allow"),
+        (lambda m, x: nvae_tf.callbacks.Termination(every=0), "every: 0 is not allowed"),
+        (lambda m, x: nvae_tf.Adamax("fast"), "learning_rate: 'fast' is not allowed"),
+        (lambda m, x: nvae_tf.Adamax(beta_1=2), "beta_1: 2 is not allowed; .* below 1"),
+        (lambda m, x: m.predict("x"), "x: of type str"),
+        (lambda m, x: m.predict(x * 255), "images: values from 0 to 255"),
         (lambda m, x: m.evaluate(x, steps=0), "steps: 0 is not allowed"),
         (lambda m, x: m.evaluate(dataset_of(x).repeat()), "x: an endless data set"),
         (lambda m, x: m.train_on_batch(x[0]), r"images: shape \(32, 32, 1\)"),

@@ -1,7 +1,9 @@
 """Folders of images of every kind: what is found, what becomes of it, and what is said."""
 
 import dataclasses
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -253,6 +255,32 @@ def test_a_colour_png_of_16_bits_keeps_them(tmp_path, picture):
     found, seen = opened(tmp_path, image_size="40")
     assert (found.config.channels, found.config.bits) == (3, 16)
     assert {i.tobytes() for i in seen} == {np.ascontiguousarray(c).tobytes() for c in crops(deep)}
+
+
+def test_the_transparent_colour_of_a_png_of_16_bits(tmp_path, picture):
+    image = picture[:40, :40].astype(np.uint16) * 257
+    colour = image[3, 5]
+    data = tf.io.encode_png(image).numpy()
+    key = b"tRNS" + colour.astype(">u2").tobytes()
+    chunk = struct.pack(">I", 6) + key + struct.pack(">I", zlib.crc32(key))
+    end = data.index(b"IDAT") - 4
+    (tmp_path / "clear.png").write_bytes(data[:end] + chunk + data[end:])
+    (seen,) = all_of(tmp_path / "clear.png")
+    np.testing.assert_array_equal(seen[..., :3], image)
+    transparent = np.all(image == colour, axis=-1)
+    np.testing.assert_array_equal(seen[..., 3], np.where(transparent, 0, 65535))
+
+
+def test_colours_that_were_multiplied_by_their_opacity(tmp_path, picture):
+    opacity = np.tile(np.linspace(128, 255, 40, dtype=np.uint8), (40, 1))[..., None]
+    multiplied = np.rint(picture[:40, :40] * (opacity / 255.0)).astype(np.uint8)
+    image = np.concatenate([multiplied, opacity], -1)
+    path = tmp_path / "glass.tif"
+    tifffile.imwrite(path, image, photometric="rgb", extrasamples=["assocalpha"])
+    (seen,) = all_of(path)
+    difference = seen[..., :3].astype(int) - picture[:40, :40]
+    assert np.abs(difference).max() <= 1
+    np.testing.assert_array_equal(seen[..., 3:], opacity)
 
 
 def test_a_given_range_clips_and_counts(tmp_path, grey):

@@ -1,6 +1,8 @@
 """`nvae_tf.train`: the command as a function, on images that are given in Python."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from nvae_tf.cli.evaluate import main as evaluate
 from nvae_tf.cli.train import main
 from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog
+from nvae_tf.evaluation.loading import load
 from nvae_tf.io.errors import UserError
+from nvae_tf.training.run import check_start
 
 pytestmark = pytest.mark.core
 
+REFERENCE = Path(__file__).parent / "reference"
 BINARY = nvae_tf.ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
 
 
@@ -168,3 +173,12 @@ def test_a_wrong_argument_is_one_line(recipe, digits, tmp_path, monkeypatch, cal
         call(str(recipe), digits)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_an_official_file_starts_a_model_whose_bits_are_automatic():
+    loaded = load(str(REFERENCE / "cifar10_flow.pt"))
+    config, image = loaded.model.config, loaded.model.image
+    assert config.num_x_bits == 8
+    check_start(loaded.model, dataclasses.replace(config, num_x_bits="auto"), image)
+    with pytest.raises(UserError, match="num_latent_scales: 5 does not start from the model"):
+        check_start(loaded.model, dataclasses.replace(config, num_latent_scales=5), image)

@@ -24,7 +24,7 @@ def tiles(arguments) -> None:
 
     model, written = loaded.model, []
     for path in map(user_path, arguments.images):
-        image = _as_the_model_sees(read_whole(path, model.image), model)
+        image = _as_the_model_sees(read_whole(path, model.image, loaded.config.data.alpha), model)
         try:
             result = scoring.score(
                 model,

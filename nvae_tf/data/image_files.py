@@ -235,8 +235,12 @@ def _read_deep_png(path: Path, head: bytes) -> Stored:
     if values.shape != (height, width, channels):
         raise ValueError(f"an image of shape {values.shape} in a file of {width}x{height} pixels")
     with Image.open(path, formats=("PNG",)) as header:
+        transparent = header.info.get("transparency")
+        if channels in (1, 3) and transparent is not None:  # the one colour that is
+            opaque = np.any(values != np.array(transparent, np.uint16), axis=-1, keepdims=True)
+            values = np.concatenate([values, opaque * np.uint16(65535)], axis=-1)
         turned = tiff.turn_upright(values, header.getexif().get(ORIENTATION, 1))
-    return stored(turned, has_alpha=channels in (2, 4))
+    return stored(turned, has_alpha=values.shape[-1] in (2, 4))
 
 
 def _read_with_pillow(file, page: int = 0) -> Stored:

@@ -16,7 +16,8 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 UNCOMPRESSED, DEFLATE = (1,), (8, 32946)
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 HORIZONTAL = 2  # difference of neighbours, which NumPy undoes
-ALPHA = (1, 2)  # kinds of extra samples that are opacity
+PREMULTIPLIED = 1  # kind of an extra sample: opacity by which the colours were multiplied
+ALPHA = (PREMULTIPLIED, 2)  # kinds that are opacity
 
 
 @contextlib.contextmanager
@@ -59,8 +60,22 @@ def read(path: Path, index: int, read_with_pillow: Callable) -> Stored:
             return _from_libtiff(path, page, read_with_pillow)
         values = [_values(each.aspage()) for each in pages]
         orientation = page.tags.valueof(274, 1)
-        has_alpha = len(pages) == 1 and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
-    return stored(turn_upright(np.concatenate(values, axis=-1), orientation), has_alpha)
+        extra = page.extrasamples[-1] if len(pages) == 1 and page.extrasamples else None
+        upright = turn_upright(np.concatenate(values, axis=-1), orientation)
+    if extra == PREMULTIPLIED:
+        upright = _divide_by_opacity(upright)
+    return stored(upright, has_alpha=extra in ALPHA)
+
+
+def _divide_by_opacity(values: np.ndarray) -> np.ndarray:
+    """An image (height, width, channels) whose colours were multiplied by its opacity, as it was."""
+    whole = values.dtype.kind in "iu"
+    largest = np.iinfo(values.dtype).max if whole else 1.0
+    colours, opacity = values[..., :-1].astype(np.float64), values[..., -1:].astype(np.float64)
+    colours = np.divide(colours * largest, opacity, out=np.zeros_like(colours), where=opacity > 0)
+    if whole:
+        colours = np.rint(np.clip(colours, 0, largest))
+    return np.concatenate([colours.astype(values.dtype), values[..., -1:]], axis=-1)
 
 
 def _check_chain(path: Path) -> None:

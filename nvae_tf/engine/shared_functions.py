@@ -42,9 +42,9 @@ class SharedFunctions:
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
         key = (key, *specs)
         if key not in self._traced:
-            # In the graph of a replica, the replica's device would be a part of the function, and of its
-            # gradient's, which TensorFlow makes at the first gradient. One graph serves all of them,
-            # since TensorFlow traces and compiles a region once per graph.
+            # In the graph of a replica, the replica's device would become a part of the function and of
+            # its gradient's. One graph serves all functions, because TensorFlow traces and compiles a
+            # region once per graph.
             with self._graph.as_default():
                 self._traced[key] = _trace(make(), specs, has_gradient)
         return self._traced[key](*tensors)

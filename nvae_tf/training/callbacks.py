@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf.checks import check_images
-from nvae_tf.config import Config, DataConfig
+from nvae_tf.config import Config, DataConfig, check_value
 from nvae_tf.data.catalog import OWN
 from nvae_tf.io.errors import TrainingDivergedError
 from nvae_tf.io.paths import user_path
@@ -19,6 +19,7 @@ from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints as CheckpointFiles
 from nvae_tf.training.cluster import cluster_of
 from nvae_tf.training.curves import write_scalars
+from nvae_tf.training.fit_data import check_count
 from nvae_tf.training.termination import Termination as Signal
 
 
@@ -47,7 +48,7 @@ class Checkpoints(Callback):
     """Saves everything that training changes, in the folder of a run that `nvae_tf.load` reads.
 
     It saves at the end of each epoch and of training, and in between as often as it is told; never in a
-    row of skipped steps.
+    row of skipped steps. At the end of training it saves the weights that other callbacks leave.
 
     Args:
         folder: Path of the folder; it must not hold a run yet.
@@ -61,7 +62,8 @@ class Checkpoints(Callback):
     def __init__(self, folder, save_every: str = "10m", keep: int = 3):
         super().__init__()
         self.folder = RunFolder(user_path(str(folder)))
-        self.save_every, self.keep = save_every, keep
+        self.save_every = check_value("save_every", save_every)
+        self.keep = check_value("keep", keep)
         self._files: CheckpointFiles | None = None
 
     def on_train_begin(self, logs=None):
@@ -75,6 +77,7 @@ class Checkpoints(Callback):
                 self.folder.create(config, model.image)
         # On every worker, since it makes a variable.
         self._files = CheckpointFiles(self.folder, trainer, self.keep, self.save_every)
+        self.model.fitting.weights_were_set = False
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves if it is time to."""
@@ -87,11 +90,11 @@ class Checkpoints(Callback):
 
     def on_train_end(self, logs=None):
         """Saves."""
-        self._save()
+        self._save(again=self.model.fitting.weights_were_set)
 
-    def _save(self):
+    def _save(self, again=False):
         if self.is_chief and not self.trainer.skipped_in_row:
-            self._files.save()
+            self._files.save(again)
 
 
 class Pictures(Callback):
@@ -110,6 +113,7 @@ class Pictures(Callback):
     def __init__(self, folder, images, every: int = 1, seed: int = 1):
         super().__init__()
         self.folder, self.images = RunFolder(user_path(str(folder))), images[: reports.PICTURED]
+        check_count("every", every)
         self.every, self.seed = every, seed
         self._pictures: reports.Pictures | None = None
         self._drawn_at = -1
@@ -188,6 +192,7 @@ class Termination(Callback):
 
     def __init__(self, every: int = 10):
         super().__init__()
+        check_count("every", every)
         self.stopped, self._every, self._signal, self._cluster = False, every, Signal(), None
 
     def on_train_begin(self, logs=None):
@@ -224,6 +229,7 @@ class Divergence(Callback):
 
     def __init__(self, every: int = 100):
         super().__init__()
+        check_count("every", every)
         self._every, self._calls = every, 0
 
     def on_train_batch_end(self, batch, logs=None):

@@ -77,7 +77,7 @@ class Batching:
                 )
             return x
         if not _is_array(x):
-            images = self._images_of_dataset(x, batch_size)
+            images = self._images_of_dataset(x, batch_size, whole=False)
             if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise UserError("x: an endless data set; say how many batches to take")
 
@@ -85,6 +85,8 @@ class Batching:
                 count = tf.shape(images, tf.int64)[0]
                 return before + count, (images, before + tf.range(count), tf.ones(count))
 
+            if self.replicas > 1:
+                return self._filled(images)
             return images.scan(tf.constant(0, tf.int64), numbered)
         size, images = self._checked_array(x, batch_size, 1)
         total = -(-len(images) // size) * size
@@ -126,6 +128,29 @@ class Batching:
         self._check_divisible("x", checks.batch_of(images), self.passes)
         self._check_levels(images)
 
+    def _filled(self, images) -> tf.data.Dataset:
+        """Batches for evaluation that all replicas can share: the last one is filled up.
+
+        Args:
+            images: A data set of batches of images, of any sizes.
+        """
+        size = int(next(iter(images.take(1))).shape[0])
+        size = -(-size // self.replicas) * self.replicas
+        single = images.unbatch().enumerate().map(lambda place, one: (one, place, tf.ones(())))
+        shapes = (self.model.image.shape, (), ())
+
+        def fill(*batch):
+            missing = size - tf.shape(batch[0])[0]
+            parts = zip(batch, shapes, strict=True)
+            return tuple(
+                tf.ensure_shape(
+                    tf.pad(part, [[0, missing], *([[0, 0]] * len(shape))]), (size, *shape)
+                )
+                for part, shape in parts
+            )
+
+        return single.batch(size).map(fill)
+
     def _training_dataset(self, x, batch_size, steps):
         if isinstance(x, tf.distribute.DistributedDataset):
             if steps is None:
@@ -144,8 +169,8 @@ class Batching:
             )
         return images, steps or size
 
-    def _images_of_dataset(self, x, batch_size) -> tf.data.Dataset:
-        """The images alone of a data set of batches."""
+    def _images_of_dataset(self, x, batch_size, whole: bool = True) -> tf.data.Dataset:
+        """The images alone of a data set of batches; `whole`: whether replicas share each batch."""
         if not isinstance(x, tf.data.Dataset):
             raise UserError(
                 f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "
@@ -164,12 +189,13 @@ class Batching:
         if spec.shape.rank == 3:
             raise UserError("x: a data set of single images; expected batches, dataset.batch(32)")
         checks.check_images(spec, self.model.image)
-        if spec.shape[0] is None and self.replicas > 1:
+        if spec.shape[0] is None and self.replicas > 1 and whole:
             raise UserError(
                 f"x: batches of unknown size, which {self.replicas} replicas cannot share; expected "
                 "dataset.batch(size, drop_remainder=True)"
             )
-        self._check_divisible("x", spec.shape[0], 1)
+        if whole:
+            self._check_divisible("x", spec.shape[0], 1)
         first = next(iter(x.take(1)), None)
         if first is None:
             raise UserError("x: an empty data set")

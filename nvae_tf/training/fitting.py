@@ -10,8 +10,8 @@ import tf_keras
 from nvae_tf import config as configuration
 from nvae_tf.config import LARGEST_INT, Config, TrainConfig
 from nvae_tf.engine.xla_probe import probe
-from nvae_tf.io.errors import ConfigError, UserError
-from nvae_tf.training.callbacks import Divergence
+from nvae_tf.io.errors import ConfigError, UserError, short_repr
+from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching, check_count
 from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
@@ -55,11 +55,20 @@ class TrainingView:
 
     Attributes:
         report: What the latest step reports, with its vectors (see `Trainer.update`); None before.
+        weights_were_set: Whether the model was given other weights, as `EarlyStopping` does, since this
+            was set to False.
     """
 
     def __init__(self, trainer: Trainer, given_optimizer):
         self.trainer, self.given_optimizer = trainer, given_optimizer
         self.report: dict[str, tf.Tensor] | None = None
+        self.weights_were_set = False
+
+    def follow_weights(self) -> None:
+        """Starts the moving averages anew, because the model was given other weights."""
+        self.weights_were_set = True
+        if self.trainer.averages:
+            self.trainer.averages.start()
 
     def reset(self) -> None:
         """Does nothing; the command's means start anew by themselves."""
@@ -236,8 +245,10 @@ class Fitting(TrainingView):
 
     def training_callbacks(self, callbacks, verbose):
         """The callbacks of a `fit`: those given, a look for divergence, and a bar that shows means."""
-        callbacks = _as_list(callbacks)
+        callbacks = checked_callbacks(callbacks)
         if isinstance(callbacks, list):
+            # Ours come last, and see what those of Keras leave: the best weights, for example.
+            callbacks.sort(key=lambda callback: isinstance(callback, Callback))
             if not any(isinstance(callback, Divergence) for callback in callbacks):
                 callbacks = [*callbacks, Divergence()]
             return _with_bar(callbacks, verbose)
@@ -245,7 +256,7 @@ class Fitting(TrainingView):
 
     def evaluation_callbacks(self, callbacks, verbose):
         """The callbacks of an `evaluate`: those given, and a bar that shows means."""
-        callbacks = _as_list(callbacks)
+        callbacks = checked_callbacks(callbacks)
         return _with_bar(callbacks, verbose) if isinstance(callbacks, list) else callbacks
 
     def _learning_rate(self, steps):
@@ -270,9 +281,12 @@ def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:
 
 
 def _without_annealing(settings: TrainConfig) -> TrainConfig:
-    """The settings with a KL coefficient of 1 throughout."""
+    """The settings with the largest KL coefficient throughout."""
     return dataclasses.replace(
-        settings, kl_anneal_portion=0.0, kl_const_portion=0.0, kl_const_coeff=1.0
+        settings,
+        kl_anneal_portion=0.0,
+        kl_const_portion=0.0,
+        kl_const_coeff=settings.kl_max_coeff,
     )
 
 
@@ -281,10 +295,28 @@ def _images(batch):
     return batch[0] if isinstance(batch, tuple) else batch
 
 
-def _as_list(callbacks):
-    if callbacks is None:
-        return []
-    return list(callbacks) if isinstance(callbacks, (list, tuple)) else callbacks
+def checked_callbacks(callbacks):
+    """Callbacks as a list; a list of Keras's own kind stays as it is.
+
+    Args:
+        callbacks: A callback, several, or None.
+
+    Raises:
+        UserError: There is something else among them.
+    """
+    if isinstance(callbacks, tf_keras.callbacks.CallbackList):
+        return callbacks
+    if callbacks is None or isinstance(callbacks, tf_keras.callbacks.Callback):
+        callbacks = [callbacks] if callbacks else []
+    if isinstance(callbacks, (list, tuple)):
+        strange = [c for c in callbacks if not isinstance(c, tf_keras.callbacks.Callback)]
+        if not strange:
+            return list(callbacks)
+        callbacks = strange[0]
+    raise UserError(
+        f"callbacks: {short_repr(callbacks)} is not allowed; expected callbacks of tf_keras or of "
+        "nvae_tf.callbacks"
+    )
 
 
 def _with_bar(callbacks: list, verbose) -> list:

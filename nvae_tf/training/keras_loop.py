@@ -62,7 +62,10 @@ class KerasLoop:
             self._list.on_epoch_end(epoch - 1, values)
             self._in_epoch = False
 
-    def end(self) -> None:
-        """Training ends."""
-        if self._list:
-            self._list.on_train_end()
+    def end(self) -> bool:
+        """Training ends; returns whether a callback gave the model other weights, such as its best."""
+        if self._list is None:
+            return False
+        self._model.fitting.weights_were_set = False
+        self._list.on_train_end()
+        return self._model.fitting.weights_were_set

@@ -1,12 +1,26 @@
 """The optimisers, first of all the Adamax that NVAE is trained with; and moving averages of weights."""
 
+import math
+
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import call_shared
 from nvae_tf.engine.state import VariableState
+from nvae_tf.io.errors import UserError, short_repr
 
 LARGE = 2**20  # elements of a stack from which on its update is compiled, on CPUs
+
+
+def _check_number(name: str, value, below: float) -> None:
+    """Refuses what is not a number from 0 to below a bound, in one line."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value < below:
+        limit = f" and below {below:g}" if below < math.inf else ""
+        raise UserError(
+            f"{name}: {short_repr(value)} is not allowed; expected a number, at least 0{limit}"
+        )
 
 
 class Optimizer(tf.Module):
@@ -21,6 +35,8 @@ class Optimizer(tf.Module):
 
     def __init__(self, learning_rate):
         super().__init__()
+        if not callable(learning_rate):
+            _check_number("learning_rate", learning_rate, math.inf)
         self._learning_rate = learning_rate
         self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
 
@@ -80,6 +96,13 @@ class StackedOptimizer(Optimizer):
 
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)
+        for name, value, below in (
+            ("weight_decay", weight_decay, math.inf),
+            ("beta_1", beta_1, 1.0),
+            ("beta_2", beta_2, 1.0),
+            ("epsilon", epsilon, math.inf),
+        ):
+            _check_number(name, value, below)
         self.weight_decay, self.epsilon = weight_decay, epsilon
         self.beta_1, self.beta_2 = beta_1, beta_2
 

@@ -44,6 +44,10 @@ from nvae_tf.training.trainer import (
     whole_step,
 )
 
+# What weights do not depend on, of a model's configuration and of its images.
+WITHOUT_WEIGHTS = ("likelihood", "min_log_scale", "num_x_bits")
+OF_VALUES = ("bits", "value_range", "scored_size")
+
 AGREEING_EVERY = 10  # batches of a validation, after which several workers agree whether to go on
 
 
@@ -92,7 +96,7 @@ def train(
         with cluster.agreement():
             folder.check_free(resume)
             config, dataset = _settle(config, cluster, own)
-            folder.check(config, resume, facts)
+            folder.check(config, resume, facts, dataset.image)
             check_image(config.model, dataset.image)
             if start_from is not None:
                 check_start(start_from, config.model, dataset.image)
@@ -106,7 +110,7 @@ def train(
     with (
         lost_workers(cluster),
         reading(*sources),
-        _claimed(config, folder, resume, cluster, facts),
+        _claimed(config, folder, resume, cluster, facts, dataset.image),
         cluster.strategy.scope(),
         grappler_disabled(),
         Termination() as termination,
@@ -143,15 +147,14 @@ def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> s
 
 
 @contextlib.contextmanager
-def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster, facts):
+def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster, facts, image):
     """Holds the run's folder for this training, which the chief locks and all workers have to see."""
     with contextlib.ExitStack() as held:
         with cluster.agreement():
             if cluster.is_chief:
                 held.enter_context(exclusive_lock(folder.path, "training"))
-            folder.check(
-                config, resume, facts
-            )  # again: another process may have trained here until now
+            # Again: another process may have trained here until now.
+            folder.check(config, resume, facts, image)
         compare_folders(folder, cluster)
         yield
 
@@ -370,19 +373,37 @@ def _train(
             report.epoch(epoch, step, logs, results, functools.partial(graph, batches))
             if last or epoch % settings.images_every == 0:
                 _draw(report, trainer, step)
-        if watched.stopped and not last:
-            _save_early(run, say, f"stopped by a callback after step {step}", again=True)
-            results = results or validate()
+        if watched.stopped:
             break
 
-    watched.end()
-    if run.start_step >= run.end:  # the run was complete already, but perhaps for its validation
+    return _finish(run, step, results, watched.end(), validate, say)
+
+
+def _finish(run: _Run, step: int, results, changed: bool, validate, say) -> dict[str, float] | None:
+    """Saves and scores what training ended with.
+
+    Args:
+        run: What training worked with.
+        step: Steps taken.
+        results: The last validation, or None.
+        changed: Whether callbacks have given the model other weights since.
+        validate: Scores the test set; None if SIGTERM ended that.
+        say: Prints a line.
+
+    Returns:
+        As for `train`.
+    """
+    if step < run.end:
+        _save_early(run, say, f"stopped by a callback after step {step}", again=True)
+    elif changed and run.report:
+        run.checkpoints.save(again=True)
+    if results is None or changed:
         results = validate()
-        if report and results:
-            _draw(report, trainer, run.end)
     if results is None:
         say("stopped by SIGTERM; training was complete")
         return None
+    if run.report and run.start_step >= run.end:
+        _draw(run.report, run.trainer, run.end)
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
@@ -437,10 +458,11 @@ def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
     Raises:
         ConfigError: They are not the same model.
     """
-    for ours, theirs in ((config, model.config), (image, model.image)):
+    sections = ((config, model.config, WITHOUT_WEIGHTS), (image, model.image, OF_VALUES))
+    for ours, theirs, ignored in sections:
         for name, value in dataclasses.asdict(ours).items():
             before = getattr(theirs, name)
-            if value != before:
+            if name not in ignored and value != before:
                 raise ConfigError(
                     f"{name}: {value} does not start from the model of --init_from, which has "
                     f"{before}; expected the same model and images of the same size and kind"
