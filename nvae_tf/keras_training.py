@@ -212,7 +212,7 @@ class KerasTraining(tf_keras.Model):
         return self.evaluate(x, batch_size=max(len(x), 1), verbose=0)
 
     def set_weights(self, weights):
-        """Gives the model other weights; moving averages start anew if they differ from the old ones."""
+        """Gives the model other weights, from which moving averages then start anew."""
         before = self.get_weights() if self.fitting is not None else []
         super().set_weights(weights)
         same = map(np.array_equal, before, self.get_weights())
