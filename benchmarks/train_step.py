@@ -56,15 +56,15 @@ def measure(config: Config, arguments) -> dict:
     from nvae_tf.training.schedules import WarmupCosineByEpoch
     from nvae_tf.training.trainer import (
         Trainer,
-        check_compiled_steps,
-        compiled,
+        check_xla_steps,
+        distributed_function,
         grappler_disabled,
         whole_step,
     )
 
     settings, cluster = config.train, connect(arguments.world_size)
     strategy, alone = cluster.strategy, cluster.replicas == 1
-    check_compiled_steps(settings, cluster.replicas)
+    check_xla_steps(settings, cluster.replicas)
     with strategy.scope():
         begin = time.perf_counter()
         model = fresh_model(config)
@@ -76,7 +76,7 @@ def measure(config: Config, arguments) -> dict:
         shared = images
         if not alone:
             shared = strategy.experimental_distribute_values_from_function(lambda _: images)
-        step = compiled(whole_step(trainer, strategy), strategy)
+        step = distributed_function(whole_step(trainer, strategy), strategy)
         ready = time.perf_counter()
         graph = step.get_concrete_function(shared)
         operations, exchanges = count_operations(graph, settings.accumulate_steps)
@@ -113,7 +113,7 @@ def measure(config: Config, arguments) -> dict:
         "threads": threads,
         "batch_size": config.data.batch_size,
         "precision": settings.precision,
-        "jit_compile": trainer.compiles_steps,
+        "jit_compile": trainer.xla_steps,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "accumulate_steps": settings.accumulate_steps,
     }

@@ -342,8 +342,8 @@ class TrainConfig(_Section):
     )
     optimizer: str = _field(
         "adamax",
-        "adamax (as officially), adam or adamw; with TensorFlow Addons any of its optimisers, for "
-        "example lamb, or lookahead around Adamax",
+        "adamax (as in the official implementation), adam or adamw; with TensorFlow Addons any of its "
+        "optimisers, for example lamb, or lookahead around Adamax",
     )
     learning_rate: float = _field(1e-2, "learning rate after warm-up", above=0)
     learning_rate_min: float = _field(1e-4, "learning rate at the end of the cosine", minimum=0)

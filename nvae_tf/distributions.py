@@ -141,7 +141,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             implementation, the scales too.
         min_log_scale: Smallest log-scale; ``"official"`` or ``"auto"``: see `minimum_log_scale`.
         channels: Number of channels.
-        exact: Whether probabilities are exact, and samples rounded to levels; default: as officially.
+        exact: Whether probabilities are exact, and samples rounded to levels; default: as in
+            the official implementation, which approximates.
         name: Name of the distribution.
 
     Reference: Salimans et al., *PixelCNN++*, 2017.
@@ -360,8 +361,8 @@ def exact_log_mass(level, means, log_scales, max_level):
     lower = (2.0 * level - (1.0 + max_level) - middle) * per_half_level
     log_below_upper, log_above_lower = -tf.nn.softplus(-upper), -tf.nn.softplus(lower)
     log_inner = log_below_upper + log_above_lower
-    # 1 - exp(-w) of the width w. Where that is small, its logarithm is taken apart, so as to round
-    # once; values and gradients are finite for every w from 0 on.
+    # 1 - exp(-w) of the width w. Where that is small, its logarithm is computed separately, to round
+    # only once; values and gradients are finite for every w from 0 on.
     width, small = 2.0 * per_half_level, 1e-2
     wide, narrow = tf.maximum(width, small), tf.minimum(width, small)
     log_narrow = log_inner - narrow / 2.0 + tf.square(narrow) / 24.0 - log_scales

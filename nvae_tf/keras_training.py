@@ -65,12 +65,12 @@ class KerasTraining(tf_keras.Model):
 
     @optimizer.setter
     def optimizer(self, _):
-        """Does nothing; Keras would keep an optimiser of its own."""
+        """Does nothing; without this, Keras would keep a separate optimiser."""
 
     @property
     def metrics_names(self):
         """What `train_on_batch` returns, in this order."""
-        return list(self._compiled().reported)
+        return list(self._require_fitting().reported)
 
     def fit(
         self,
@@ -117,7 +117,7 @@ class KerasTraining(tf_keras.Model):
             UserError: An argument is wrong.
             TrainingDivergedError: Too many steps in a row were not finite.
         """
-        fitting = self._compiled()
+        fitting = self._require_fitting()
         batches, steps = fitting.training_data(x, batch_size, steps_per_epoch, shuffle)
         if validation_data is not None:
             size = validation_batch_size or batch_size
@@ -161,7 +161,7 @@ class KerasTraining(tf_keras.Model):
         Raises:
             UserError: The images have another type or shape, or other values.
         """
-        fitting = self._compiled()
+        fitting = self._require_fitting()
         fitting.check_batch(x)
         fitting.prepare([x])
         with fitting.running():
@@ -198,7 +198,7 @@ class KerasTraining(tf_keras.Model):
         Raises:
             UserError: An argument is wrong.
         """
-        fitting = self._compiled()
+        fitting = self._require_fitting()
         if not cached:  # by `fit`, which has made its validation data ready
             x = fitting.evaluation_data(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
@@ -252,7 +252,7 @@ class KerasTraining(tf_keras.Model):
     def make_train_function(self, force=False):
         """The step of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
         if self.train_function is None or force:
-            run, graph = self._compiled().train_function(self._steps_per_execution)
+            run, graph = self._require_fitting().train_function(self._steps_per_execution)
 
             def train_function(iterator):
                 logs = run(iterator)
@@ -265,7 +265,7 @@ class KerasTraining(tf_keras.Model):
     def make_test_function(self, force=False):
         """The validation of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
         if self.test_function is None or force:
-            run = self._compiled().test_function(self._steps_per_execution)
+            run = self._require_fitting().test_function(self._steps_per_execution)
 
             def test_function(iterator):
                 logs = run(iterator)
@@ -291,7 +291,7 @@ class KerasTraining(tf_keras.Model):
             children = {**children, "trainer": self.fitting.trainer}
         return children
 
-    def _compiled(self):
+    def _require_fitting(self):
         if self.fitting is None:
             raise UserError(
                 f"{short_repr(self.name)}: the model is not compiled; call compile() first"

@@ -33,7 +33,7 @@ def fid_files(tmp_path_factory):
         images = tf.compat.v1.placeholder(tf.float32, (None, 299, 299, 3), "images")
         tf.nn.avg_pool2d(tf.multiply(images, 1.0, name="Mul"), 99, 99, "VALID", name="pool_3")
     (folder / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
-    accumulator = fid.Accumulator()
+    accumulator = fid.FeatureStatistics()
     accumulator.add(
         read_digits()[1].images.numpy()[:, 2:-2, 2:-2, 0].reshape(-1, 28 * 28)[:, ::30][:, :27]
     )

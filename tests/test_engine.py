@@ -12,7 +12,7 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DataConfig
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizers import Adamax, MovingAverage
-from nvae_tf.training.trainer import Trainer, compiled, grappler_disabled, whole_step
+from nvae_tf.training.trainer import Trainer, distributed_function, grappler_disabled, whole_step
 
 MODEL = ModelConfig(
     num_latent_scales=2, num_groups_per_scale=2, num_latent_per_group=3, ada_groups=True,
@@ -78,7 +78,7 @@ def test_gradient_checkpointing_changes_no_bit(architecture, digits):
 
 def train(trainer, batches, strategy=None):
     strategy = strategy or tf.distribute.get_strategy()
-    run = compiled(whole_step(trainer, strategy), strategy)
+    run = distributed_function(whole_step(trainer, strategy), strategy)
     logs = [tf.nest.map_structure(np.asarray, run(images)) for images in batches]
     assert run.experimental_get_tracing_count() == 1
     return logs
@@ -134,7 +134,7 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(digits, weight
     trainer = make(digits, dataclasses.replace(TRAIN, max_bad_steps=3), weights)
     good, bad = digits[0][0], tf.fill(digits[0][0].shape, np.nan)
     strategy = tf.distribute.get_strategy()
-    run = compiled(whole_step(trainer, strategy), strategy)
+    run = distributed_function(whole_step(trainer, strategy), strategy)
     run(good)
     before = state(trainer)
     for _ in range(2):

@@ -16,7 +16,7 @@ from nvae_tf.io.errors import UserError
 
 
 def accumulate(features, batch=7):
-    accumulator = fid.Accumulator()
+    accumulator = fid.FeatureStatistics()
     for start in range(0, len(features), batch):
         accumulator.add(features[start : start + batch])
     return accumulator.statistics()

@@ -283,6 +283,35 @@ def test_colours_that_were_multiplied_by_their_opacity(tmp_path, picture):
     np.testing.assert_array_equal(seen[..., 3:], opacity)
 
 
+def test_a_stack_of_many_pages_is_read_page_by_page(tmp_path, grey):
+    pages = np.stack(crops(grey, 30))
+    with tifffile.TiffWriter(tmp_path / "many.tif") as writer:
+        for page in pages:
+            writer.write(page, metadata=None)
+    reader = image_files.ImageReader()
+    items = reader.items(tmp_path / "many.tif")
+    for place in (29, 0, 17, 29):
+        np.testing.assert_array_equal(reader.read(items[place]).values[..., 0], pages[place])
+
+
+def test_an_array_of_twelve_channels_is_one_image(tmp_path, grey):
+    cube = np.stack([grey[i : i + 40, :40] for i in range(12)], -1)
+    np.save(tmp_path / "cube.npy", cube)
+    np.savez(tmp_path / "flat.npz", image=grey[:40, :40])
+    (seen,), (flat,) = all_of(tmp_path / "cube.npy"), all_of(tmp_path / "flat.npz")
+    np.testing.assert_array_equal(seen, cube)
+    np.testing.assert_array_equal(flat[..., 0], grey[:40, :40])
+
+
+def test_integers_of_32_bits_have_no_full_range(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(tmp_path / f"{i}.tif", crop.astype(np.uint32))
+    with pytest.raises(ConfigError, match="full is not allowed for integers of 32 bits"):
+        settled(tmp_path, image_size="40", value_range="full")
+    lines = settled(tmp_path, image_size="40", value_range="-1000000,1000000").lines
+    assert any(line.startswith("flat: all values are between") for line in lines)
+
+
 def test_a_given_range_clips_and_counts(tmp_path, grey):
     for i, crop in enumerate(crops(grey)):
         write_png(tmp_path / f"{i:02d}.png", crop)

@@ -33,7 +33,7 @@ def test_a_model_that_was_sampled_from_can_be_freed():
 
 def test_temperatures_share_a_graph_and_it_changes_nothing():
     model = small()
-    draw = sampling.compiled_sampler(model)
+    draw = sampling.sampler_function(model)
     for temperature in (0.7, 1.0, 1):
         options = dict(batch_size=4, seed=3)
         shared, _ = sampling.sample(model, 6, temperature, draw=draw, **options)

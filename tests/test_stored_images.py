@@ -103,3 +103,12 @@ def test_every_image_becomes_a_picture_by_one_rule(photographs, channels):
     np.testing.assert_array_equal(picture[52:100:2, 68:132:2], shown[4])
     captioned = labelled_grid([Band(images[:2] / 255.0, "", [["a", "b"], ["c", "d"]])], 2)
     assert captioned.shape[0] > 48 + 2 * 12 and captioned.shape[1] == 2 * 64 + 4
+
+
+def test_values_of_whole_numbers_are_pngs_whatever_the_levels():
+    deep = ImageSpec(32, 32, 1, bits=16, value_range=(0.0, 4095.0))
+    levels = np.array([0, 16, 65535], np.uint16)
+    values = stored_images.stored_values(levels, deep)
+    assert values.dtype == np.uint16 and values.tolist() == [0, 1, 4095]
+    assert stored_images.ending(deep) == ".png"
+    assert stored_images.ending(ImageSpec(32, 32, 1, bits=16, value_range=(0.0, 1.0))) == ".tif"

@@ -1,6 +1,6 @@
 """Filters what TensorFlow's C++ code writes to standard error, so that a command shows what matters.
 
-That code writes to file descriptor 2, whatever Python does: some eight lines before a command's first
+That code writes to file descriptor 2, bypassing Python: about eight lines before a command's first
 word, most of them notices, and one an error that only says that there is no GPU. `keep_out` puts a
 process behind the descriptor that passes on all other lines. It has to be a separate process, because
 what TensorFlow writes while it aborts the command has to be passed on, too.

@@ -66,7 +66,7 @@ def _explanation(error: Exception) -> str | None:
     if isinstance(error, BrokenPipeError):
         # Otherwise what Python still has to write at its end would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return "nobody reads the output any more"
+        return "the output's reader has closed it"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {short_message(error)}"
     if isinstance(error, MemoryError):

@@ -180,7 +180,7 @@ def fid_stats(arguments) -> None:
     dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)
     sources = (train, test) if dataset.fid_on_all else (train,)
-    accumulator = fid.Accumulator()
+    accumulator = fid.FeatureStatistics()
     view = dict(batch_size=arguments.batch_size, seed=arguments.seed)
     with (
         reading(*sources),
@@ -212,7 +212,7 @@ def evaluate_fid(arguments) -> None:
     _check_fid_channels(loaded.model.image)
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or FID_SAMPLES
-    accumulator = fid.Accumulator()
+    accumulator = fid.FeatureStatistics()
     for levels in sampling.sample_batches(
         loaded.model,
         num_samples,

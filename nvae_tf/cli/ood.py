@@ -18,7 +18,7 @@ LISTED = 5  # images at each end that are printed
 
 
 def ood(arguments) -> None:
-    """Scores how unlike the training images an image is, and tells two sets of images apart."""
+    """Scores how much images differ from the training images, and compares two sets."""
     if arguments.against is not None and arguments.images:
         raise UserError(
             "--against and --images do not go together: --against compares the test set"

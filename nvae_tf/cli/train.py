@@ -92,7 +92,7 @@ def _parser() -> Parser:
 def _stop_at_once(*_):
     """What SIGTERM does before training: nothing was changed that a checkpoint could keep.
 
-    The first process of a container would not even notice it without a function for it.
+    A container's first process ignores SIGTERM unless a handler is installed.
     """
     with contextlib.suppress(OSError):  # nobody reads any more
         # Not through Python's buffers, which this may have interrupted.
@@ -101,7 +101,7 @@ def _stop_at_once(*_):
 
 
 def _tell_others(error: UserError) -> None:
-    """Tells the other workers, if there are any, what this one ends with before it meets them."""
+    """Tells the other workers, if any, the error with which this one ends before joining them."""
     if "TF_CONFIG" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         from nvae_tf.training.cluster import refuse_to_join
 

@@ -1,4 +1,4 @@
-"""Distributions as whole numbers, which encoder and decoder compute alike to the bit.
+"""Distributions as whole numbers, which encoder and decoder compute identically to the bit.
 
 What a coder needs of a distribution is a function from symbols to the sum of the frequencies below them
 (`nvae_tf.compression.rans.Cumulative`). Here it is computed in float64 from the model's float32

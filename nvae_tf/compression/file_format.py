@@ -165,7 +165,7 @@ def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray, int]:
         The header, the states, uint64 (lanes,), the words, uint32, and the file's size in bytes.
 
     Raises:
-        UserError: It is no such file, of another version, or damaged.
+        UserError: It is not such a file, is of another version, or is damaged.
     """
     content = _read_bytes(path)
     if content[: len(MAGIC) - 1] != MAGIC[:-1]:

@@ -180,7 +180,7 @@ def check_can_code(model: NVAE) -> None:
         )
     if not model.image.binary and model.config.num_mixture_dec == 1:
         raise UserError(
-            "num_mixture_dec: 1 cannot be coded: a normal decoder gives densities, and no "
+            "num_mixture_dec: 1 cannot be coded: a normal decoder gives densities, not "
             "probabilities of levels; train with num_mixture_dec 2 or more"
         )
     if model.precision != "float32":

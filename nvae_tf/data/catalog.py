@@ -44,7 +44,7 @@ class DatasetInfo:
 
 
 class Settled(NamedTuple):
-    """A configuration of which nothing is left open, and its data set.
+    """A complete configuration, with every open setting resolved, and its data set.
 
     Attributes:
         config: Section ``data``, with what was found.

@@ -6,6 +6,7 @@ the file is kept in memory.
 """
 
 import collections
+import contextlib
 import os
 import struct
 import threading
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
+from nvae_tf.config import MAX_CHANNELS
 from nvae_tf.data import scans, tiff
 from nvae_tf.data.stored import (
     MAX_IMAGES,
@@ -35,6 +37,7 @@ from nvae_tf.io.paths import is_regular
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 OTHER_ENDINGS = (".npy", ".npz", ".dcm", ".dicom", ".nii", ".nii.gz")
 LARGEST_KEPT = 2**31  # bytes of files that are kept in memory
+MOST_STACKS = 64  # TIFF files of several images that are kept open
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -86,6 +89,7 @@ class ImageReader:
     def __init__(self):
         self._kept: collections.OrderedDict[Path, Content] = collections.OrderedDict()
         self._lock = threading.Lock()  # tf.data reads with several threads
+        self._unpacking = threading.Lock()
 
     def items(self, path: Path) -> list[Item]:
         """Returns the images of a file.
@@ -113,7 +117,10 @@ class ImageReader:
             if path in self._kept:
                 self._kept.move_to_end(path)
                 return self._kept[path]
-        content = _open(path)
+        # One at a time of those that are unpacked into memory as a whole.
+        whole = path.name.lower().endswith((".npz", ".gz"))
+        with self._unpacking if whole else contextlib.nullcontext():
+            content = self._kept.get(path) or _open(path)
         if content.kept:
             with self._lock:
                 self._kept[path] = content
@@ -179,8 +186,17 @@ def _open_picture(path: Path, head: bytes) -> Content | None:
     if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10":
         return Content(None, lambda _: _read_deep_png(path, head))
     if head[:4] in tiff.SIGNATURES:
-        return Content(tiff.count(path), lambda index: tiff.read(path, index, _read_with_pillow))
+        return _open_tiff(path)
     return None
+
+
+def _open_tiff(path: Path) -> Content:
+    count = tiff.count(path)
+    if count is None:
+        return Content(None, lambda index: tiff.read(path, index, _read_with_pillow))
+    stack = tiff.Stack(path)
+    kept = LARGEST_KEPT // MOST_STACKS  # so that no more than those are open
+    return Content(count, lambda index: stack.read(index, _read_with_pillow), kept)
 
 
 def _open_array(path: Path, head: bytes) -> Content | None:
@@ -188,7 +204,7 @@ def _open_array(path: Path, head: bytes) -> Content | None:
         array = npz.ArrayFile(path)
         return Content(_count(array.shape), lambda index: _image_of(array, index))
     if head.startswith(b"PK\x03\x04") and path.suffix.lower() == ".npz":
-        values = npz.read_only_array(path, lambda shape: len(shape) in (3, 4))
+        values = npz.read_only_array(path, lambda shape: len(shape) in (2, 3, 4))
         return Content(_count(values.shape), lambda index: _image_of(values, index), values.nbytes)
     return None
 
@@ -204,7 +220,7 @@ def _open_scan(path: Path, head: bytes) -> Content | None:
 
 def _is_one_image(shape) -> bool:
     """Whether an array is (height, width) or (height, width, channels), and not several images."""
-    return len(shape) == 2 or (len(shape) == 3 and shape[-1] <= 4)
+    return len(shape) == 2 or (len(shape) == 3 and shape[-1] <= MAX_CHANNELS)
 
 
 def _count(shape) -> int | None:

@@ -29,7 +29,7 @@ def to_levels(image: Stored, spec: ImageSpec, crop: str = CENTRE, alpha: str = D
     """Resizes an image, bilinearly with antialiasing, and maps its values to levels.
 
     8-bit images that stay so are resized as 8-bit images, others in float32 channel by channel. Values
-    outside the range are clipped to it, and what is no number becomes its smallest value.
+    outside the range are clipped to it, and NaN becomes the smallest value of the range.
 
     Args:
         image: The image, not smaller than the size asked for.

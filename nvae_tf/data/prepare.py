@@ -71,6 +71,7 @@ class Task(NamedTuple):
         skipped: What is left out already: the reason of each by name.
         lines: What was found about the images, to print.
         may_skip: Whether any number of images may be unreadable.
+        strict: Whether none may be.
     """
 
     splits: dict[str, list[Item]]
@@ -79,6 +80,7 @@ class Task(NamedTuple):
     skipped: dict[str, str] = {}
     lines: Sequence[str] = ()
     may_skip: bool = False
+    strict: bool = False
 
 
 def prepare(task: Task, output: Path) -> dict:
@@ -112,6 +114,7 @@ def _prepare_locked(task: Task, output: Path) -> dict:
             jobs.append(Job(path, [items[i] for i in part], spec.bits))
     total = sum(map(len, splits.values()))
     limit = total if task.may_skip else max(1, int(MAX_UNREADABLE * total))
+    limit = 0 if task.strict else limit
     unreadable = _run(jobs, total, limit)
     counts = dict.fromkeys(splits, 0)
     for job in jobs:
@@ -250,7 +253,15 @@ def folder_task(config: DataConfig, validation: float, seed: int, settings: dict
         **{key: getattr(decision.config, key) for key in found},
     }
     skipped = {name(each.item): each.kind for each in decision.skipped}
-    return Task(splits, spec, settings, skipped, decision.lines, may_skip=True)
+    return Task(
+        splits,
+        spec,
+        settings,
+        skipped,
+        decision.lines,
+        may_skip=not config.strict,
+        strict=config.strict,
+    )
 
 
 def check_size(size: tuple[int, int]) -> None:

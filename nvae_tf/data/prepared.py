@@ -27,15 +27,17 @@ def settle(config: DataConfig) -> DataConfig:
     size = config.size or _only_size(root)
     first = _first_example(root, size)
     bits, channels = first.bits, first.image.shape[-1]
-    span = _value_range(root) or f"0,{2**bits - 1}"
+    settings = _settings(root)
+    span = settings.get("value_range", f"0,{2**bits - 1}")
     for name, value, open_values in (
         ("channels", channels, (0,)),
         ("bits", bits, (0,)),
         ("value_range", span, (AUTO, FULL)),
     ):
-        if getattr(config, name) not in (*open_values, value):
+        asked = getattr(config, name)
+        if asked not in open_values and _comparable(asked) != _comparable(value):
             raise ConfigError(
-                f"{name}: {getattr(config, name)} is not allowed; the tfrecords in {root} have {value}"
+                f"{name}: {asked} is not allowed; the tfrecords in {root} have {value}"
             )
     return dataclasses.replace(
         config,
@@ -43,6 +45,7 @@ def settle(config: DataConfig) -> DataConfig:
         channels=channels,
         bits=bits,
         value_range=span,
+        alpha=settings.get("alpha", config.alpha),
     )
 
 
@@ -65,13 +68,19 @@ def _first_example(root: Path, size: tfrecords.Size) -> tfrecords.Example:
     raise UserError(f"{root / 'train'}: the tfrecords hold no images; {tfrecords.FETCH_AGAIN}")
 
 
-def _value_range(root: Path) -> str | None:
-    """The values that level 0 and the last level stand for, as ``nvae-prepare`` wrote them."""
+def _comparable(value):
+    """A value of which ``0,255`` and ``0,255.0`` are equal forms."""
+    return [float(end) for end in value.split(",")] if isinstance(value, str) else value
+
+
+def _settings(root: Path) -> dict[str, str]:
+    """What ``nvae-prepare`` wrote of the values that the levels stand for, and of opacity."""
     path = root / MANIFEST
     if not path.exists():
-        return None
+        return {}
     try:
-        span = read_json(path, LARGEST_MANIFEST)["settings"].get("value_range")
-        return None if span is None else check_value("value_range", span)
+        settings = read_json(path, LARGEST_MANIFEST)["settings"]
+        names = [name for name in ("value_range", "alpha") if settings.get(name) is not None]
+        return {name: check_value(name, settings[name]) for name in names}
     except (AttributeError, KeyError, TypeError, UserError):
         raise UserError(f"{path}: unreadable; prepare the folder again") from None

@@ -34,7 +34,7 @@ from nvae_tf.io.errors import ConfigError, UserError
 
 STEP, LARGEST_FOUND = 32, 256  # pixels: sizes that are found are multiples of one, up to the other
 REACHING = 0.9  # portion of the images that reach a size that is found
-WARNINGS = ("clipped: ", "not numbers: ", "dark: ")  # what such lines begin with
+WARNINGS = ("clipped: ", "not numbers: ", "dark: ", "flat: ")  # what such lines begin with
 DARK = 1 / 16  # of the range: where all values are below that, pictures look black
 
 
@@ -139,6 +139,11 @@ def _channels(config: DataConfig, images: list[Facts], skipped: list[Skipped], l
         )
     with_alpha = any(facts.has_alpha for facts in images)
     alpha = config.alpha if with_alpha or config.channels else DROP
+    if config.alpha == KEEP and not with_alpha:
+        lines.append(
+            "alpha: keep was asked for, and no image has opacity"
+            + (": it is 1 everywhere" if alpha == KEEP else ", so there is no such channel")
+        )
     kept = int(alpha == KEEP)
     counts = Counter(facts.channels for facts in images)
     if config.channels:
@@ -164,6 +169,8 @@ def _channels(config: DataConfig, images: list[Facts], skipped: list[Skipped], l
                 f"{facts.item.name}: the image has {facts.channels} channels, which cannot become "
                 f"{colours}; ask for others with --channels or remove it"
             )
+            if facts.has_alpha and facts.channels + 1 == colours:
+                reason += " (with its opacity as a channel: --alpha keep)"
             skipped.append(Skipped(facts.item, OTHER_CHANNELS, reason))
     return dataclasses.replace(config, channels=colours + kept, alpha=alpha), fitting
 
@@ -235,10 +242,15 @@ def _values(config: DataConfig, images: list[Facts], lines: list[str]) -> DataCo
             f"dark: no value is above {number(high)} of {number(span[1])}, so that images will look "
             f"black; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
         )
+    elif high - low < DARK * (span[1] - span[0]):
+        lines.append(
+            f"flat: all values are between {number(low)} and {number(high)}, a small part of the "
+            f"range; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
+        )
     if len({dtype.itemsize for dtype in types}) > 1:
         counts = Counter(str(facts.dtype) for facts in images)
         kinds = ", ".join(f"{count:,} of {name}" for name, count in sorted(counts.items()))
-        lines.append(f"types: values of several types are mapped alike ({kinds})")
+        lines.append(f"types: values of several types are mapped in the same way ({kinds})")
     return settled
 
 
@@ -248,6 +260,11 @@ def _find_range(asked: str, types: set[np.dtype], low: float, high: float) -> tu
         if has_floats:
             raise ConfigError(
                 "value_range: full is not allowed for floating-point values; expected MIN,MAX"
+            )
+        if any(dtype.itemsize > 2 for dtype in types):
+            raise ConfigError(
+                "value_range: full is not allowed for integers of 32 bits, of which one level would "
+                "hold 65,536; expected auto or MIN,MAX"
             )
         ends = [full_range(dtype) for dtype in types]
         return min(end[0] for end in ends), max(end[1] for end in ends)

@@ -84,7 +84,7 @@ def stored(values: np.ndarray, has_alpha: bool = False) -> Stored:
         has_alpha: Whether the last channel is opacity.
 
     Raises:
-        ValueError: They are no numbers, or integers beyond 31 bits.
+        ValueError: They are not numbers, or are integers of more than 31 bits.
     """
     values = values[..., None] if values.ndim == 2 else values
     check_bounds(*values.shape)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -51,17 +52,45 @@ def read(path: Path, index: int, read_with_pillow: Callable) -> Stored:
         Exception: The image is damaged.
     """
     with _opened(path) as file:
-        pages = _images(file)[index]
-        page = pages[0].aspage()
-        check_bounds(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages))
-        if not _is_for_tifffile(page):
-            if len(pages) > 1:
-                raise ValueError(f"channels with the compression {page.compression!r}")
-            return _from_libtiff(path, page, read_with_pillow)
-        values = [_values(each.aspage()) for each in pages]
-        orientation = page.tags.valueof(274, 1)
-        extra = page.extrasamples[-1] if len(pages) == 1 and page.extrasamples else None
-        upright = turn_upright(np.concatenate(values, axis=-1), orientation)
+        return _read(path, _images(file)[index], read_with_pillow)
+
+
+class Stack:
+    """A file of several images, whose directories are read once.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        Exception: The file is damaged.
+    """
+
+    def __init__(self, path: Path):
+        _check_chain(path)
+        self._path, self._lock = path, threading.Lock()
+        self._file = tifffile.TiffFile(path, _multifile=False)
+        self._images = _images(self._file)
+
+    def __del__(self):
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def read(self, index: int, read_with_pillow: Callable) -> Stored:
+        """Reads one image; arguments as for `read`."""
+        with self._lock:
+            return _read(self._path, self._images[index], read_with_pillow)
+
+
+def _read(path: Path, pages: list, read_with_pillow: Callable) -> Stored:
+    page = pages[0].aspage()
+    check_bounds(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages))
+    if not _is_for_tifffile(page):
+        if len(pages) > 1:
+            raise ValueError(f"channels with the compression {page.compression!r}")
+        return _from_libtiff(path, page, read_with_pillow)
+    values = [_values(each.aspage()) for each in pages]
+    extra = page.extrasamples[-1] if len(pages) == 1 and page.extrasamples else None
+    upright = turn_upright(np.concatenate(values, axis=-1), page.tags.valueof(274, 1))
     if extra == PREMULTIPLIED:
         upright = _divide_by_opacity(upright)
     return stored(upright, has_alpha=extra in ALPHA)
@@ -110,7 +139,7 @@ def _check_chain(path: Path) -> None:
 
 
 def _images(file) -> list[list]:
-    """The pages of each image: one, or one for each channel where a microscope wrote those apart."""
+    """The pages of each image: one, or one per channel if channels are stored as separate pages."""
     images = []
     for series in file.series:
         apart = series.axes[: len(series.axes) - len(series.keyframe.axes)]

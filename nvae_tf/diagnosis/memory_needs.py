@@ -76,7 +76,7 @@ def check_fit(config: Config, available: float, where: str) -> list[Finding]:
     Args:
         config: The recipe.
         available: GiB that are there.
-        where: Of what they are the memory.
+        where: The device whose memory it is, in words.
     """
     words = [json.dumps(config.to_dict())]
     # On the CPU, so that no GPU's memory is taken.

@@ -22,7 +22,7 @@ NORM_EPSILON = 1e-5
 ITERATIONS = 4  # power iterations per step
 WARM_UP_ITERATIONS = 36  # further ones before the first step
 MINIMUM_NORM = 1e-3
-LARGE = 2**20  # elements of a stack from which on passes over it are compiled, on CPUs
+LARGE = 2**20  # passes over stacks with at least this many elements are compiled on CPUs
 
 
 def normalize(kernel, log_norm):

@@ -50,7 +50,7 @@ class Scope:
 
     Attributes:
         training: Batch norm uses the statistics of the batch.
-        values: Tensors that stand for weights; others are read from their stacks.
+        values: Tensors used in place of weights; all other weights are read from their stacks.
         kernels: The kernels of this step, normalised beforehand, by convolution.
         statistics: What batch norms saw in training, by layer, as vectors (`BatchStatistics`); filled
             in the order of the calls.
@@ -65,10 +65,10 @@ class Scope:
             whole residual cells, and per group the draw of its latents and its combiner.
         functions: The functions that identical blocks share (`nvae_tf.engine.shared_functions`); None:
             nothing is shared.
-        differentiated: Gradients are taken through this computation; false for the first one of a
-            block that is rematerialized for its gradient.
-        xla_regions: What stands between convolutions is compiled.
-        compiled: The whole pass is compiled with XLA.
+        differentiated: Whether gradients are taken through this computation; false for the first run of
+            a block that is rematerialized for its gradient.
+        xla_regions: Whether the operations between convolutions are compiled with XLA.
+        xla_step: Whether the whole pass is compiled with XLA.
         custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
             never frees a graph that contains a custom gradient.
         on_gpu: The pass is for a GPU, where some operations that are fast on CPUs do not exist.
@@ -86,7 +86,7 @@ class Scope:
     functions: Any = None
     differentiated: bool = True
     xla_regions: bool = False
-    compiled: bool = False
+    xla_step: bool = False
     custom_gradients: bool = False
     on_gpu: bool = False
     data_initialization: bool = False
@@ -108,7 +108,7 @@ class Scope:
             self.training,
             self.rematerialize,
             self.xla_regions,
-            self.compiled,
+            self.xla_step,
             self.custom_gradients,
             self.on_gpu,
             self.data_initialization,

@@ -56,7 +56,9 @@ def _trace(function, specs, has_gradient: bool):
     ).get_concrete_function(*specs)
     if traced.captured_inputs:
         names = [tensor.name for tensor in traced.captured_inputs]
-        raise ValueError(f"a block of the model uses more than it was given: {names}")
+        raise ValueError(
+            f"a block of the model captures tensors that were not passed to it: {names}"
+        )
     if has_gradient:
         inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
         with tf.GradientTape() as tape:
@@ -70,7 +72,7 @@ def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, *
     """``function(*tensors, **settings)``, shared with all calls of the same settings and shapes.
 
     Args:
-        function: Of tensors and settings, a function of a module.
+        function: A module-level function of tensors and settings.
         tensors: Tensors.
         scope: Says whether functions are shared.
         has_gradient: Whether gradients are taken through it.
@@ -90,7 +92,7 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
     """``function(*layers, *inputs, scope=scope)``, shared with identical blocks and rematerialized.
 
     Args:
-        function: Of layers, tensors and a scope; it uses no other tensors or weights than those.
+        function: A function of layers, tensors and a scope, which uses no other tensors or weights.
         layers: The layers that it is given.
         inputs: Tensors.
         scope: Says whether functions are shared and what is rematerialized.
@@ -106,7 +108,7 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
     weights = _BlockTensors(layers if uses is None else uses, scope)
     block = _Block(function, layers, weights, len(inputs), scope)
     if not (scope.exchanges_statistics and weights.norms) and scope.functions is not None:
-        key = (function.__qualname__, *map(trace_key, layers), scope.settings)
+        key = (function.__module__, function.__qualname__, *map(trace_key, layers), scope.settings)
         run = block.rematerialized_function if rematerialize else block.function
         tensors = [*inputs, *weights.tensors]
         outputs, statistics = scope.functions.call(key, lambda: run, tensors)
@@ -192,7 +194,7 @@ class _BlockTensors:
     def concat_statistics(self, statistics):
         """The statistics of all batch norms as a list of one vector, without gradients, or of none.
 
-        Every output of its own would cost the backward pass a tensor of zeros.
+        Each separate output would cost the backward pass a tensor of zeros.
         """
         parts = [statistics[norm] for norm in self.norms if norm in statistics]
         return [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
@@ -292,7 +294,7 @@ class _Block:
 
         XLA would otherwise keep what the forward pass computed of the same tensors.
         """
-        if not self._scope.compiled:
+        if not self._scope.xla_step:
             return tensors, upstream
         both = optimization_barrier([*tensors, *upstream])
         return both[: len(tensors)], both[len(tensors) :]

@@ -31,7 +31,7 @@ class VariableState:
 
 
 class TensorState:
-    """Tensors that stand for variables, which stay as they are.
+    """Tensors used in place of variables; the variables themselves do not change.
 
     Args:
         variables: The variables.

@@ -142,7 +142,7 @@ def _make_stack(weights: list[Weight]) -> tf.Variable:
 
 
 def rows_of(weights: Iterable[Weight], tensors: Mapping) -> dict[Weight, tf.Tensor]:
-    """The values of weights in tensors that stand for their stacks.
+    """The values of weights, taken from tensors that replace their stacks.
 
     Args:
         weights: The weights.
@@ -167,7 +167,7 @@ def stacked(weights: list[Weight], tensors: Mapping) -> tf.Tensor:
         return tensors.get(stack.ref(), stack)
 
     stack = weights[0].stack
-    if any(weight.stack is not stack for weight in weights):  # of layers that stand on their own
+    if any(weight.stack is not stack for weight in weights):  # of layers that were built separately
         return tf.stack([tensor_of(weight.stack)[weight.row] for weight in weights])
     rows, tensor = [weight.row for weight in weights], tensor_of(stack)
     if rows == list(range(stack.shape[0])):

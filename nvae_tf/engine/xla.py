@@ -13,7 +13,9 @@ from tensorflow.compiler.tf2xla.python import xla
 
 
 def optimization_barrier(tensors) -> list[tf.Tensor]:
-    """The same tensors, of which XLA does not know that it is; for functions that XLA compiles whole.
+    """Returns the same tensors, but hides from XLA that they are the same.
+
+    It is for functions that XLA compiles as a whole.
 
     What is computed from them is computed after all of them, and not replaced by an equal value that
     was computed before.
@@ -28,18 +30,18 @@ def xla_region(function, min_size: int = 0):
     """Makes a function of tensors a region, compiled once for all inputs of the same shapes.
 
     Args:
-        function: Of tensors, or structures of tensors.
+        function: A function of tensors or of structures of tensors.
         min_size: Run the function as it is if the first argument has fewer elements: compiling would
             cost more than it saves.
 
     Returns:
         A function of the same arguments and the keyword ``compile``: whether to use XLA.
     """
-    compiled = tf.function(function, autograph=False, jit_compile=True)
+    with_xla = tf.function(function, autograph=False, jit_compile=True)
 
     @functools.wraps(function)
     def run(*arguments, compile: bool):  # noqa: A002
         large = not min_size or arguments[0].shape.num_elements() >= min_size
-        return (compiled if large and compile else function)(*arguments)
+        return (with_xla if large and compile else function)(*arguments)
 
     return run

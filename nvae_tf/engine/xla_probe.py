@@ -14,7 +14,7 @@ SECONDS = 300.0  # to wait for the child, which imports TensorFlow and compiles
 
 @functools.cache
 def xla_problem(seconds: float = SECONDS) -> str | None:
-    """Why nothing can be compiled with XLA here, as a part of a line; None if it can be.
+    """The reason why XLA cannot compile here, as part of a line; None if it can.
 
     A process asks once. It is called before this process uses its GPUs, whose memory it would take.
 

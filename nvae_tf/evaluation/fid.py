@@ -62,7 +62,7 @@ class Statistics(NamedTuple):
         return cls(mean, covariance, features)
 
 
-class Accumulator:
+class FeatureStatistics:
     """Accumulates features batch by batch; mean and covariance in float64, without storing them all."""
 
     def __init__(self):

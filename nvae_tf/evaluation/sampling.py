@@ -100,7 +100,7 @@ def readjust_batch_norm(model: NVAE, statistics: NormStatistics) -> None:
     assign_all({layer.moving_variance: variance for layer, (_, variance) in statistics.items()})
 
 
-def compiled_sampler(model: NVAE):
+def sampler_function(model: NVAE):
     """Compiles a model's `NVAE.sample`: one graph per batch size, for all temperatures and seeds.
 
     Args:
@@ -126,7 +126,7 @@ def sample_batches(
         temperature: Factor on the priors' standard deviations, and temperature of colour pixels.
         batch_size: Number of images per batch.
         seed: Seed of the images. An image depends only on the seed and on its index over all batches.
-        draw: The model's `compiled_sampler`; default: one for this call alone.
+        draw: The model's `sampler_function`; default: one for this call alone.
 
     Yields:
         Levels (up to batch_size, height, width, channels), as from `to_levels`.
@@ -134,7 +134,7 @@ def sample_batches(
     Raises:
         UserError: An image is not finite.
     """
-    draw = draw or compiled_sampler(model)
+    draw = draw or sampler_function(model)
     draw_temperature = tf.constant(temperature, tf.float32)
     draw_seed = tf.constant((seed, SAMPLING_STREAM))
     with tqdm(total=num_samples, unit="image", desc="sample", disable=None) as bar:

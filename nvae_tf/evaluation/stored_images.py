@@ -62,14 +62,15 @@ def stored_values(levels, spec: ImageSpec) -> np.ndarray:
         spec: What the images are like.
 
     Returns:
-        Values of the same shape: uint8 or uint16 if those of all levels are whole numbers that fit,
-        else float32.
+        Values of the same shape: uint8 or uint16, rounded, if the range is one of whole numbers that
+        fit, else float32.
     """
     low, high = value_range(spec)
     step = (high - low) / last_level(spec)
     values = low + np.asarray(levels, np.float64) * step
-    if low >= 0 and high <= np.iinfo(np.uint16).max and low == int(low) and step == int(step):
-        return values.astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)
+    whole = low == int(low) and high == int(high) and (step == int(step) or high - low >= 255)
+    if whole and low >= 0 and high <= np.iinfo(np.uint16).max:
+        return np.rint(values).astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)
     return values.astype(np.float32)
 
 

@@ -80,8 +80,8 @@ class ArrayFile:
         path: Path of the file.
 
     Raises:
-        ValueError: It is damaged or no array of numbers, or is stored column by column and larger than
-            `LARGEST`.
+        ValueError: It is damaged or not an array of numbers, or is stored column by column and larger
+            than `LARGEST`.
     """
 
     def __init__(self, path: Path):

@@ -56,7 +56,7 @@ class LatentGroup(Layer):
         res_dist: Whether the posterior's parameters are relative to the prior's; never so in the first
             group.
         num_flows: Number of flow cells on the posterior's z.
-        stddev: How deviations follow from the network (see `clamped_normal`).
+        stddev: How standard deviations are computed from the network's outputs (see `clamped_normal`).
 
     Call arguments:
         s: The decoder's running map, (batch, height, width, filters_dec); None if the model has only

@@ -24,7 +24,7 @@ from nvae_tf.training.termination import Termination as Signal
 
 
 class Callback(tf_keras.callbacks.Callback):
-    """The base class of ours, which never make Keras wait for a step's values."""
+    """Base class of our callbacks, which never make Keras wait for a step's values."""
 
     _supports_tf_logs = True
 
@@ -221,7 +221,7 @@ class Termination(Callback):
 class Divergence(Callback):
     """Ends training with an error if too many steps in a row were not finite (``max_bad_steps``).
 
-    `fit` has one of its own, so that no training goes on that changes nothing.
+    `fit` always adds one, so that training does not continue when it no longer changes anything.
 
     Args:
         every: Steps between looks; each waits for the device.

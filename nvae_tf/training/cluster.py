@@ -97,7 +97,7 @@ class Cluster(NamedTuple):
                 raise UserError(f"worker {number} refused: {reason}")
 
     def _gather_reasons(self, failure: Exception | None) -> list[str]:
-        """What failed on each worker, or no text."""
+        """The failure of each worker, as text; empty for workers without one."""
         text = ""
         if failure is not None:
             text = str(failure) if isinstance(failure, UserError) else short_message(failure)

@@ -98,7 +98,7 @@ class Batching:
         return tf.data.Dataset.range(total).map(example).batch(size, drop_remainder=True)
 
     def for_replicas(self, images):
-        """Images of a step in the order in which replicas take them: each a row of images in turn.
+        """The images of a step, reordered so that each replica receives one contiguous row of them.
 
         A replica computes its row pass by pass. So that a pass of all replicas holds the images that
         the same pass of one process holds, the first row has to begin with the first images, the second

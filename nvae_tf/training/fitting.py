@@ -17,9 +17,9 @@ from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.trainer import (
     Trainer,
-    check_compiled_steps,
-    compiled,
-    compiled_validation,
+    check_xla_steps,
+    distributed_function,
+    distributed_validation,
     grappler_disabled,
     several_steps,
     step_results,
@@ -92,7 +92,7 @@ class Fitting(TrainingView):
         self.model, self.strategy = model, model.distribute_strategy
         self._given, self._settings = settings, _checked(settings, model.precision)
         replicas = self.strategy.num_replicas_in_sync
-        check_compiled_steps(self._settings, replicas)
+        check_xla_steps(self._settings, replicas)
         xla_problem = probe(self._settings.jit_compile, in_use=True)
         if xla_problem:
             print(f"XLA does not work here ({xla_problem}): training goes on without it")
@@ -197,7 +197,7 @@ class Fitting(TrainingView):
 
     @contextlib.contextmanager
     def running(self):
-        """What holds while steps are taken, as in the command."""
+        """A context in which steps are taken as in the command."""
         with self.strategy.scope(), grappler_disabled():
             yield
 
@@ -213,7 +213,7 @@ class Fitting(TrainingView):
         with self.strategy.scope():
             step = whole_step(self.trainer, self.strategy)
         several = several_steps(lambda batch: step(_images(batch)), self.strategy)
-        one = compiled(step, self.strategy)
+        one = distributed_function(step, self.strategy)
 
         def run(iterator):
             count = int(steps_per_call.numpy())
@@ -228,7 +228,7 @@ class Fitting(TrainingView):
     def test_function(self, steps_per_call: tf.Variable):
         """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
         with self.strategy.scope():
-            run_step = compiled_validation(self.trainer, self.strategy)
+            run_step = distributed_validation(self.trainer, self.strategy)
 
         def run(iterator):
             for _ in range(int(steps_per_call.numpy())):

@@ -37,7 +37,7 @@ class KerasLoop:
             self._list.on_train_begin()
 
     def before(self, step: int) -> None:
-        """A step begins, after so many others."""
+        """A step begins, after `step` others."""
         if self._list:
             epoch, place = divmod(step, self._steps_per_epoch)
             if not self._in_epoch:
@@ -54,7 +54,7 @@ class KerasLoop:
             self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})
 
     def epoch(self, epoch: int, logs, validation) -> None:
-        """So many epochs are done; `validation` may be None."""
+        """An epoch has ended: `epoch` is the number of epochs so far, and `validation` may be None."""
         if self._list:
             values = {name: float(logs[name]) for name in REPORTED}
             if validation:

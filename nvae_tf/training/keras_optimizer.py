@@ -71,7 +71,7 @@ class KerasOptimizer(Optimizer):
             self.keras_optimizer._create_all_weights(trained)
 
     def _apply(self, gradients, steps, condition, scope, state) -> None:
-        """Lets the optimiser change stacks or weights, and its slots, and takes it back if need be.
+        """Lets the optimiser change its variables, and undoes that if `condition` is false.
 
         Raises:
             ConfigError: The state is not in variables: those of these optimisers are their own.

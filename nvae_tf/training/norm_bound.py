@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from nvae_tf.engine.state import VariableState
 
-FIRST_STEPS = 100  # steps that are only looked at
+FIRST_STEPS = 100  # steps that are only observed, never skipped
 RATE = 0.01  # of the running means after that: they follow the latest few hundred steps
 LARGEST_DEVIATION = 3.0  # mean deviations that a step may move the means by
 DEVIATIONS = 10.0  # mean deviations above the mean logarithm at which steps are skipped
-SMALLEST_FACTOR = 10.0  # and never below so many times the typical norm
+SMALLEST_FACTOR = 10.0  # the bound is at least this many times the typical norm
 
 
 class GradientNormBound(tf.Module):

@@ -10,11 +10,11 @@ from nvae_tf.engine.shared_functions import call_shared
 from nvae_tf.engine.state import VariableState
 from nvae_tf.io.errors import UserError, short_repr
 
-LARGE = 2**20  # elements of a stack from which on its update is compiled, on CPUs
+LARGE = 2**20  # updates of stacks with at least this many elements are compiled on CPUs
 
 
 def _check_number(name: str, value, below: float) -> None:
-    """Refuses what is not a number from 0 to below a bound, in one line."""
+    """Raises a one-line error unless `value` is a number of at least 0 and below `below`."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not 0.0 <= value < below:
         limit = f" and below {below:g}" if below < math.inf else ""
@@ -24,7 +24,7 @@ def _check_number(name: str, value, below: float) -> None:
 
 
 class Optimizer(tf.Module):
-    """What all optimisers share: `build` is called once, then `apply_gradients` once per step.
+    """Base class of all optimisers: call `build` once, then `apply_gradients` once per step.
 
     Args:
         learning_rate: A number, or a function from the steps taken to one.
@@ -46,7 +46,7 @@ class Optimizer(tf.Module):
         return self.learning_rate_after(self.iterations)
 
     def learning_rate_after(self, steps):
-        """The learning rate of the step that follows so many others."""
+        """The learning rate of the step after `steps` others."""
         rate = self._learning_rate
         return rate(steps) if callable(rate) else tf.constant(rate, tf.float32)
 
@@ -160,7 +160,7 @@ class ElementwiseUpdate:
 
     def __init__(self, formula):
         self._formula = formula
-        self._compiled = tf.function(self._in_place, autograph=False, jit_compile=True)
+        self._in_place_xla = tf.function(self._in_place, autograph=False, jit_compile=True)
 
     def __call__(self, stacks, tensors, coefficients, condition, scope: Scope, state) -> None:
         """Changes variables.
@@ -178,7 +178,7 @@ class ElementwiseUpdate:
         for stack, tensor in zip(stacks, tensors, strict=True):
             large = tensor.shape.num_elements() >= LARGE
             if large and isinstance(state, VariableState):
-                update = self._compiled if scope.xla_regions else self._in_place
+                update = self._in_place_xla if scope.xla_regions else self._in_place
                 local = [state.local[variable] for variable in stack]
                 update(local, tensor, coefficients, condition)
             else:

@@ -1,4 +1,4 @@
-"""Steps as single XLA programs, for a platform that need not be here.
+"""Training steps as single XLA programs, lowered for a platform that this machine need not have.
 
 What is lowered is a pure function of tensors, so a program needs no variables, and shapes are enough to
 make it. Tests lower every kind of step for GPUs on machines without one, and `benchmarks/xla_step.py`
@@ -70,6 +70,6 @@ def lower(
     Returns:
         XLA's `HloModuleProto`, serialized, or the text.
     """
-    compiled = tf.function(function, autograph=False, jit_compile=True)
-    program = compiled.experimental_get_compiler_ir(*specs)
+    with_xla = tf.function(function, autograph=False, jit_compile=True)
+    program = with_xla.experimental_get_compiler_ir(*specs)
     return program(stage="hlo" if text else "hlo_serialized", platform_name=platform)

@@ -13,7 +13,7 @@ process, a hash of all addresses) and how far that worker is:
   have confirmed that they heard it; so nobody stops listening while somebody still needs an answer;
 - ``refused``: it ends, and a text says why, which the others then say, too.
 
-What is not such a line, or too long, or too slow, changes nothing.
+Lines of another form, lines that are too long and connections that are too slow are ignored.
 """
 
 import contextlib

@@ -262,8 +262,8 @@ def divergence(trainer, step: int, latest) -> str:
         f"first not finite: {', '.join(causes)}" if causes else "gradients over skip_gradient_norm"
     )
     checkpoint = (
-        f"the newest checkpoint, {latest}, is of before that (if training diverges again from there, "
-        "remove it and continue from the one before)"
+        f"the newest checkpoint, {latest}, was saved before that (if training diverges again from "
+        "there, remove it and continue from the one before)"
         if latest
         else "there is no checkpoint yet"
     )

@@ -35,16 +35,16 @@ from nvae_tf.training.shared_folder import compare_folders
 from nvae_tf.training.termination import Pace, Termination
 from nvae_tf.training.trainer import (
     Trainer,
-    check_compiled_steps,
-    compiled,
-    compiled_validation,
+    check_xla_steps,
+    distributed_function,
+    distributed_validation,
     grappler_disabled,
     several_steps,
     step_results,
     whole_step,
 )
 
-# What weights do not depend on, of a model's configuration and of its images.
+# Keys of the model's configuration and of its images that weights do not depend on.
 WITHOUT_WEIGHTS = ("likelihood", "min_log_scale", "num_x_bits")
 OF_VALUES = ("bits", "value_range", "scored_size")
 
@@ -101,7 +101,7 @@ def train(
             if start_from is not None:
                 check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
-            check_compiled_steps(config.train, cluster.replicas)
+            check_xla_steps(config.train, cluster.replicas)
         _check_same_images(config, cluster, sources)
         jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:
@@ -434,7 +434,7 @@ def _start(
         start_step = checkpoints.restore()
     _check_same_start(cluster, start_step)
     with cluster.agreement():
-        # Only some architectures look at images here, and those at all images of a step.
+        # Only some architectures need images here, and those need all images of a step.
         needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
         images = data.first_images(needed) if start_step == 0 else None
         if cluster.is_chief:
@@ -492,7 +492,7 @@ def _build_trainer(
 
 def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: Termination):
     """A function that validates, and returns None if SIGTERM ended that early."""
-    run_step = compiled_validation(trainer, cluster.strategy)
+    run_step = distributed_validation(trainer, cluster.strategy)
 
     def validate():
         number = itertools.count(1)
@@ -526,7 +526,7 @@ def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
             take_several,
             lambda batches: take.get_concrete_function(batches, tf.constant(1)).graph,
         )
-    run_step = compiled(step, cluster.strategy)
+    run_step = distributed_function(step, cluster.strategy)
 
     def take_one(batches, _):
         logs = run_step(next(batches))

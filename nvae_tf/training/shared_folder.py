@@ -52,7 +52,7 @@ def compare_folders(folder: RunFolder, cluster: Cluster) -> None:
             checkpoint = folder.checkpoints / f"step-{newest}"
             if not _look(lambda: _newest_step(folder) >= newest, checkpoint, CHECKPOINT_SECONDS):
                 raise UserError(
-                    f"{checkpoint} is not to be seen on worker {cluster.worker}, though on another "
+                    f"{checkpoint} cannot be seen on worker {cluster.worker}, though on another "
                     "one: all workers need the same --root, on a file system that they share"
                 )
         marked = _look(lambda: name in _names(folder), folder.path / name, MARK_SECONDS)

@@ -219,7 +219,7 @@ class Trainer(tf.Module):
         with tf.GradientTape() as tape:
             tape.watch(weights)
             spectral, kernels, vectors = self.spectral.normalized_kernels(
-                tensors, self._compiles_regions, state=state
+                tensors, self._xla_regions, state=state
             )
             scope = Scope(
                 training=True,
@@ -228,8 +228,8 @@ class Trainer(tf.Module):
                 replica_row=replica_row(),
                 rematerialize=self.config.gradient_checkpointing,
                 functions=self.functions,
-                xla_regions=self._compiles_regions,
-                compiled=self.compiles_steps,
+                xla_regions=self._xla_regions,
+                xla_step=self.xla_steps,
                 custom_gradients=True,
                 on_gpu=self.on_gpu,
             )
@@ -245,7 +245,7 @@ class Trainer(tf.Module):
         return PassResult(losses, _channel_kl(output), gradients, statistics, vectors)
 
     def _by_reference(self, tensors) -> dict:
-        """Tensors that stand for the model's trainable variables, by those."""
+        """A dictionary from each trainable variable (by reference) to the tensor used in its place."""
         return {stack.ref(): tensor for stack, tensor in zip(self.weights, tensors, strict=True)}
 
     def _gammas(self, tensors) -> list[tf.Tensor]:
@@ -254,7 +254,7 @@ class Trainer(tf.Module):
         return [stacked(list(rows.values()), tensors) for _, rows in gammas]
 
     @property
-    def compiles_steps(self) -> bool:
+    def xla_steps(self) -> bool:
         """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` is on a single GPU.
 
         With several replicas a whole step holds exchanges between them, which are compiled only if the
@@ -268,9 +268,9 @@ class Trainer(tf.Module):
         return {"auto": auto, "on": True, "parts": False, "off": False}[self.config.jit_compile]
 
     @property
-    def _compiles_regions(self) -> bool:
+    def _xla_regions(self) -> bool:
         """Whether regions of a step are compiled: ``parts``, and ``auto`` if not the whole step."""
-        return self.config.jit_compile in ("auto", "parts") and not self.compiles_steps
+        return self.config.jit_compile in ("auto", "parts") and not self.xla_steps
 
     def _losses(
         self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
@@ -300,7 +300,7 @@ class Trainer(tf.Module):
         self.spectral.update_vectors(result.vectors, condition, state)
 
     def train_step(self, images, state=None):
-        """One step, on this replica, in whose graph every pass stands; `whole_step` has a loop.
+        """Takes one step on this replica, with each pass traced separately; `whole_step` loops.
 
         Args:
             images: As for `compute_pass`.
@@ -393,16 +393,16 @@ class Trainer(tf.Module):
             self.norm_bound.update(norm, finite, state)
         elif config.skip_gradient_norm:
             good &= norm <= config.skip_gradient_norm
-        ended = state.value(self.consecutive_skips) >= config.max_bad_steps
-        apply = good & ~ended
+        diverged = state.value(self.consecutive_skips) >= config.max_bad_steps
+        apply = good & ~diverged
         terms = [recon, losses.spectral, losses.batch_norm, norm]
-        self._record_skips(good, ended, terms, kl_per_group, state)
+        self._record_skips(good, diverged, terms, kl_per_group, state)
         if self._scales_loss:
             self._adapt_loss_scale(finite, state)
         if config.clip_gradient_norm:
             factor = config.clip_gradient_norm / tf.maximum(norm, config.clip_gradient_norm)
             gradients = [gradient * factor for gradient in gradients]
-        scope = Scope(functions=self.functions, xla_regions=self._compiles_regions)
+        scope = Scope(functions=self.functions, xla_regions=self._xla_regions)
         self.optimizer.apply_gradients(gradients, apply, scope, state)
         if self.averages:
             self.averages.update(step + 1, apply, scope, state)
@@ -444,7 +444,7 @@ class Trainer(tf.Module):
         return state.tensors, logs
 
     def _coefficients(self, step):
-        """beta and lambda of the step that follows so many others."""
+        """beta and lambda for the step after `step` others."""
         beta = objective.kl_coefficient(step, self.total_steps, self.config)
         risen = beta / self.config.kl_max_coeff
         return beta, objective.regularization_coefficient(risen, self.config)
@@ -468,7 +468,7 @@ class Trainer(tf.Module):
             [tf.zeros(vectors.shape) for vectors in self.spectral.vectors],
         )
 
-    def _record_skips(self, good, ended, terms, kl_per_group, state):
+    def _record_skips(self, good, diverged, terms, kl_per_group, state):
         """Counts skipped steps, and records what was not finite at the start of a row of them."""
         bad_before = state.value(self.consecutive_skips)
         infinite = ~tf.math.is_finite(tf.concat([tf.stack(terms), kl_per_group], 0))
@@ -476,7 +476,7 @@ class Trainer(tf.Module):
         causes = tf.where(starts, infinite, state.value(self.first_skip_causes))
         state.assign(self.first_skip_causes, causes)
         row = tf.where(good, tf.zeros_like(bad_before), bad_before + 1)
-        state.assign(self.consecutive_skips, tf.where(ended, bad_before, row))
+        state.assign(self.consecutive_skips, tf.where(diverged, bad_before, row))
         state.assign(self.skipped, state.value(self.skipped) + tf.cast(~good, tf.int64))
 
     def _adapt_loss_scale(self, finite, state):
@@ -585,7 +585,7 @@ def _assign(variables, values) -> None:
         variable.assign(value)
 
 
-def check_compiled_steps(config: TrainConfig, replicas: int) -> None:
+def check_xla_steps(config: TrainConfig, replicas: int) -> None:
     """Refuses compiled steps that could not do what is asked of them.
 
     Args:
@@ -633,7 +633,7 @@ def whole_step(trainer: Trainer, strategy):
         trainer: The trainer.
         strategy: Strategy over the replicas.
     """
-    passes, jit = trainer.config.accumulate_steps, trainer.compiles_steps
+    passes, jit = trainer.config.accumulate_steps, trainer.xla_steps
     if passes == 1:
         return on_replicas(trainer.train_step, strategy, jit)
     add = on_replicas(trainer.add_pass, strategy, jit)
@@ -661,7 +661,7 @@ def step_results(results, place: int):
     return tf.nest.map_structure(lambda values: values[place], results)
 
 
-def compiled(function, strategy):
+def distributed_function(function, strategy):
     """A graph of a function of all replicas, with results that are identical on all, from one.
 
     Args:
@@ -676,10 +676,10 @@ def compiled(function, strategy):
     return run
 
 
-def compiled_validation(trainer: Trainer, strategy):
+def distributed_validation(trainer: Trainer, strategy):
     """A graph of `Trainer.validation_step` on all replicas, a function of their batches."""
-    step = on_replicas(trainer.validation_step, strategy, trainer.compiles_steps)
-    return compiled(step, strategy)
+    step = on_replicas(trainer.validation_step, strategy, trainer.xla_steps)
+    return distributed_function(step, strategy)
 
 
 def several_steps(step, strategy):

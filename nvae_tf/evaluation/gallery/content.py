@@ -105,7 +105,7 @@ def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
 
 
 def _samples(model, count: int, seed: int) -> dict[float, np.ndarray]:
-    draw = sampling.compiled_sampler(model)
+    draw = sampling.sampler_function(model)
     options = dict(batch_size=min(count, BATCH), seed=seed, draw=draw)
     levels = {t: sampling.sample(model, count, t, **options)[0] for t in TEMPERATURES}
     return {t: from_levels(values, model.image) for t, values in levels.items()}

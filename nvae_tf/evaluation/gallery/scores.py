@@ -17,7 +17,7 @@ class Score(NamedTuple):
         unit: Its unit; empty if it has none.
         error: Standard error over the images; None if it is not known.
         per_dim: The number and its standard error in bits per dimension; None if it has no such form.
-        origin: Of how many images of what it is.
+        origin: What it was computed from, such as the number of images of which set.
     """
 
     name: str
