@@ -28,9 +28,9 @@ parser.add_argument("run", help="the folder of a run, or an official .pt file")
 parser.add_argument("out", type=Path, help="folder for the images and the results of each kind")
 parser.add_argument("--count", type=int, default=100, help="images of each kind (default: 100)")
 parser.add_argument(
-    "--fit", type=int, default=300, help="training images for the fit (default: 300)"
+    "--fit", type=int, default=200, help="training images for the fit (default: 200)"
 )
-parser.add_argument("--draws", type=int, default=10, help="draws of z per image (default: 10)")
+parser.add_argument("--draws", type=int, default=3, help="draws of z per image (default: 3)")
 parser.add_argument("--only", metavar="KIND", help="only the kinds whose names begin so")
 options = parser.parse_args()
 
@@ -94,6 +94,8 @@ for kind in [kind for kind in kinds if kind.startswith(options.only or "")]:
     name = kind.partition(" (")[0].replace(" ", "_")
     folder, results = options.out / name, options.out / "results" / name
     make_folder(folder)
+    for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of a call with more images
+        old.unlink()
     for index, image in enumerate(to_bytes(as_model_sees(kinds[kind]))):
         write_png(folder / f"{index:04d}.png", image)
     flags = ["--checkpoint", options.run, "--eval_mode", "ood", "--output", str(results)]
