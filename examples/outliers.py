@@ -1,42 +1,42 @@
 """Tells images of other kinds from the test images of a run, by several scores.
 
-    python examples/outliers.py runs/digits
+    python examples/outliers.py runs/digits kinds
 
-changes the test images, and makes letters and photographs, in the size of the model, and prints how
-well scores of ``evaluate_keras.py --eval_mode ood`` separate them from the test images: the area under
-the ROC curve, 1 perfectly, 0.5 not at all, below 0.5 the wrong way round. docs/outliers.md explains the
-scores and shows the result. `--write DIR` also writes each kind as a folder of PNGs, for ``--against``.
+changes the test images, and makes letters and photographs, in the size of the model; writes each kind
+as a folder of PNGs into the folder `kinds`; and calls ``evaluate_keras.py --eval_mode ood --against``
+for each. It prints the area under the ROC curve of some scores, with its 95 % interval: 1 separates
+perfectly, 0.5 not at all, below 0.5 is the wrong way round. docs/outliers.md explains the scores and
+shows the result.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 
+from nvae_tf.cli.evaluate import main
 from nvae_tf.evaluation import ood_run
 from nvae_tf.evaluation.loading import load
-from nvae_tf.evaluation.ood import chosen_k
-from nvae_tf.evaluation.ood_metrics import separation
 from nvae_tf.io.files import make_folder, write_png
 from nvae_tf.io.image_grid import to_bytes
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")
+parser.add_argument("out", type=Path, help="folder for the images and the results of each kind")
 parser.add_argument("--count", type=int, default=100, help="images of each kind (default: 100)")
 parser.add_argument(
-    "--fit", type=int, default=300, help="training images for the fit (default: 300)"
+    "--fit", type=int, default=200, help="training images for the fit (default: 200)"
 )
-parser.add_argument("--draws", type=int, default=10, help="draws of z per image (default: 10)")
-parser.add_argument("--write", metavar="DIR", help="write each kind as a folder of PNGs")
+parser.add_argument("--draws", type=int, default=3, help="draws of z per image (default: 3)")
 parser.add_argument("--only", metavar="KIND", help="only the kinds whose names begin so")
 options = parser.parse_args()
 
 loaded = load(options.run)
 spec = loaded.model.image
-settings = ood_run.Settings(num_draws=options.draws, max_images=options.count)
-test = ood_run.split(loaded, False, settings)
+test = ood_run.split(loaded, False, ood_run.Settings(max_images=options.count))
 rows, columns = spec.scored_part
 inner = test.images[:, rows, columns]  # without the padding
 height, width, channels = inner.shape[1:]
@@ -71,10 +71,7 @@ def photograph(index):
 def as_model_sees(images):
     """Values that the model knows: levels, or for a binary model 0 and 1 from a threshold of 0.5."""
     levels = 1 if spec.binary else 2**loaded.model.num_bits - 1
-    images = np.broadcast_to(np.rint(np.asarray(images) * levels) / levels, inner.shape)
-    padded = np.zeros_like(test.images)
-    padded[:, rows, columns] = images
-    return padded
+    return np.broadcast_to(np.rint(np.asarray(images) * levels) / levels, inner.shape)
 
 
 count, flat = range(len(inner)), inner.reshape(len(inner), -1, channels)
@@ -92,22 +89,28 @@ if height == width:
 if channels in (1, 3):
     kinds["photographs"] = [photograph(index) for index in count]
 
-shown = ["neg_log_p", "complexity", f"llr_gt_{chosen_k(loaded.model)}", "typicality"]
-fit = ood_run.fit(loaded, settings._replace(max_images=options.fit))
-inside = ood_run.score(loaded, test, settings, fit)
-print("| against | " + " | ".join(f"`{name}`" for name in shown) + " |")
-print("| --- |" + " --- |" * len(shown))
+lines = []
 for kind in [kind for kind in kinds if kind.startswith(options.only or "")]:
-    images = kinds[kind]
-    seen = as_model_sees(images)
-    if options.write:
-        folder = Path(options.write) / kind.replace(" ", "_")
-        make_folder(folder)
-        for index, image in enumerate(to_bytes(seen[:, rows, columns])):
-            write_png(folder / f"{index:04d}.png", image)
-    others = ood_run.ImageSet(kind, [str(index) for index in count], seen)
-    outside = ood_run.score(loaded, others, settings, fit)
-    areas = [
-        separation(inside.scores[name], outside.scores[name], seed=1)["auroc"][0] for name in shown
-    ]
-    print(f"| {kind} | " + " | ".join(f"{area:.3f}" for area in areas) + " |", flush=True)
+    name = kind.partition(" (")[0].replace(" ", "_")
+    folder, results = options.out / name, options.out / "results" / name
+    make_folder(folder)
+    for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of a call with more images
+        old.unlink()
+    for index, image in enumerate(to_bytes(as_model_sees(kinds[kind]))):
+        write_png(folder / f"{index:04d}.png", image)
+    flags = ["--checkpoint", options.run, "--eval_mode", "ood", "--output", str(results)]
+    numbers = ["--max_images", options.count, "--fit_images", options.fit]
+    numbers += ["--num_iw_samples", options.draws]
+    print(f"{kind}:", flush=True)
+    if status := main([*flags, *map(str, numbers), "--against", str(folder)]):
+        raise SystemExit(status)
+    report = json.loads((results / "ood.json").read_text())
+    chosen = report["chosen_llr"]["score"], report["chosen"]["score"]
+    shown = ["neg_log_p", "complexity", *chosen]
+    areas = [report["scores"][score]["auroc"] for score in shown]
+    lines.append(f"| {kind} | " + " | ".join("{:.3f} ({:.3f} to {:.3f})".format(*a) for a in areas))
+    lines[-1] += " |"
+
+print("| against | " + " | ".join(f"`{score}`" for score in shown) + " |")
+print("| --- |" + " --- |" * len(shown))
+print("\n".join(lines))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import subprocess
 import sys
 
@@ -80,6 +81,33 @@ def test_the_coder_is_as_short_as_constriction(photographs):
     ours = Stack([LOWEST])
     ours.push(*interval(cumulative, np.arange(len(symbols)), symbols.astype(np.int64)))
     assert abs(ours.bits / theirs.num_bits() - 1) < 1e-3
+
+
+def test_gaussian_latents_are_as_short_as_constriction():
+    """Latents in bins of width 1, where both quantise alike: ours are of any width."""
+    constriction = pytest.importorskip("constriction")
+    rng, count, edge = np.random.default_rng(3), 8000, 128
+    mean, stddev = rng.normal(0, 20, count), np.exp(rng.uniform(-1, 2.5, count))
+    symbols = np.rint(rng.normal(mean, stddev)).astype(np.int32)
+    theirs = constriction.stream.stack.AnsCoder()
+    quantised = constriction.stream.model.QuantizedGaussian(-edge, edge - 1)
+    theirs.encode_reverse(symbols, quantised, mean, stddev)
+    bins, positions = LatentBins(2 * edge), np.arange(count)
+    bins.edges = np.concatenate([[-np.inf], np.arange(1 - edge, edge) - 0.5, [np.inf]])
+    posterior = Posterior(bins, (np.zeros(count), np.ones(count)), (mean, stddev))
+    ours = Stack(np.full(64, LOWEST))
+    ours.push(*interval(posterior, positions, symbols.astype(np.int64) + edge))
+    assert ours.bits / count > 2.5
+    assert abs(ours.bits / theirs.num_bits() - 1) < 2e-3
+    np.testing.assert_array_equal(theirs.decode(quantised, mean, stddev), symbols)
+    np.testing.assert_array_equal(ours.pop(posterior, positions, bins.count) - edge, symbols)
+
+
+def test_symbols_without_a_place_are_refused():
+    """A damaged stack can yield latents that no posterior would: frequencies of 0."""
+    stack = Stack(np.full(2, LOWEST))
+    with pytest.raises(Exhausted):
+        stack.push(np.uint64([0, 1]), np.uint64([1, 0]))
 
 
 def test_popping_draws_and_pushing_gives_the_bits_back():
@@ -287,7 +315,12 @@ def rewritten(path, target, **fields):
     return target
 
 
-@pytest.mark.parametrize("name", ["nvae-tf", "tensorflow", "numpy", "CPU", "threads", "settings"])
+NAMES_OF_WHAT_DIFFERS = [
+    "nvae-tf", "tensorflow", "tf-keras", "numpy", "CPU", "threads", "batch", "settings",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES_OF_WHAT_DIFFERS)
 def test_what_differs_is_named(packed, tmp_path, name):
     model, path = packed
     made_with = {**file_format.read(path)[0].made_with, name: "another"}
@@ -317,6 +350,11 @@ def test_other_numbers_are_refused_although_all_else_is_the_same(packed, tmp_pat
         {"lanes": 10**6},
         {"lanes": True},
         {"checksums": []},
+        {"checksums": {"a": "b"}},
+        {"checksums": "a"},
+        {"names": {"a.png": "", "b.png": "", "c.png": ""}},
+        {"names": "abc"},
+        {"made_with": {"model": {"a": "b"}}},
         {"left_out": "A" * 7},
         {"left_out": 5},
         {"padded": 1},
@@ -363,17 +401,50 @@ def test_damaged_files_are_refused(packed, tmp_path):
         check_damaged(model, path.read_bytes(), tmp_path, number)
 
 
-def test_damage_behind_a_right_checksum_is_refused(packed, tmp_path):
-    model, path = packed
-    content = path.read_bytes()[: -file_format.CHECKSUM]
-    for number in range(1):
-        rng = np.random.default_rng(number)
-        place = int(rng.integers(len(content) - 2000, len(content)))
-        changed = content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
-        file = tmp_path / "file.nvae"
-        file.write_bytes(changed + hashlib.sha256(changed).digest())
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, photographs):
+    """A model of one group, whose files are decoded within a fraction of a second, and a file."""
+    np.random.seed(5)
+    config = dataclasses.replace(TINY, num_groups_per_scale=1, use_se=False)
+    model = NVAE(config, ImageSpec(8, 8, 1, binary=True, scored_size=(6, 6)))
+    images = np.zeros((3, 8, 8, 1), np.int64)
+    images[:, 1:7, 1:7] = photographs[:3, 8:14, 8:14, :1] > 100
+    path = tmp_path_factory.mktemp("small") / "file.nvae"
+    files.compress(model, ArrayPictures(images), path)
+    return model, path
+
+
+ANY_VALUE = [-1, 2**70, 0.5, math.nan, "", "text", [], ["a"], [["a"]], {}, {"a": "b"}, {"a": 1}]
+
+
+@pytest.mark.filterwarnings("error")
+def test_damage_behind_a_right_checksum_is_refused(small, tmp_path, capfd):
+    """Damage of what is decoded, and of what the header says of it."""
+    model, path = small
+    content, file = path.read_bytes()[: -file_format.CHECKSUM], tmp_path / "file.nvae"
+    header, heads, words, _ = file_format.read(path)
+    stack, rng = 8 * len(heads) + 4 * len(words), np.random.default_rng(0)
+    for number in range(40):
+        place = len(content) - 1 - int(rng.integers(stack))
+        changed = bytes([content[place] ^ (1 << number % 8)])
+        damaged = content[:place] + changed + content[place + 1 :]
+        file.write_bytes(damaged + hashlib.sha256(damaged).digest())
         assert "damaged" in refusal(files.decompress, model, file, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+    fields = dataclasses.asdict(header)
+    wrong = [
+        (name, value)
+        for name, right in fields.items()
+        for value in ANY_VALUE
+        if type(value) is not type(right)
+    ]
+    other = {"count": 4, "initial_words": header.initial_words + 1, "padded": not header.padded}
+    for name, value in [*wrong, *other.items(), ("trial", "0"), ("checksums", ["0"])]:
+        rewritten(path, file, **{name: value})
+        refusal(files.decompress, model, file, tmp_path / "out")
+    assert len(wrong) > 80
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.nvae"]
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed and "Warning" not in printed
 
 
 def test_models_that_cannot_be_coded_are_refused():

@@ -71,9 +71,10 @@ ADDED = {
     "python tests/parity.py tests/reference/cifar10_flow.npz": "--jit_compile off",
     "python examples/interpolation_video.py": "--steps 2 --stations 2",
     "python examples/start_from_trained.py": "--epochs 2 --few 2",
-    "python examples/outliers.py": "--count 20 --draws 1 --fit 20",
+    "python examples/outliers.py": "--count 20 --draws 1 --fit 20 --only letters",
+    "python examples/other_classes.py": "--epochs 2 --count 20 --draws 1",
     "python evaluate_keras.py --checkpoint runs/digits --eval_mode ood": "--num_iw_samples 1 "
-    "--max_images 20",
+    "--max_images 20 --fit_images 20",
 }
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from nvae_tf.cli.evaluate import main
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import Config, ImageSpec, ModelConfig
 from nvae_tf.evaluation import likelihood, ood, ood_run, typicality
-from nvae_tf.evaluation.loading import load
+from nvae_tf.evaluation.loading import LoadedModel, load
 from nvae_tf.evaluation.ood_metrics import separation
 from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import FromPrior, Given
@@ -145,6 +146,19 @@ def test_metrics_are_scikit_learns(ties):
         assert low <= value <= high and low < high
 
 
+def test_large_sets_are_resampled_in_parts():
+    """A table of all bootstrap samples of these sets alone would take 64 MB, and there are several."""
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(0, 1, 4000), rng.normal(1, 1, 4000)
+    tracemalloc.start()
+    value, low, high = separation(inside, outside, seed=0)["auroc"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert value == pytest.approx(roc_auc_score([0] * 4000 + [1] * 4000, [*inside, *outside]))
+    assert low < value < high < low + 0.03
+    assert peak < 100e6
+
+
 def test_intervals_are_as_wide_as_the_areas_spread():
     """The standard deviation over fresh sets of images is that of a normal with this interval."""
     rng = np.random.default_rng(0)
@@ -184,13 +198,14 @@ def noise_folder(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("ood") / "noise", noise)
 
 
-FEW = ["--num_iw_samples", "2", "--max_images", "40"]
+FEW = ["--num_iw_samples", "2", "--max_images", "40", "--fit_images", "30"]
 
 
 def test_noise_is_untypical(run, noise_folder, tmp_path, capsys):
     flags = ["--checkpoint", str(run), "--eval_mode", "ood", "--output", str(tmp_path), *FEW]
     assert main([*flags, "--against", str(noise_folder)]) == 0
     report = json.loads((tmp_path / "ood.json").read_text())
+    assert report["fit"] == {"set": "train", "count": 30}
     assert report["num_iw_samples"] == 2 and report["images"] == [
         {"set": "test", "count": 40},
         {"set": str(noise_folder), "count": 12},
@@ -220,10 +235,58 @@ def test_without_a_second_set_outliers_are_marked(run, noise_folder, tmp_path):
     marks = [float(row["typicality"]) > report["threshold"]["value"] for row in rows]
     assert len(marks) == 12 and sum(marks) == report["outliers"] >= 10
     assert [int(row["outlier"]) for row in rows] == marks
+    by_rank = sorted(rows, key=lambda row: int(row["rank"]))
+    assert [int(row["rank"]) for row in by_rank] == list(range(1, 13))
+    values = [float(row["typicality"]) for row in by_rank]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.slow
+def test_the_threshold_is_the_test_sets_also_for_training_images(run, tmp_path):
+    flags = ["--checkpoint", str(run), "--eval_mode", "ood", *FEW]
+    reports = []
+    for name, more in (("test", []), ("train", ["--eval_on_train"])):
+        assert main([*flags, *more, "--output", str(tmp_path / name)]) == 0
+        reports.append(json.loads((tmp_path / name / "ood.json").read_text()))
+        with (tmp_path / name / "ood.csv").open() as file:
+            assert {row["set"] for row in csv.DictReader(file)} == {name}
+    assert reports[0]["threshold"] == reports[1]["threshold"]
+    assert reports[1]["threshold"]["of"] == "test"
+
+
+def test_grey_files_are_binarised_by_their_content(run, tmp_path):
+    """An image is the same to a binary model wherever it stands in its set, and in its folder."""
+    grey = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    loaded = load(str(run))
+    some, all_ = write_images(tmp_path / "a", grey[1:]), write_images(tmp_path / "b", grey)
+    seen = [
+        ood_run.files(loaded, [str(folder)], ood_run.Settings()).images for folder in (some, all_)
+    ]
+    np.testing.assert_array_equal(seen[0], seen[1][1:])
+    assert set(np.unique(seen[1])) == {0.0, 1.0} and 0.3 < seen[1][:, 2:-2, 2:-2].mean() < 0.7
+    assert not np.array_equal(seen[1][0], seen[1][1])
+    other = ood_run.files(loaded, [str(some)], ood_run.Settings(seed=2)).images
+    assert not np.array_equal(other, seen[0])
+
+
+def test_typicality_does_not_depend_on_how_many_images_are_scored(run):
+    loaded, fits = load(str(run)), []
+    for count in (5, 20):
+        settings = ood_run.Settings(num_draws=1, max_images=count, fit_images=10)
+        fits.append(ood_run.fit(loaded, settings))
+    np.testing.assert_array_equal(fits[0].mean, fits[1].mean)
+    assert fits[0].num_images == fits[1].num_images == 10
+
+
+def test_a_data_set_has_the_models_size_where_it_can(tmp_path):
+    """`photos` has images of 32x32 and of 64x64."""
+    large = LoadedModel(NVAE(CONFIG, ImageSpec(64, 64, 3)), Config(), 0, tmp_path)
+    settings = ood_run.Settings(max_images=2)
+    assert ood_run.against(large, "photos", settings).images.shape == (2, 64, 64, 3)
 
 
 def test_the_extremes_are_sorted(run):
-    settings = ood_run.Settings(num_draws=1, max_images=30)
+    settings = ood_run.Settings(num_draws=1, max_images=30, fit_images=30)
     loaded = load(str(run))
     test = ood_run.split(loaded, False, settings)
     scored = ood_run.score(loaded, test, settings, ood_run.fit(loaded, settings))
@@ -244,7 +307,12 @@ def test_mistakes_are_one_line(run, noise_folder, tmp_path, capsys):
         "no image files here": str(tmp_path / "empty"),
         "smaller than 28x28": str(small),
         "its images are 8-bit 32x32x3; the model's are binary 32x32x1": "photos",
-        "no such folder or data set; name a folder": "",
+        "no such folder or data set; name a folder of images, or one of digits, mnist, omniglot (with "
+        "--against_data)": "",
+        "omniglot needs --against_data": "omniglot",
+        "its images are 8-bit 64x64x3": "celeba_64",
+        "lsun_church_64: its images": "lsun_church_64",
+        "tfrecords needs --against_data": "tfrecords",
     }.items():
         with pytest.raises(UserError, match=re.escape(message)) as caught:
             ood_run.against(loaded, name, ood_run.Settings())
@@ -252,6 +320,9 @@ def test_mistakes_are_one_line(run, noise_folder, tmp_path, capsys):
     for message, flags in {
         "do not go together": ["--against", "mnist", "--images", str(noise_folder)],
         "nowhere: no such folder or data set": ["--against", "nowhere"],
+        "nowhere: no such data set": ["--against", "nowhere", "--against_data", str(tmp_path)],
+        "a data set that --against names": ["--against_data", str(tmp_path)],
+        "--indices is not for": ["--indices", "1", "2"],
     }.items():
         folder = tmp_path / "output"
         arguments = ["--checkpoint", str(run), "--eval_mode", "ood", "--output", str(folder)]

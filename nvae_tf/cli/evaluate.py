@@ -138,12 +138,23 @@ def _parser() -> Parser:
         "size (default: none; the test images or --images are ranked and outliers among them marked)",
     )
     outliers.add_argument(
+        "--against_data",
+        metavar="DIR",
+        help="where the data set that --against names is, if it needs a folder",
+    )
+    outliers.add_argument(
         "--max_images",
         type=at_least(2),
         default=500,
         metavar="N",
-        help="images of each set, and training images that the score is fitted on; of a larger set, "
-        "N at equal distances (default: 500)",
+        help="images of each set; of a larger set, N at equal distances (default: 500)",
+    )
+    outliers.add_argument(
+        "--fit_images",
+        type=at_least(2),
+        default=500,
+        metavar="N",
+        help="training images that typicality is fitted to, at equal distances (default: 500)",
     )
     sampling = parser.add_argument_group("sample, evaluate_fid, interpolate, traverse and export")
     sampling.add_argument(

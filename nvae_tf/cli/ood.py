@@ -23,6 +23,13 @@ def ood(arguments) -> None:
         raise UserError(
             "--against and --images do not go together: --against compares the test set"
         )
+    if arguments.against_data is not None and arguments.against is None:
+        raise UserError("--against_data is the folder of a data set that --against names")
+    if arguments.indices:
+        raise UserError(
+            "--indices is not for --eval_mode ood, which scores whole sets; name files with --images, "
+            "or take fewer images with --max_images"
+        )
     loaded, output = load(arguments)
     from nvae_tf.evaluation import ood_run, typicality
     from nvae_tf.evaluation.ood import chosen_k
@@ -33,13 +40,18 @@ def ood(arguments) -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         max_images=arguments.max_images,
+        fit_images=arguments.fit_images,
     )
     # All images are read before any is scored, so that mistakes show within seconds.
-    sets = [ood_run.split(loaded, arguments.eval_on_train, settings)]
-    if arguments.against is not None:
-        sets.append(ood_run.against(loaded, arguments.against, settings))
+    comparing, train = arguments.against is not None, arguments.eval_on_train
+    sets = [ood_run.split(loaded, train and comparing, settings)]
+    if comparing:
+        data = arguments.against_data or ""
+        sets.append(ood_run.against(loaded, arguments.against, settings, data))
     elif arguments.images:
         sets.append(ood_run.files(loaded, arguments.images, settings))
+    elif train:
+        sets.append(ood_run.split(loaded, True, settings))
     fit = ood_run.fit(loaded, settings)
     inside, *others = [ood_run.score(loaded, images, settings, fit) for images in sets]
     report = {
@@ -47,13 +59,14 @@ def ood(arguments) -> None:
         "seed": arguments.seed,
         "num_iw_samples": arguments.num_iw_samples,
         "chosen": {"score": typicality.NAME, "rule": typicality.RULE},
+        "fit": {"set": "train", "count": fit.num_images},
         "chosen_llr": {"score": f"llr_gt_{chosen_k(loaded.model)}", "rule": "all groups but one"},
         "images": [
             {"set": scored.set.title, "count": len(scored.set.names)}
             for scored in (inside, *others)
         ],
     }
-    if arguments.against is not None:
+    if comparing:
         report = {"scores": _separations(inside, others[0], arguments.seed), **report}
         shown = [inside, others[0]]
     else:
@@ -106,19 +119,27 @@ def _marked(inside, scored) -> dict:
 
 
 def _table(sets, threshold: float | None) -> str:
-    """A row for each image: its set, its name, every score, and whether it is an outlier."""
+    """A row for each image: its set, its name and every score.
+
+    With a threshold, also its rank by typicality, 1 for the least typical, and whether it is above.
+    """
+    import numpy as np
+
     from nvae_tf.evaluation import typicality
 
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = list(sets[0].scores)
-    marks = [] if threshold is None else ["outlier"]
+    marks = [] if threshold is None else ["rank", "outlier"]
     writer.writerow(["set", "image", *names, *marks])
     for scored in sets:
+        values = scored.scores[typicality.NAME]
+        ranks = np.argsort(np.argsort(-values, kind="stable")) + 1
         for index, image in enumerate(scored.set.names):
-            row = {name: float(scored.scores[name][index]) for name in names}
-            above = [] if threshold is None else [int(row[typicality.NAME] > threshold)]
-            writer.writerow([scored.set.title, image, *(f"{v:.6g}" for v in row.values()), *above])
+            cells = [f"{scored.scores[name][index]:.6g}" for name in names]
+            if threshold is not None:
+                cells += [str(ranks[index]), str(int(values[index] > threshold))]
+            writer.writerow([scored.set.title, image, *cells])
     return file.getvalue()
 
 

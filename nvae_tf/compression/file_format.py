@@ -99,7 +99,7 @@ class Header:
             if type(value) is not int or not lowest <= value <= highest:
                 raise ValueError(f"{name} is out of range")
         texts = isinstance(self.made_with, dict) and _are_texts(
-            [self.trial, *self.made_with.values()]
+            [self.trial, *self.made_with.keys(), *self.made_with.values()]
         )
         types = isinstance(self.nelbo_bits, float) and isinstance(self.padded, bool)
         if not texts or not types or not np.isfinite(self.nelbo_bits):
@@ -220,4 +220,5 @@ def _parse(content: bytes) -> tuple[Header, np.ndarray, np.ndarray]:
 
 
 def _are_texts(values) -> bool:
-    return all(isinstance(value, str) for value in values)
+    """Whether values are a list of texts; a text or a dictionary of texts is none."""
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

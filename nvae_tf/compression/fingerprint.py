@@ -17,14 +17,16 @@ import tensorflow as tf
 from nvae_tf.compression.codec import Codec
 from nvae_tf.compression.rans import Stack
 from nvae_tf.engine.weights import layout
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, short_repr
 from nvae_tf.model import NVAE
 from nvae_tf.version import __version__
 
-LIBRARIES = ("tensorflow", "tensorflow-probability", "numpy", "scipy")
+LIBRARIES = ("tensorflow", "tf-keras", "tensorflow-probability", "numpy", "scipy")
+BATCH = "1 image"  # what the network computes at once (`nvae_tf.compression.network`)
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # where it is not set, TensorFlow decides
 # What libraries read from the environment that changes which kernels they run.
 SETTINGS = (
-    "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+    ONEDNN, "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
     "TF_XLA_FLAGS", "XLA_FLAGS", "NPY_DISABLE_CPU_FEATURES",
 )  # fmt: skip
 CPU_INFO = "/proc/cpuinfo"
@@ -56,9 +58,12 @@ def made_with(model: NVAE) -> dict[str, str]:
         **{library: importlib.metadata.version(library) for library in LIBRARIES},
         "CPU": _cpu(),
         "settings": " ".join(
-            f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ
+            f"{name}={os.environ.get(name, 'default')}"
+            for name in SETTINGS
+            if name in os.environ or name == ONEDNN
         ),
         "threads": _threads(),
+        "batch": BATCH,
     }
 
 
@@ -81,8 +86,8 @@ def check_same(here: dict[str, str], there: dict[str, str], path) -> None:
                     "it was made with"
                 )
             raise UserError(
-                f"{path}: made with {name} {there.get(name)!r}, and here it is {value!r}; the numbers "
-                "could differ, so decode it where they are the same"
+                f"{path}: made with {name} {short_repr(there.get(name))}, and here it is {value!r}; "
+                "the numbers could differ, so decode it where they are the same"
             )
 
 

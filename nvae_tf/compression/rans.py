@@ -32,7 +32,7 @@ Cumulative = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Exhausted(Exception):
-    """More was popped than the stack holds: it is damaged."""
+    """More was popped than the stack holds, or a symbol is pushed that has no place: it is damaged."""
 
 
 class Stack:
@@ -89,6 +89,9 @@ class Stack:
         Args:
             starts: The sum of the frequencies below each symbol, uint64 (n,).
             frequencies: The frequency of each, above 0, uint64 (n,).
+
+        Raises:
+            Exhausted: A frequency is 0. Only what was popped from a damaged stack has none.
         """
         lanes = len(self.heads)
         for first in reversed(range(0, len(starts), lanes)):
@@ -128,6 +131,8 @@ class Stack:
         return fresh
 
     def _push_block(self, starts, frequencies):
+        if (frequencies - np.uint64(1) >= TOTAL).any():  # 0 becomes the largest number
+            raise Exhausted
         heads = self.heads[: len(starts)]
         full = (heads >> _REST) >= frequencies
         if full.any():

@@ -89,6 +89,7 @@ def evaluation_batches(
     seed: int,
     num_bits: int | None = None,
     with_labels: bool = False,
+    by_content: bool = False,
 ) -> tf.data.Dataset:
     """Returns batches of every image once, in order, cropped to the centre; the last may be smaller.
 
@@ -99,13 +100,15 @@ def evaluation_batches(
         seed: Seed of the binarisation.
         num_bits: Number of bits per colour value that are kept; default: all.
         with_labels: Whether to yield pairs of images and labels, (up to batch_size,) int64.
+        by_content: Whether the binarisation of an image follows from the seed and its content, in
+            place of the seed and its index: then it is the same in every set.
 
     Returns:
         Batches (up to batch_size, height, width, channels), float32 in [0, 1].
     """
 
     def example(index):
-        image, label = _evaluation_example(source, dataset.image, index, seed, num_bits)
+        image, label = _evaluation_example(source, dataset.image, index, seed, num_bits, by_content)
         return (image, label) if with_labels else image
 
     examples = tf.data.Dataset.range(len(source)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
@@ -154,10 +157,16 @@ def validation_batches(
     return examples.batch(share // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _evaluation_example(source: Source, spec: ImageSpec, index, seed: int, num_bits: int):
+def _evaluation_example(
+    source: Source, spec: ImageSpec, index, seed: int, num_bits: int, by_content: bool = False
+):
     """Returns an image as evaluation sees it, and its label."""
     image, label = source.example(index)
     image = _crop(image, spec, tf.constant([0.5, 0.5]))
+    if by_content:
+        index = tf.strings.to_hash_bucket_fast(
+            tf.io.serialize_tensor(image), np.iinfo(np.int64).max
+        )
     return _to_unit(image, spec, num_bits, _stream_seed(seed, _BINARIZE, index)), label
 
 

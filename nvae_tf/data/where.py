@@ -32,8 +32,17 @@ def check_data(config: DataConfig) -> None:
     Raises:
         UserError: The data set needs a folder, and the configuration does not name one.
     """
-    if config.data:
-        return
-    for pattern, advice in _NEEDED.items():
-        if re.fullmatch(pattern, config.dataset):
-            raise UserError(f"{config.dataset} needs --data: {advice} (docs/data.md)")
+    advice = _advice(config.dataset)
+    if advice and not config.data:
+        raise UserError(f"{config.dataset} needs --data: {advice} (docs/data.md)")
+
+
+def needs_data(dataset: str) -> bool:
+    """Whether the data set of a name cannot be fetched automatically."""
+    return _advice(dataset) is not None
+
+
+def _advice(dataset: str) -> str | None:
+    """Where to get a data set that cannot be fetched automatically."""
+    advice = [line for pattern, line in _NEEDED.items() if re.fullmatch(pattern, dataset)]
+    return advice[0] if advice else None

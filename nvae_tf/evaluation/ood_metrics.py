@@ -3,6 +3,7 @@
 import numpy as np
 
 RESAMPLES = 1000
+LARGEST_TABLE = 1 << 20  # numbers; more bootstrap samples are computed one part after the other
 CONFIDENCE = 0.95
 METRICS = ("auroc", "aupr", "fpr95")
 
@@ -10,7 +11,7 @@ METRICS = ("auroc", "aupr", "fpr95")
 def separation(inside: np.ndarray, outside: np.ndarray, seed: int) -> dict[str, list[float]]:
     """How well a score tells outliers (the positives, which should score higher) from the others.
 
-    Equal to scikit-learn's `roc_auc_score`, `average_precision_score` and `roc_curve`, for all
+    Equal to scikit-learn's `roc_auc_score`, `average_precision_score` and `roc_curve`, for many
     bootstrap samples at once. Both sets are resampled, each by itself.
 
     Args:
@@ -23,12 +24,14 @@ def separation(inside: np.ndarray, outside: np.ndarray, seed: int) -> dict[str, 
         of `inside` above the highest threshold that 95 % of `outside` reach. Each as value, and lower
         and upper end of the 95 % interval.
     """
-    rng = np.random.default_rng(seed)
-    counts = [
-        np.concatenate([np.ones((1, len(part))), _resampled(rng, len(part))])
-        for part in (outside, inside)
-    ]
-    columns = _metrics(outside, inside, *counts)
+    sets, rng = (outside, inside), np.random.default_rng(seed)
+    rows = max(LARGEST_TABLE // (len(outside) + len(inside)), 1)
+    parts = [_metrics(outside, inside, *(np.ones((1, len(part))) for part in sets))]
+    for first in range(0, RESAMPLES, rows):
+        count = min(rows, RESAMPLES - first)
+        counts = [_resampled(rng, len(part), count) for part in sets]
+        parts.append(_metrics(outside, inside, *counts))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return {name: _interval(values) for name, values in zip(METRICS, columns, strict=True)}
 
 
@@ -43,9 +46,9 @@ def _interval(values: np.ndarray) -> list[float]:
     return [float(values[0]), float(min(low, values[0])), float(max(high, values[0]))]
 
 
-def _resampled(rng, size: int) -> np.ndarray:
+def _resampled(rng, size: int, samples: int) -> np.ndarray:
     """How often each of `size` images is drawn in each bootstrap sample, (samples, size)."""
-    return rng.multinomial(size, np.full(size, 1.0 / size), RESAMPLES).astype(float)
+    return rng.multinomial(size, np.full(size, 1.0 / size), samples).astype(float)
 
 
 def _metrics(outside, inside, outside_counts, inside_counts):

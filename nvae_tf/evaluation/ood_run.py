@@ -1,5 +1,6 @@
 """A run's images and their outlier scores: which images, how they are read, and which stand out."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,10 @@ from nvae_tf.config import DataConfig, ImageSpec
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.images import named_images
 from nvae_tf.data.source import EvenlySpread, Source, reading
+from nvae_tf.data.where import needs_data
 from nvae_tf.evaluation import ood, typicality
 from nvae_tf.evaluation.loading import LoadedModel
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.paths import user_path
 
 
@@ -23,6 +25,7 @@ class Settings(NamedTuple):
         batch_size: Images per batch.
         seed: Seed of the noise and of the binarisation.
         max_images: Largest number of images of a set; of a larger one, that many at equal distances.
+        fit_images: The same of the training images that typicality is fitted to.
     """
 
     num_draws: int = 10
@@ -30,6 +33,7 @@ class Settings(NamedTuple):
     batch_size: int = 100
     seed: int = 1
     max_images: int = 500
+    fit_images: int = 500
 
 
 class ImageSet(NamedTuple):
@@ -89,32 +93,61 @@ def files(loaded: LoadedModel, paths: list[str], settings: Settings) -> ImageSet
     return _read(", ".join(paths), source, dataset, names, loaded, settings)
 
 
-def against(loaded: LoadedModel, name: str, settings: Settings) -> ImageSet:
+def against(loaded: LoadedModel, name: str, settings: Settings, data: str = "") -> ImageSet:
     """The images of a folder, or the test images of the data set of a name.
 
     Args:
         loaded: The model, whose size the images get.
-        name: Path of a folder, or name of a data set that needs no folder.
+        name: Path of a folder, or name of a data set.
         settings: How they are read.
+        data: Path of the folder that the data set of this name is in, if it needs one.
 
     Raises:
         UserError: There is no such folder or data set, or its images are not like the model's.
     """
-    if name and (user_path(name).exists() or "/" in name):
+    if not data and name and (user_path(name).exists() or "/" in name):
         if not user_path(name).is_dir():
             raise UserError(f"--against {name}: no such folder; name a folder of images")
         return files(loaded, [name], settings)
-    if name not in catalog.names():
-        raise UserError(
-            f"--against {name}: no such folder or data set; name a folder of images, or one of "
-            f"{', '.join(catalog.names())}"
-        )
-    dataset, wanted = catalog.get_dataset_info(DataConfig(dataset=name)), loaded.model.image
-    if _kind(dataset.image) != _kind(wanted):
-        raise UserError(
-            f"--against {name}: its images are {_kind(dataset.image)}; the model's are {_kind(wanted)}"
-        )
-    return _read(name, dataset.open("")[1], dataset, None, loaded, settings)
+    wanted = loaded.model.image
+    try:
+        dataset = _described(name, data, wanted)
+        if _kind(dataset.image) != _kind(wanted):
+            raise UserError(
+                f"its images are {_kind(dataset.image)}; the model's are {_kind(wanted)}"
+            )
+        source = dataset.open(data)[1]
+    except ConfigError:
+        raise UserError(f"--against {name}: {_what_there_is(data, wanted)}") from None
+    except UserError as error:
+        advice = str(error).replace("--data", "--against_data")
+        raise UserError(f"--against {name}: {advice}") from None
+    return _read(name, source, dataset, None, loaded, settings)
+
+
+def _described(name: str, data: str, wanted: ImageSpec) -> catalog.DatasetInfo:
+    """The data set of a name, with images like the wanted ones if it has a choice."""
+    config = DataConfig(dataset=name, data=data)
+    like_it = dataclasses.replace(
+        config, image_size=wanted.size_text, channels=wanted.channels, bits=wanted.bits
+    )
+    try:
+        return catalog.get_dataset_info(like_it)
+    except ConfigError:  # it has none
+        return catalog.get_dataset_info(config)
+
+
+def _what_there_is(data: str, wanted: ImageSpec) -> str:
+    """Advice for a name that is neither a folder's nor a data set's."""
+    if data:
+        return "no such data set; --against_data is the folder of a data set that --against names"
+    like_it = [
+        name + " (with --against_data)" * needs_data(name)
+        for name in catalog.names()
+        if _kind(_described(name, "", wanted).image) == _kind(wanted)
+    ]
+    others = f", or one of {', '.join(like_it)}" if like_it else ""
+    return f"no such folder or data set; name a folder of images{others}"
 
 
 def _kind(spec: ImageSpec) -> str:
@@ -130,6 +163,7 @@ def _read(title, source: Source, dataset, names, loaded: LoadedModel, settings: 
         batch_size=settings.batch_size,
         seed=settings.seed,
         num_bits=loaded.model.num_bits,
+        by_content=True,
     )
     with reading(source):
         images = np.concatenate([batch.numpy() for batch in batches])
@@ -176,8 +210,14 @@ def score(
 
 
 def fit(loaded: LoadedModel, settings: Settings) -> typicality.Typical:
-    """Fits typicality to the training images of a run."""
-    return typicality.fit(score(loaded, split(loaded, True, settings), settings).measured)
+    """Fits typicality to `Settings.fit_images` training images of a run."""
+    settings = settings._replace(max_images=settings.fit_images)
+    return fit_to(loaded, split(loaded, True, settings), settings)
+
+
+def fit_to(loaded: LoadedModel, images: ImageSet, settings: Settings) -> typicality.Typical:
+    """Fits typicality to images; for runs whose training images are not kept."""
+    return typicality.fit(score(loaded, images, settings).measured)
 
 
 class Extremes(NamedTuple):
@@ -199,7 +239,7 @@ class Extremes(NamedTuple):
 def extremes(scored: Scored, count: int, name: str = typicality.NAME) -> Extremes:
     """The most and least typical images of a scored set; for example for a gallery.
 
-        settings = Settings(num_draws=1, max_images=200)
+        settings = Settings(num_draws=1, max_images=200, fit_images=200)
         test = split(loaded, False, settings)
         extremes(score(loaded, test, settings, fit(loaded, settings)), 12)
 

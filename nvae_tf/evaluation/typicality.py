@@ -23,11 +23,13 @@ class Typical(NamedTuple):
         spread: Standard deviations, (measurements,).
         precision: Inverse of the shrunk covariance of standardised measurements, (measurements,
             measurements).
+        num_images: Number of the training images.
     """
 
     mean: np.ndarray
     spread: np.ndarray
     precision: np.ndarray
+    num_images: int
 
     def score(self, measured: Measurements) -> np.ndarray:
         """The squared distance of each image, (images,); near 1 per measurement for training images."""
@@ -50,11 +52,11 @@ def fit(measured: Measurements) -> Typical:
     if len(vectors) < 2 or not np.isfinite(vectors).all():
         raise UserError(
             f"typicality: {len(vectors)} training images with finite likelihoods; it needs two or more "
-            "(--max_images), and a model whose likelihoods are all finite"
+            "(--fit_images), and a model whose likelihoods are all finite"
         )
     mean, spread = vectors.mean(0), np.maximum(vectors.std(0), SMALLEST_SPREAD)
     covariance = LedoitWolf().fit((vectors - mean) / spread)
-    return Typical(mean, spread, covariance.precision_)
+    return Typical(mean, spread, covariance.precision_, len(vectors))
 
 
 def _vectors(measured: Measurements) -> np.ndarray:

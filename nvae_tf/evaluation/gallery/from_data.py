@@ -183,7 +183,9 @@ class DataSet:
         """The test images that are most and least like the training images; None if 0 are asked for."""
         if not count:
             return None
-        settings = ood_run.Settings(num_draws=1, max_images=RANKED, seed=self.seed)
+        settings = ood_run.Settings(
+            num_draws=1, max_images=RANKED, fit_images=RANKED, seed=self.seed
+        )
         test = ood_run.split(self.loaded, False, settings)
         fit = ood_run.fit(self.loaded, settings)
         return ood_run.extremes(ood_run.score(self.loaded, test, settings, fit), count)
