@@ -1,6 +1,7 @@
 """Imports point one way: the order that docs/design.md draws, held against every file."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,7 @@ def test_imports_point_downwards():
 
 def test_the_design_page_names_every_module():
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+)`", page.partition("## Every module")[2]))
     for path in PACKAGE.rglob("*.py"):
         if path.stem != "__init__":
-            assert path.stem in page, path
+            assert path.stem in named, path

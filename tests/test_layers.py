@@ -15,6 +15,7 @@ from nvae_tf.engine.shared_functions import trace_key
 from nvae_tf.engine.weights import Weight, assign_all, rows_of, walk, weights_below
 from nvae_tf.layers import batch_norm as normalization
 from nvae_tf.layers import cells, flows, latent_group
+from nvae_tf.layers.base import Layer
 from nvae_tf.layers.convolution import Conv2D
 
 pytestmark = pytest.mark.core
@@ -295,6 +296,17 @@ CHANGES = [
              stddev="softplus"),
     ),
 ]  # fmt: skip
+
+
+def kinds_of(kind):
+    for other in kind.__subclasses__():
+        yield other
+        yield from kinds_of(other)
+
+
+def test_no_layer_is_missing_from_those_changes():
+    ours = {kind for kind in kinds_of(Layer) if kind.__module__.startswith("nvae_tf.layers")}
+    assert {type(layer) for layer, _ in CHANGES} == ours
 
 
 @pytest.mark.parametrize(("layer", "changes"), CHANGES, ids=lambda v: getattr(v, "name", ""))

@@ -8,6 +8,13 @@ def swish(x, custom_gradients: bool = False):
     return tf.nn.silu(x) if custom_gradients else x * tf.sigmoid(x)
 
 
+ACTIVATIONS = {
+    "none": lambda x, custom_gradients=False: tf.identity(x),
+    "elu": lambda x, custom_gradients=False: tf.nn.elu(x),
+    "swish": swish,
+}
+
+
 def activate(name: str, x, custom_gradients: bool = False):
     """Applies an activation.
 
@@ -16,9 +23,4 @@ def activate(name: str, x, custom_gradients: bool = False):
         x: A tensor of any shape.
         custom_gradients: See `nvae_tf.engine.scope.Scope`.
     """
-    if name == "swish":
-        return swish(x, custom_gradients)
-    return {"none": tf.identity, "elu": tf.nn.elu}[name](x)
-
-
-ACTIVATIONS = ("none", "elu", "swish")
+    return ACTIVATIONS[name](x, custom_gradients)

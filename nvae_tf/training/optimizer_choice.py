@@ -9,7 +9,8 @@ from nvae_tf.training.addons import AddonsOptimizer
 from nvae_tf.training.keras_optimizer import KerasOptimizer
 from nvae_tf.training.optimizers import Adam, Adamax, AdamW, Optimizer
 
-BUILT_IN = dict(zip(BUILT_IN_OPTIMIZERS, (Adamax, Adam, AdamW), strict=True))
+BUILT_IN = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}
+assert tuple(BUILT_IN) == BUILT_IN_OPTIMIZERS
 
 
 def make_optimizer(config: TrainConfig, learning_rate) -> Optimizer:
