@@ -306,6 +306,7 @@ def kinds_of(kind):
 
 def test_no_layer_is_missing_from_those_changes():
     ours = {kind for kind in kinds_of(Layer) if kind.__module__.startswith("nvae_tf.layers")}
+    ours -= {cells._FixedWidthLayer}  # a base class
     assert {type(layer) for layer, _ in CHANGES} == ours
 
 
