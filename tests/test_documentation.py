@@ -185,27 +185,6 @@ def test_own_photographs_need_five_commands(photographs, tmp_path):
 
 
 @pytest.mark.slow
-def test_deep_scans_and_wide_pictures_from_files_to_a_gallery(tmp_path):
-    toy = f"{BRIEF} --num_channels_enc 4 --num_channels_dec 4 --num_mixture_dec 2"
-    done = subprocess.run(
-        ["bash", ROOT / "examples" / "any_image.sh", tmp_path, *toy.split()],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "120 images, 16 bits, values 0 to 4,0" in done.stdout
-    for name, size, kind in (("scans", (32, 32), "I;16"), ("wide", (96, 64), "RGB")):
-        assert (tmp_path / "runs" / name / "gallery.html").is_file()
-        assert (tmp_path / "export" / name / "saved_model.pb").is_file()
-        samples = sorted((tmp_path / "samples" / name).rglob("*.png"))
-        kinds = set()
-        for path in samples:
-            with Image.open(path) as image:
-                kinds.add((image.size, image.mode))
-        assert (size, kind) in kinds, kinds
-
-
-@pytest.mark.slow
 def test_the_quickstarts_python_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     if not (folder / "runs" / "digits").exists():

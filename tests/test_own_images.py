@@ -1,9 +1,12 @@
 """Folders of images of every kind: what is found, what becomes of it, and what is said."""
 
 import dataclasses
+import os
 import struct
+import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig, ImageSpec
 from nvae_tf.data import catalog, image_files, images, levels, pipeline
 from nvae_tf.data.stored import Item, Stored
 from nvae_tf.io.errors import ConfigError, UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -612,3 +617,23 @@ def test_a_file_that_breaks_after_it_was_looked_through_is_one_line(tmp_path, pi
     other = images.FolderSource([Item(tmp_path / "05.png")], ImageSpec(64, 64, 3))
     with pytest.raises(UserError, match="the image is 40x40, smaller than 64x64"):
         other.fetch(0)
+
+
+@pytest.mark.slow
+def test_deep_scans_and_wide_pictures_from_files_to_a_gallery(tmp_path):
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / "any_image.sh", tmp_path, *TINY],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "120 images, 16 bits, values 0 to 4,0" in done.stdout
+    for name, size, kind in (("scans", (32, 32), "I;16"), ("wide", (96, 64), "RGB")):
+        assert (tmp_path / "runs" / name / "gallery.html").is_file()
+        assert (tmp_path / "export" / name / "saved_model.pb").is_file()
+        samples = sorted((tmp_path / "samples" / name).rglob("*.png"))
+        kinds = set()
+        for path in samples:
+            with Image.open(path) as image:
+                kinds.add((image.size, image.mode))
+        assert (size, kind) in kinds, kinds
