@@ -289,8 +289,8 @@ class DataConfig(_Section):
     value_range: str = _field(
         AUTO,
         "values in the files that become black and white, for images: MIN,MAX; full: all that their "
-        "type allows; auto: 0 to the smallest 2^bits - 1 that holds the largest value, for floats 0 "
-        "to 1 or else from the smallest to the largest",
+        "type allows; auto: 0 to the smallest 2^bits - 1, 255 at least, that holds the largest value, "
+        "for floats 0 to 1 or else from the smallest to the largest",
         pattern=(_RANGE, "auto, full or MIN,MAX (0,4095)"),
     )
     alpha: str = _field(
@@ -393,15 +393,16 @@ class TrainConfig(_Section):
     deterministic: bool = _field(False, "the same weights to the bit from the same seed; slower")
     ema_decay: float = _field(
         0.0,
-        "decay of moving averages of the weights, used in evaluation; 0: none",
+        "decay of moving averages of the weights, used in evaluation (Polyak and Juditsky, 1992); 0: "
+        "none",
         minimum=0,
         below=1,
     )
     clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
     skip_gradient_norm: float | str = _field(
         0.0,
-        "a step is skipped if the norm of its gradient is above this; 0: no step is; auto: above a "
-        "running bound, at least ten times the typical norm",
+        "a step is skipped if the norm of its gradient is above this (Child, 2021), in nats per unit of "
+        "the weights; 0: no step is; auto: above a running bound, at least ten times the typical norm",
         minimum=0,
         words=(AUTO,),
     )
