@@ -207,6 +207,8 @@ def test_what_cannot_be_computed_is_left_out_alone(run, tmp_path, photographs, c
     assert {"From image to image", "Reconstructions", "Nearest training images"} <= set(headings)
     assert "NELBO</dt>" in text and "nats over all groups" in text and "width:-" not in text
     assert "official likelihood" in text
+    if CHROMIUM:
+        assert loaded(text, tmp_path, 400, dark=False)["before"] == ["t-2"]
 
 
 def test_an_image_of_the_set_is_its_own_neighbour(photographs):
@@ -282,11 +284,8 @@ addEventListener('message', event => document.querySelector('pre').textContent =
 </script></body>"""
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
-@pytest.mark.parametrize(
-    ("width", "dark"), [(400, False), (400, True), (1300, False), (1300, True)]
-)
-def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, width, dark):
+def loaded(text, tmp_path, width, dark):
+    """What a browser finds in a page, and what it writes about it."""
     # A window cannot be narrower than 500 pixels, but a frame can. The probe is a script, which the
     # page itself forbids.
     text = text.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
@@ -301,10 +300,19 @@ def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, 
         (tmp_path / "frame.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])
     assert "CONSOLE" not in done.stderr
+    found = json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])
     assert found["width"] == width and found["scroll"] <= found["client"]
     assert found["problems"] == found["wide"] == found["empty"] == found["requests"] == []
+    return found
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
+@pytest.mark.parametrize(
+    ("width", "dark"), [(400, False), (400, True), (1300, False), (1300, True)]
+)
+def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, width, dark):
+    found = loaded(text, tmp_path, width, dark)
     assert len(found["clipped"]) == 9 and set(found["clipped"]) == {"hidden"}
     assert found["before"] == ["t-2"] and found["after"] == ["t-0"]
     assert found["moving"] and found["stopped"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from nvae_tf.config import EXACT, OFFICIAL
 from nvae_tf.evaluation.likelihood import name_of
 from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.logs import Logs, duration, read_logs
 from nvae_tf.evaluation.stored_images import value_range
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import read_json
@@ -52,7 +53,27 @@ def text(loaded: LoadedModel, picture: str | None = None, usage: str = "") -> st
 
 def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     """Names and values of the facts about a model, results of its evaluation included."""
-    return [*description(loaded), *_measured(loaded.folder)]
+    return [
+        *description(loaded),
+        *trained(read_logs(loaded.folder / "logs")),
+        *_measured(loaded.folder),
+    ]
+
+
+def trained(logs: Logs) -> list[tuple[str, str]]:
+    """Names and values of the facts about how a model was trained, as far as its logs are there.
+
+    Args:
+        logs: What the logs of its run tell.
+    """
+    several = len(logs.sessions) > 1
+    rows = [
+        (f"training {number}" if several else "trained", text)
+        for number, text in enumerate(logs.sessions, 1)
+    ]
+    if logs.seconds:
+        rows.append(("time of training", duration(logs.seconds)))
+    return rows
 
 
 def description(loaded: LoadedModel) -> list[tuple[str, str]]:

@@ -16,7 +16,6 @@ from nvae_tf.evaluation.gallery.content import Content
 from nvae_tf.evaluation.gallery.from_data import RANKED, DataContent
 from nvae_tf.evaluation.gallery.pictures import film_element, image_element
 from nvae_tf.evaluation.gallery.scores import Score
-from nvae_tf.evaluation.logs import duration
 from nvae_tf.io.machine import machine_name
 from nvae_tf.objective import ACTIVE_NATS
 
@@ -347,12 +346,9 @@ def provenance(content: Content, command: str) -> str:
     """Where the model and the page come from."""
     loaded, logs = content.loaded, content.logs
     rows = [(name, value) for name, value in card.description(loaded)]
-    rows += [(f"training {n}", text) for n, text in enumerate(logs.sessions, 1)]
-    if len(logs.sessions) == 1:
-        rows[-1] = ("trained", logs.sessions[0])
+    rows += card.trained(logs)
     if logs.began is not None and logs.ended is not None:
-        took = duration(logs.seconds)
-        rows.append(("time", f"{took} of training, {_date(logs.began)} to {_date(logs.ended)}"))
+        rows.append(("training's log", f"{_date(logs.began)} to {_date(logs.ended)}"))
     rows.append(("this page", f"{command}, {_date(time.time())}; {machine_name()}"))
     facts = "".join(f"<dt>{escape(n)}</dt><dd>{escape(str(value))}</dd>" for n, value in rows)
     yaml = escape(loaded.config.to_yaml().rstrip())
