@@ -2,7 +2,7 @@
 FROM python:3.12-slim
 COPY . /source
 RUN pip install --no-cache-dir "/source[photos,tune]" && rm -rf /source
-RUN useradd --create-home nvae
+RUN useradd --uid 1000 --create-home nvae
 USER nvae
 WORKDIR /home/nvae
 CMD ["nvae-train", "--help"]

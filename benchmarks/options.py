@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import nvae_tf
-from nvae_tf.evaluation.gallery.logs import read_logs
+from nvae_tf.evaluation.logs import read_logs
 
 OPTIONS: dict[str, dict] = {
     "none": {},

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws docs/pictures/compression.png: images, and below each the bits that each of its pixels takes.
 
-python docs/make_compression_picture.py runs/digits runs/photos docs/pictures/compression.png
+python docs/make_compression_picture.py runs/docs/digits runs/docs/photos docs/pictures/compression.png
 """
 
 import argparse
@@ -16,10 +16,11 @@ from nvae_tf.compression.pictures import dataset_pictures
 from nvae_tf.compression.rans import TOTAL, interval
 from nvae_tf.data import catalog
 from nvae_tf.evaluation import loading
-from nvae_tf.io.files import write_png
-from nvae_tf.io.image_grid import enlarge
+from nvae_tf.io.files import make_folder, write_png
+from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 COUNT, WIDTH = 8, 96  # images of each kind, and their width in pixels
+WHITE = 0.999  # the quantile of bits that is drawn white
 
 
 def pixel_bits(network: Network, levels: np.ndarray) -> np.ndarray:
@@ -43,8 +44,12 @@ def pixel_bits(network: Network, levels: np.ndarray) -> np.ndarray:
     return bits.reshape(levels.shape[:2])
 
 
-def rows(checkpoint: str) -> np.ndarray:
-    """A row of test images, and a row of their pixels' bits, as one 8-bit RGB image."""
+def bands(checkpoint: str) -> list[Band]:
+    """A row of test images, and a row of their pixels' bits.
+
+    Args:
+        checkpoint: Path of a run's folder, or anything else that `loading.load` takes.
+    """
     loaded = loading.load(checkpoint)
     dataset = catalog.get_dataset_info(loaded.config.data)
     _, test = dataset.open(loaded.config.data.data)
@@ -54,10 +59,12 @@ def rows(checkpoint: str) -> np.ndarray:
     bits = np.stack([pixel_bits(network, levels) for levels in images])
     print(f"{checkpoint}: up to {bits.max():.1f} bits per pixel, {bits.mean():.2f} in the mean")
     shown = images * (255 // network.max_level)
-    costs = np.round(255 * bits / np.quantile(bits, 0.999)).clip(0, 255)[..., None]
-    both = [np.broadcast_to(part, (*bits.shape, 3)) for part in (shown, costs)]
-    large = [enlarge(part.astype(np.uint8), WIDTH) for part in both]
-    return np.concatenate([np.concatenate(list(row), 1) for row in large])
+    white = np.quantile(bits, WHITE)
+    costs = np.round(255 * bits / white).clip(0, 255)[..., None]
+    return [
+        Band(shown.astype(np.uint8), f"{loaded.config.data.dataset}:\ntest images"),
+        Band(costs.astype(np.uint8), f"bits of each pixel\nblack: 0, white: {white:.1f}"),
+    ]
 
 
 def main() -> None:
@@ -67,7 +74,12 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
     use_one_thread()
-    write_png(arguments.picture, np.concatenate([rows(run) for run in arguments.runs]))
+    rows = [band for run in arguments.runs for band in bands(run)]
+    scale = -(-WIDTH // rows[0].images.shape[2])
+    note = f"each z at its posterior's mean; pixels x{scale}"
+    make_folder(arguments.picture.parent)
+    picture = labelled_grid(rows, COUNT, "What each pixel takes in a lossless file", note, WIDTH)
+    write_png(arguments.picture, picture)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,33 @@
 #!/usr/bin/env python3
-"""Draws docs/pictures/digits.png from a run: samples, reconstructions, an interpolation, a traversal.
+"""Draws a picture of a run: samples, reconstructions, an interpolation, traversals.
 
-python docs/make_picture.py runs/digits
+python docs/make_picture.py runs/docs/digits docs/pictures/digits.png
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 from nvae_tf.config import data_override
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.evaluation import latents, sampling
-from nvae_tf.evaluation.loading import load
+from nvae_tf.evaluation.loading import LoadedModel, load
 from nvae_tf.evaluation.stored_images import from_levels
 from nvae_tf.io.files import make_folder, write_png
-from nvae_tf.io.labelled_grid import Band, labelled_grid
+from nvae_tf.io.image_grid import enlarge
+from nvae_tf.io.labelled_grid import MIN_WIDTH, Band, labelled_grid
+from nvae_tf.io.paths import user_path
 
-PICTURES = Path(__file__).parent / "pictures"
 COLUMNS, TEMPERATURE, SEED = 12, 0.8, 1
 START = 5  # index of the sample with which traversals begin
 
 
-def bands(run: str) -> list[Band]:
+def bands(loaded: LoadedModel) -> list[Band]:
     """The rows of the picture.
 
     Args:
-        run: Path of a run's folder, or anything else that `loading.load` takes.
+        loaded: The model.
     """
-    loaded = load(run, data_override(None))
     model, dataset = loaded.model, catalog.get_dataset_info(loaded.config.data)
     options = dict(batch_size=2 * COLUMNS, seed=SEED)
     levels, _ = sampling.sample(model, 2 * COLUMNS, TEMPERATURE, **options)
@@ -52,15 +51,33 @@ def bands(run: str) -> list[Band]:
     ]
 
 
+def note(loaded: LoadedModel, images: np.ndarray) -> str:
+    """A line about the picture: recipe, step, what its pixels are, and how much they are enlarged.
+
+    Args:
+        loaded: The model.
+        images: Some of the images, (n, height, width, channels).
+    """
+    scale = enlarge(images[:1], MIN_WIDTH).shape[2] // images.shape[2]
+    samples = loaded.model.pixels_of_samples
+    means = "means of p(x | z)"  # all other images that are not the data set's
+    pixels = means if samples == means else f"samples: {samples}; all else: {means}"
+    return f"recipe {loaded.config.data.dataset}, step {loaded.step:,}; {pixels}; pixels x{scale}"
+
+
 def main() -> None:
     """Draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser.add_argument("output", metavar="OUT", type=user_path, help="the picture, a PNG")
     arguments = parser.parse_args()
-    make_folder(PICTURES)
-    path = PICTURES / "digits.png"
-    write_png(path, labelled_grid(bands(arguments.run), COLUMNS))
-    print(f"written: {path}")
+    loaded = load(arguments.run, data_override(None))
+    rows = bands(loaded)
+    name = loaded.config.data.dataset
+    make_folder(arguments.output.parent)
+    picture = labelled_grid(rows, COLUMNS, f"NVAE on {name}", note(loaded, rows[0].images))
+    write_png(arguments.output, picture)
+    print(f"written: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -401,8 +401,9 @@ class TrainConfig(_Section):
     clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
     skip_gradient_norm: float | str = _field(
         0.0,
-        "a step is skipped if the norm of its gradient is above this (Child, 2021), in nats per unit of "
-        "the weights; 0: no step is; auto: above a running bound, at least ten times the typical norm",
+        "a step is skipped if the norm of its gradient is above this (Child, 2021), in nats per unit "
+        "of the weights; 0: no step is; auto: above a running bound, at least ten times the typical "
+        "norm",
         minimum=0,
         words=(AUTO,),
     )

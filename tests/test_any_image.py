@@ -135,7 +135,8 @@ def test_exports_compute_what_the_model_computes(trained, command, tmp_path):
     reconstructed = export["reconstruct"](tf.constant(expected))["reconstructions"].numpy()
     np.testing.assert_allclose(reconstructed, model.reconstruct(expected), atol=1e-4)
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert f"{spec.width}x{spec.height} (width x height), {spec.channels} channels" in card
+    channels = "1 channel" if spec.channels == 1 else f"{spec.channels} channels"
+    assert f"{spec.width}x{spec.height} (width x height), {channels}, {spec.bits}-bit" in card
     assert f"{spec.bits}-bit, values 0 to {2**spec.bits - 1:,}" in card
     exact = spec.channels != 3 or spec.bits > 8
     assert f"| likelihood of pixels | {'exact' if exact else 'official'} |" in card
@@ -243,7 +244,9 @@ def test_evaluation_says_which_likelihood_it_reports(tmp_path, capsys):
     assert official == pytest.approx(exact, rel=0.01) and official != exact
     assert main(["--checkpoint", str(folder), "--eval_mode", "card"]) == 0
     card = (folder / "MODEL_CARD.md").read_text()
-    assert f"| NELBO, exact | {report['exact']['nelbo']['mean']:.2f} nats" in card
+    nelbo = report["exact"]["nelbo"]
+    mean, error = nelbo["mean"], nelbo["standard_error"]
+    assert f"| NELBO, exact | {mean:.2f} ± {error:.2f} nats" in card
 
 
 def test_likelihoods_that_images_do_not_have_are_one_line():

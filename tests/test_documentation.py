@@ -268,16 +268,56 @@ def test_graph_nodes_are_what_the_command_prints(recipe):
 
 def test_what_is_made_says_how_and_when_it_is_out_of_date():
     made = runpy.run_path(str(ROOT / "docs" / "make.py"))
-    records = json.loads((ROOT / "docs" / "made.json").read_text())
-    assert set(records) == set(made["PRODUCTS"])
-    product = made["PRODUCTS"]["picture"]
-    of_now = {"picture": {"sources": made["digest"](product)}}
-    assert made["reason"]("picture", of_now) is None
-    of_then = {"picture": {"sources": "another"}}
-    assert made["reason"]("picture", of_then) == "what it follows from has changed"
-    assert made["reason"]("picture", {}) == "it was never recorded"
-    readme = (ROOT / "README.md").read_text()
-    assert f"*`{records['picture']['command']}`, {records['picture']['seconds']} s on " in readme
+    written = json.loads((ROOT / "docs" / "made.json").read_text())
+    assert set(written["products"]) <= set(made["PRODUCTS"])
+    assert set(written["runs"]) <= set(made["RUNS"])
+    product = made["PRODUCTS"]["latents"]
+    of_run = {"step": 880, "date": "2026-11-27", "sources": made["run_digest"]("digits")}
+    record = {
+        "command": product.command,
+        "sources": made["product_digest"](product),
+        "runs": {"digits": of_run},
+    }
+
+    def reason(**changes):
+        records = {"products": {"latents": {**record, **changes}}, "runs": {"digits": of_run}}
+        return made["reason"]("latents", records)
+
+    assert reason() is None
+    assert reason(sources="another") == "what it follows from has changed"
+    assert reason(command="python x.py") == "it was made with `python x.py`"
+    of_then = {"digits": {**of_run, "sources": "another"}}
+    assert reason(runs=of_then) == "what the training of digits follows from has changed"
+    assert reason(runs={"digits": {**of_run, "step": 44}}) == "digits was trained anew"
+    assert made["reason"]("latents", {}) == "it was never recorded"
+
+
+def test_comments_and_docstrings_put_nothing_out_of_date(tmp_path):
+    essence = runpy.run_path(str(ROOT / "docs" / "make.py"))["essence"]
+    path = tmp_path / "module.py"
+
+    def of(text):
+        path.write_text(text)
+        return essence(path)
+
+    bare = of("def f(x):\n    return x + 1\n")
+    assert of('"""A module."""\n\ndef f(x):  # why\n    """Adds."""\n\n    return x + 1\n') == bare
+    assert of("def f(x):\n    return x + 2\n") != bare
+    assert of('def f(x):\n    return "# no comment"\n') != of('def f(x):\n    return "# none"\n')
+
+
+def test_captions_say_what_was_trained_before():
+    caption = runpy.run_path(str(ROOT / "docs" / "make.py"))["caption"]
+    run = {"command": "python train_keras.py --config digits", "seconds": 240, "step": 880}
+    record = {"command": "python x.py", "seconds": 14, "version": "1.2", "date": "2026-11-27"}
+    records = {
+        "products": {"picture": {**record, "machine": "A, 2 CPU cores", "runs": {"digits": {}}}},
+        "runs": {"digits": {**run, "machine": "B, 8 CPU cores"}},
+    }
+    assert caption("picture", records) == (
+        "*`python x.py`, 14 s on A, 2 CPU cores; before, `python train_keras.py --config digits`, "
+        "4 min for 880 steps on B, 8 CPU cores; version 1.2, 2026-11-27*"
+    )
 
 
 def test_the_configurations_page_is_current():

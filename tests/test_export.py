@@ -136,6 +136,7 @@ def test_the_card_lies_beside_the_versions(run, exported):
     card = (exported / "MODEL_CARD.md").read_text()
     for text in (
         "| data set | digits |",
+        "32x32 (width x height), 1 channel, binary |",
         "| parameters | 29,510 |",
         "| training steps | 42 |",
         "| latents | 2 of 8x8x4 (",

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,14 +14,16 @@ import pytest
 from PIL import Image
 
 from nvae_tf.cli.gallery import main
+from nvae_tf.cli.train import main as train
 from nvae_tf.evaluation.gallery.amounts import SMALL, TEMPERATURES
-from nvae_tf.evaluation.gallery.charts import chart, short, ticks, vertical_range
-from nvae_tf.evaluation.gallery.logs import read_logs
+from nvae_tf.evaluation.gallery.charts import chart, labels, readable, short, ticks, vertical_range
 from nvae_tf.evaluation.gallery.scores import evaluated, fid
 from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.logs import read_logs
 from nvae_tf.evaluation.neighbours import nearest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 SECTIONS = [
     "Samples", "From sample to sample", "From image to image", "Reconstructions",
     "What the latent groups hold", "What each group does", "Nearest training images",
@@ -156,6 +159,58 @@ def test_ticks_are_round():
     assert [short(v) for v in (0.0, 0.001, 1500.0, 2e6, 20.0)] == ["0", "0.001", "1.5k", "2M", "20"]
 
 
+def test_labels_tell_ticks_apart():
+    assert labels(ticks(277.401, 277.449)) == ["277.41", "277.42", "277.43", "277.44"]
+    assert labels([0.0, 500.0, 1000.0, 1500.0]) == ["0", "0.5k", "1.0k", "1.5k"]
+    assert labels([99990.0, 99995.0, 100000.0]) == ["99.990k", "99.995k", "100.000k"]
+    assert labels([0.0, 2e-5, 4e-5]) == ["0", "2e-05", "4e-05"]
+    assert labels([1.00e-5, 1.01e-5]) == ["1.00e-05", "1.01e-05"]
+    assert labels([0.0, 0.2, 0.4]) == ["0", "0.2", "0.4"]
+    assert [readable(v) for v in (277.41, 0.00123456, 12345.6)] == ["277.4", "0.001235", "12,346"]
+
+
+def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_computed(
+    run, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for output in (tmp_path / "folder", tmp_path / "file" / "page.html"):
+        start = time.monotonic()
+        assert main([str(run), "--output", str(output)]) == 2
+        assert time.monotonic() - start < 5.0
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and str(tmp_path) in error
+
+
+def test_what_cannot_be_computed_is_left_out_alone(run, tmp_path, photographs, capsys):
+    """One test image: interpolations need two, and everything else is shown."""
+    folders = [tmp_path / "images" / split for split in ("train", "test")]
+    for folder, images in zip(folders, (photographs[:20], photographs[20:21]), strict=True):
+        folder.mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{number}.png")
+    recipe = run.parent / "one.yaml"
+    recipe.write_text(
+        "dataset: images\nimage_size: 32\nbatch_size: 10\nnum_latent_scales: 1\n"
+        "num_groups_per_scale: 2\nnum_latent_per_group: 4\nnum_channels_enc: 4\n"
+        "num_channels_dec: 4\nnum_preprocess_cells: 1\nnum_postprocess_cells: 1\n"
+        "num_nf: 1\nepochs: 1\nwarmup_epochs: 0\njit_compile: off\nnum_mixture_dec: 2\n"
+    )
+    flags = ["--data", str(tmp_path / "images"), "--root", str(tmp_path / "runs")]
+    assert train(["--config", str(recipe), *flags]) == 0
+    assert main([str(tmp_path / "runs" / "one"), "--output", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "Left out: the test set has 1 images; interpolations need two" in text
+    assert "left out: ways" in capsys.readouterr().out
+    assert "could not be read" not in text
+    headings = re.findall(r"<h2 [^>]*>([^<]*)</h2>", text)
+    assert {"From image to image", "Reconstructions", "Nearest training images"} <= set(headings)
+    assert "NELBO</dt>" in text and "nats over all groups" in text and "width:-" not in text
+    assert "official likelihood" in text
+    if CHROMIUM:
+        assert loaded(text, tmp_path, 400, dark=False)["before"] == ["t-2"]
+
+
 def test_an_image_of_the_set_is_its_own_neighbour(photographs):
     images = photographs.astype(np.float32) / 255.0
     found = nearest(images[[5, 40]], (images[i : i + 7] for i in range(0, 64, 7)), 3)
@@ -171,7 +226,8 @@ def test_logs_tell_curves_and_how_training_was_started(run, tmp_path):
     nelbo = logs.scalars["elbo/nelbo"]
     assert nelbo.description.startswith("Negative ELBO") and len(nelbo.curves["validation"]) == 3
     assert len(logs.sessions) == 1 and "CPU" in logs.sessions[0] and logs.began < logs.ended
-    assert read_logs(tmp_path) == ({}, [], None, None)
+    assert 0.0 < logs.seconds <= logs.ended - logs.began
+    assert read_logs(tmp_path) == ({}, [], None, None, 0.0)
 
 
 def test_a_wrong_folder_is_one_line(tmp_path, capsys):
@@ -228,11 +284,8 @@ addEventListener('message', event => document.querySelector('pre').textContent =
 </script></body>"""
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
-@pytest.mark.parametrize(
-    ("width", "dark"), [(400, False), (400, True), (1300, False), (1300, True)]
-)
-def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, width, dark):
+def loaded(text, tmp_path, width, dark):
+    """What a browser finds in a page, and what it writes about it."""
     # A window cannot be narrower than 500 pixels, but a frame can. The probe is a script, which the
     # page itself forbids.
     text = text.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
@@ -247,10 +300,19 @@ def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, 
         (tmp_path / "frame.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])
     assert "CONSOLE" not in done.stderr
+    found = json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])
     assert found["width"] == width and found["scroll"] <= found["client"]
     assert found["problems"] == found["wide"] == found["empty"] == found["requests"] == []
+    return found
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
+@pytest.mark.parametrize(
+    ("width", "dark"), [(400, False), (400, True), (1300, False), (1300, True)]
+)
+def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, width, dark):
+    found = loaded(text, tmp_path, width, dark)
     assert len(found["clipped"]) == 9 and set(found["clipped"]) == {"hidden"}
     assert found["before"] == ["t-2"] and found["after"] == ["t-0"]
     assert found["moving"] and found["stopped"]

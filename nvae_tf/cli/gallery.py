@@ -9,7 +9,7 @@ from nvae_tf.cli.errors import run_command
 from nvae_tf.cli.flags import Parser, at_least, program
 from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
 from nvae_tf.evaluation.locate import locate
-from nvae_tf.io.files import make_folder, write_text
+from nvae_tf.io.files import check_writable, write_text
 from nvae_tf.io.paths import user_path
 
 
@@ -50,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     def command():
         location = locate(arguments.run).path
         folder = location if location.is_dir() else location.parent
+        # Before minutes of computing, not after them.
+        path = user_path(arguments.output) if arguments.output else folder / "gallery.html"
+        check_writable(path)
         # TensorFlow takes seconds to import: only after the flags are known to be right.
         from nvae_tf.evaluation.gallery.page import build
 
@@ -62,8 +65,6 @@ def main(argv: list[str] | None = None) -> int:
             arguments.num_images,
             command=shlex.join(words),
         )
-        path = user_path(arguments.output) if arguments.output else folder / "gallery.html"
-        make_folder(path.parent)
         write_text(path, page)
         megabytes, seconds = len(page.encode()) / 1e6, time.monotonic() - start
         print(f"written: {path} ({megabytes:.1f} MB, {seconds:.0f} s)")

@@ -6,6 +6,7 @@ from pathlib import Path
 from nvae_tf.config import EXACT, OFFICIAL
 from nvae_tf.evaluation.likelihood import name_of
 from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.logs import Logs, duration, read_logs
 from nvae_tf.evaluation.stored_images import value_range
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import read_json
@@ -52,7 +53,27 @@ def text(loaded: LoadedModel, picture: str | None = None, usage: str = "") -> st
 
 def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     """Names and values of the facts about a model, results of its evaluation included."""
-    return [*description(loaded), *_measured(loaded.folder)]
+    return [
+        *description(loaded),
+        *trained(read_logs(loaded.folder / "logs")),
+        *_measured(loaded.folder),
+    ]
+
+
+def trained(logs: Logs) -> list[tuple[str, str]]:
+    """Names and values of the facts about how a model was trained, as far as its logs are there.
+
+    Args:
+        logs: What the logs of its run tell.
+    """
+    several = len(logs.sessions) > 1
+    rows = [
+        (f"training {number}" if several else "trained", text)
+        for number, text in enumerate(logs.sessions, 1)
+    ]
+    if logs.seconds:
+        rows.append(("time of training", duration(logs.seconds)))
+    return rows
 
 
 def description(loaded: LoadedModel) -> list[tuple[str, str]]:
@@ -64,17 +85,24 @@ def description(loaded: LoadedModel) -> list[tuple[str, str]]:
     low, high = value_range(image)
     values = f"{model.num_bits}-bit, values {low:,g} to {high:,g}"
     kind = "binary" if image.binary else values
+    channels = f"{image.channels} channel" + ("" if image.channels == 1 else "s")
     return [
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
         ("software", f"nvae-tf {__version__}"),
         ("data set", config.data.dataset),
-        ("images", f"{image.size_text} (width x height), {image.channels} channels, {kind}"),
+        ("images", f"{image.size_text} (width x height), {channels}, {kind}"),
         ("likelihood of pixels", name_of(model, model.likelihood)),
         ("latent groups", f"{groups} (finest scale first)"),
         ("latents", f"{shapes} (height x width x latents, in the order of their use)"),
         ("parameters", f"{model.num_parameters:,}"),
         ("training steps", f"{loaded.step:,}"),
     ]
+
+
+def _spread(summary: dict, digits: int) -> str:
+    """A mean and its standard error over images, if that is known."""
+    mean, error = summary["mean"], summary.get("standard_error")
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _measured(folder: Path):
@@ -90,8 +118,8 @@ def _measured(folder: Path):
                     ("nelbo", "bpd_nelbo", "NELBO"),
                     ("neg_log_likelihood", "bpd_log_likelihood", f"-log p(x), {draws} draws"),
                 ):
-                    nats, per_dim = summary[name]["mean"], summary[bits]["mean"]
-                    text = f"{nats:.2f} nats, {per_dim:.4f} bits per dim ({images})"
+                    nats, per_dim = _spread(summary[name], 2), _spread(summary[bits], 4)
+                    text = f"{nats} nats, {per_dim} bits per dim ({images})"
                     yield title + suffix, text
         if "fid" in report:
             samples = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}"

@@ -152,6 +152,24 @@ def make_folder(path: Path) -> None:
         raise write_error(path, error) from None
 
 
+def check_writable(path: Path) -> None:
+    """Checks that a file can be written, before it is known what: makes its folder, and leaves no file.
+
+    Raises:
+        UserError: It cannot be written there, or the path is a folder's.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    temporary = _temporary_path(path)
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise write_error(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with atomic_write(path) as temporary:

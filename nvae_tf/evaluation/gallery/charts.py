@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26  # margins around the frame
+WIDTH, HEIGHT = 360, 212
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38  # margins around the frame
 BEGINNING = 0.1  # portion of the steps that may lie outside the vertical axis
 TOLERATED = 1.6  # the axis shows them if it becomes no longer than this many times
 TICKS = 4  # about as many on an axis
+UNITS = ((1e6, "M"), (1e3, "k"))  # of labels
 
 Points = Sequence[tuple[int, float]]
 
@@ -47,12 +48,14 @@ def chart(curves: Mapping[str, Points], title: str, logarithmic: bool = False) -
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
-    for value in ticks(x_low, x_high):
+    steps = ticks(x_low, x_high)
+    for value, text in zip(steps, labels(steps), strict=True):
         x = place((value, y_low))[0]
         anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
         parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{short(value)}</text>'
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{text}</text>'
         )
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">step</text>')
     for name, points in curves.items():
         where = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, points))
         css = html.escape(name)
@@ -95,9 +98,32 @@ def ticks(low: float, high: float) -> list[float]:
     return [number * distance for number in range(first, last + 1)]
 
 
+def labels(values: Sequence[float]) -> list[str]:
+    """Ticks at equal distances as labels, with as many decimals as tell them apart.
+
+    Args:
+        values: Places of the ticks, as `ticks` returns them.
+    """
+    largest = max(map(abs, values), default=0.0)
+    if len(values) < 2 or not largest:
+        return [short(value) for value in values]
+    distance = values[1] - values[0]
+    size, unit = next((pair for pair in UNITS if largest >= pair[0]), (1.0, ""))
+    digits = math.floor(math.log10(largest) + 1e-9) - math.floor(math.log10(distance) + 1e-9)
+    if largest < 1e-3:
+        return [f"{value:.{max(digits, 0)}e}" if value else "0" for value in values]
+    decimals = max(0, -math.floor(math.log10(distance / size) + 1e-9))
+    return [f"{value / size:.{decimals}f}{unit}" if value else "0" for value in values]
+
+
+def readable(value: float) -> str:
+    """A number in a text, with four digits at least: ``277.4``, ``0.001234``, ``12,345``."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def short(value: float) -> str:
-    """A number as a label: ``0.001``, ``2e-05``, ``120``, ``1.2k``, ``3M``."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
+    """A round number as a label: ``0.001``, ``2e-05``, ``120``, ``1.2k``, ``3M``."""
+    for size, unit in UNITS:
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
     return f"{value:.3g}"
@@ -106,7 +132,8 @@ def short(value: float) -> str:
 def _vertical_ticks(low: float, high: float, logarithmic: bool):
     """Places and labels of the vertical axis."""
     if not logarithmic:
-        return [(value, short(value)) for value in ticks(low, high)]
+        places = ticks(low, high)
+        return list(zip(places, labels(places), strict=True))
     powers = range(math.floor(low), math.ceil(high) + 1)
     decades = high - low
     factors = (1,) if decades > 2.5 else (1, 3) if decades > 1.2 else (1, 2, 5)

@@ -14,9 +14,9 @@ from nvae_tf.evaluation.gallery.amounts import (
     amounts_for,
 )
 from nvae_tf.evaluation.gallery.from_data import DataContent, of_data_set
-from nvae_tf.evaluation.gallery.logs import Logs, read_logs
 from nvae_tf.evaluation.gallery.scores import Score, evaluated, fid
 from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.logs import Logs, read_logs
 from nvae_tf.evaluation.stored_images import from_levels
 from nvae_tf.io.errors import UserError
 from nvae_tf.objective import active_latents
@@ -30,7 +30,7 @@ class Group(NamedTuple):
     Attributes:
         shape: (height, width, latents) of its z.
         influence: Change of a pixel by a fresh draw of the group's noise (`latents.influence`).
-        kl: KL of the test images in nats, mean over `DataContent.num_measured` of them; or None.
+        kl: KL of the test images in nats, mean over `Measured.num_images` of them; or None.
         active: Number of its latent channels that the objective counts as active; None without images.
     """
 
@@ -135,8 +135,9 @@ def _traversals(model, amounts: Amounts, seed: int) -> tuple[list[int], np.ndarr
 def _groups(model, amounts: Amounts, seed: int, data: DataContent | str) -> list[Group]:
     influence = latents.influence(model, amounts.influenced, TEMPERATURE, seed)
     kl = active = [None] * len(model.groups)
-    if isinstance(data, DataContent):
-        kl = data.channel_kl.sum(1).tolist()
-        active = active_latents(data.channel_kl).numpy().astype(int).tolist()
+    if isinstance(data, DataContent) and data.measured:
+        channel_kl = data.measured.channel_kl
+        kl = channel_kl.sum(1).tolist()
+        active = active_latents(channel_kl).numpy().astype(int).tolist()
     rows = zip(model.latent_shapes, influence.tolist(), kl, active, strict=True)
     return [Group(*row) for row in rows]

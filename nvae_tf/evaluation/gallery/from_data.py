@@ -1,6 +1,7 @@
 """What the page shows of a data set: test images, training images, and what the model makes of them."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +22,8 @@ SEARCHED = 50_000  # training images at most, among which neighbours are looked 
 RANKED = 200  # test images that are ranked by how typical they are, and training images to compare
 COMPARED = 64  # test images whose distance to the training images is told
 
+Part = TypeVar("Part")
+
 
 class Near(NamedTuple):
     """Samples and the training images nearest to them.
@@ -38,36 +41,65 @@ class Near(NamedTuple):
     searched: int
 
 
-class DataContent(NamedTuple):
-    """What needs the data set.
+class Ways(NamedTuple):
+    """Interpolations.
 
     Attributes:
-        pairs: Test images at the ends of the interpolations, (n, 2, height, width, channels).
-        interpolations: Images on the way between them, (n, steps, height, width, channels).
-        originals: Test images, (n, height, width, channels).
-        reconstructions: Their reconstructions, of the same shape.
-        near: Samples and training images.
-        extremes: The most and the least typical of some test images; None of large images.
-        channel_kl: Mean KL of every latent channel in nats, (groups, latents), over test images.
-        num_measured: Number of test images over which it was averaged.
-        scores: NELBO and -log p(x) of test images; empty if they were evaluated before.
+        pairs: Test images at the ends, (n, 2, height, width, channels).
+        between: Images on the way between them, (n, steps, height, width, channels).
     """
 
     pairs: np.ndarray
-    interpolations: np.ndarray
+    between: np.ndarray
+
+
+class Reconstructions(NamedTuple):
+    """Test images and what the model makes of them, both (n, height, width, channels)."""
+
     originals: np.ndarray
-    reconstructions: np.ndarray
-    near: Near
-    extremes: ood_run.Extremes | None
+    images: np.ndarray
+
+
+class Measured(NamedTuple):
+    """What the latents of test images say.
+
+    Attributes:
+        channel_kl: Mean KL of every latent channel in nats, (groups, latents).
+        num_images: Number of test images over which it was averaged.
+    """
+
     channel_kl: np.ndarray
-    num_measured: int
+    num_images: int
+
+
+class DataContent(NamedTuple):
+    """What needs the data set; None stands for what is not shown.
+
+    Attributes:
+        ways: Interpolations between test images.
+        reconstructions: Test images and their reconstructions.
+        near: Samples and training images.
+        extremes: The most and the least typical of some test images; not of large images.
+        measured: KL of every latent channel.
+        scores: NELBO and -log p(x) of test images; empty if they were evaluated before.
+        left_out: Why a part could not be computed, by the name of its attribute.
+    """
+
+    ways: Ways | None
+    reconstructions: Reconstructions | None
+    near: Near | None
+    extremes: ood_run.Extremes | None
+    measured: Measured | None
     scores: list[Score]
+    left_out: dict[str, str]
 
 
 def of_data_set(
     loaded: LoadedModel, amounts: Amounts, queries, seed: int, num_images: int
 ) -> DataContent:
     """Computes what needs the data set; bars on a terminal say how far it is.
+
+    A part that cannot be computed is left out, and a line says why.
 
     Args:
         loaded: The model.
@@ -80,13 +112,24 @@ def of_data_set(
         UserError: The data set cannot be read.
     """
     data = DataSet(loaded, seed)
+    left_out: dict[str, str] = {}
+
+    def part(name: str, compute: Callable[[], Part]) -> Part | None:
+        try:
+            return compute()
+        except UserError as error:
+            print(f"left out: {name.replace('_', ' ')} ({error})")
+            left_out[name] = str(error)
+            return None
+
     return DataContent(
-        *data.interpolations(amounts),
-        *data.reconstructions(amounts),
-        data.near(queries),
-        data.extremes(amounts.extremes),
-        *data.channel_kl(num_images),
-        [] if evaluated(loaded) else data.scores(num_images),
+        part("ways", lambda: data.ways(amounts)),
+        part("reconstructions", lambda: data.reconstructions(amounts)),
+        part("near", lambda: data.near(queries)),
+        part("extremes", lambda: data.extremes(amounts.extremes)),
+        part("measured", lambda: data.measured(num_images)),
+        [] if evaluated(loaded) else part("scores", lambda: data.scores(num_images)) or [],
+        left_out,
     )
 
 
@@ -131,12 +174,12 @@ class DataSet:
                 if left <= 0:
                     return
 
-    def channel_kl(self, count: int) -> tuple[np.ndarray, int]:
-        """Mean KL of every latent channel over the first test images, and the number of those."""
+    def measured(self, count: int) -> Measured:
+        """Mean KL of every latent channel over the first test images."""
         with reading(self.test):
             batches = self._first(self.test, count, "KL")
             kl = latents.mean_channel_kl(self.model, batches, self.seed)
-        return kl, min(count, len(self.test))
+        return Measured(kl, min(count, len(self.test)))
 
     def scores(self, count: int) -> list[Score]:
         """The likelihood of the first test images."""
@@ -147,9 +190,10 @@ class DataSet:
             results = likelihood.evaluate(self.model, batches, count, **options)
         origin = "all" if count == len(self.test) else f"the first {count:,} of"
         summary = likelihood.summarize(results, self.model.bits_per_dim)
-        return likelihood_scores(summary, DRAWS, f"{origin} {len(self.test):,} test images")
+        kind = likelihood.name_of(self.model, self.model.likelihood)
+        return likelihood_scores(summary, DRAWS, f"{origin} {len(self.test):,} test images", kind)
 
-    def interpolations(self, amounts: Amounts) -> tuple[np.ndarray, np.ndarray]:
+    def ways(self, amounts: Amounts) -> Ways:
         """Pairs of test images, of different labels where there are some, and the ways between them."""
         chosen = _different_pairs(self.labels, amounts.interpolations)
         if not chosen:
@@ -158,12 +202,13 @@ class DataSet:
         noise = latents.prior_noise(self.model, ends)
         start, end = ([tensor[first::2] for tensor in noise] for first in (0, 1))
         pairs = ends.reshape(-1, 2, *ends.shape[1:])
-        return pairs, latents.interpolate(self.model, start, end, amounts.steps)
+        return Ways(pairs, latents.interpolate(self.model, start, end, amounts.steps))
 
-    def reconstructions(self, amounts: Amounts) -> tuple[np.ndarray, np.ndarray]:
+    def reconstructions(self, amounts: Amounts) -> Reconstructions:
         """Test images and their reconstructions."""
         originals = self.images[: amounts.reconstructed]
-        return originals, latents.reconstruct(self.model, originals, self.seed).images
+        images = latents.reconstruct(self.model, originals, self.seed).images
+        return Reconstructions(originals, images)
 
     def near(self, samples: np.ndarray) -> Near:
         """The training images nearest to samples, and how near they are to test images."""

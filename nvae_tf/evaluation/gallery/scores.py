@@ -35,20 +35,23 @@ def evaluated(loaded: LoadedModel) -> list[Score]:
         if report.get("split") != "test":
             return []
         origin = f"{report['num_images']:,} test images"
-        return likelihood_scores(report, int(report["num_iw_samples"]), origin)
+        draws, kind = int(report["num_iw_samples"]), str(report.get("likelihood", ""))
+        return likelihood_scores(report, draws, origin, kind)
     except (KeyError, TypeError, ValueError):
         return []
 
 
-def likelihood_scores(summary, draws: int, origin: str) -> list[Score]:
+def likelihood_scores(summary, draws: int, origin: str, kind: str) -> list[Score]:
     """The scores in what `likelihood.summarize` returned, or what was written of it.
 
     Args:
         summary: Mean and standard error of each estimate.
         draws: Number of draws of z for each image.
         origin: Which images they are.
+        kind: Name of the likelihood of pixels; may be empty.
     """
     scores = []
+    of_pixels = f", {kind} likelihood" if kind else ""
     for name, bits, title, detail in (
         ("nelbo", "bpd_nelbo", "NELBO", f"{draws} draws of z each"),
         ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)", f"{draws} weighted draws each"),
@@ -57,7 +60,7 @@ def likelihood_scores(summary, draws: int, origin: str) -> list[Score]:
             (float(summary[key]["mean"]), _number(summary[key]["standard_error"]))
             for key in (name, bits)
         )
-        scores.append(Score(title, mean, "nats", error, per_dim, f"{origin}, {detail}"))
+        scores.append(Score(title, mean, "nats", error, per_dim, f"{origin}, {detail}{of_pixels}"))
     return scores
 
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from nvae_tf.evaluation import card
 from nvae_tf.evaluation.gallery.amounts import START, TEMPERATURE, TEMPERATURES
-from nvae_tf.evaluation.gallery.charts import chart, short
+from nvae_tf.evaluation.gallery.charts import chart, readable
 from nvae_tf.evaluation.gallery.content import Content
-from nvae_tf.evaluation.gallery.from_data import DataContent
+from nvae_tf.evaluation.gallery.from_data import RANKED, DataContent
 from nvae_tf.evaluation.gallery.pictures import film_element, image_element
 from nvae_tf.evaluation.gallery.scores import Score
+from nvae_tf.io.machine import machine_name
 from nvae_tf.objective import ACTIVE_NATS
 
 HALF = 6  # images in a row of half a wall; on a phone the halves stand below each other
@@ -47,8 +48,13 @@ CURVES = (
     Curve("elbo/kl", "KL", "nats per image"),
     Curve("elbo/active_latents", "Active latents", "channels"),
     Curve("elbo/beta", "KL coefficient", "factor"),
-    Curve("optimizer/learning_rate", "Learning rate", ""),
-    Curve("optimizer/gradient_norm", "Gradient norm", "logarithmic", logarithmic=True),
+    Curve("optimizer/learning_rate", "Learning rate", "per step"),
+    Curve(
+        "optimizer/gradient_norm",
+        "Gradient norm",
+        "nats per unit of weight, logarithmic",
+        logarithmic=True,
+    ),
     Curve("speed/images_per_second", "Speed", "images per second"),
 )
 
@@ -67,7 +73,8 @@ def scores(content: Content) -> str:
                 f"channels with a mean KL above {ACTIVE_NATS:g} nats",
             )
         )
-    return f'<dl class="scores">{"".join(tiles)}</dl>' if tiles else ""
+    shown = f'<dl class="scores">{"".join(tiles)}</dl>' if tiles else ""
+    return shown + _left_out(content, "scores")
 
 
 def _score(score: Score) -> str:
@@ -150,8 +157,10 @@ def interpolations(content: Content) -> str:
     import numpy as np
 
     if not isinstance(content.data, DataContent):
-        return _missing(content.data)
-    pairs, ways = content.data.pairs, content.data.interpolations
+        return f"<p>The data set could not be read: {escape(content.data)}</p>"
+    if content.data.ways is None:
+        return _left_out(content, "ways")
+    pairs, ways = content.data.ways
     rows = np.concatenate([pairs[:, :1], ways, pairs[:, 1:]], 1)
     columns = rows.shape[1]
     strips = "".join(
@@ -170,9 +179,9 @@ def reconstructions(content: Content) -> str:
     """Test images beside their reconstructions."""
     import numpy as np
 
-    if not isinstance(content.data, DataContent):
-        return ""
-    both = np.stack([content.data.originals, content.data.reconstructions], 1)
+    if not isinstance(content.data, DataContent) or content.data.reconstructions is None:
+        return _left_out(content, "reconstructions")
+    both = np.stack(content.data.reconstructions, 1)
     figures = "".join(
         f"<figure>{image_element(pair, 2, f'Test image {i} and its reconstruction')}</figure>"
         for i, pair in enumerate(both)
@@ -185,8 +194,8 @@ def reconstructions(content: Content) -> str:
 
 def groups(content: Content) -> str:
     """KL, active latents and influence of each group."""
-    measured = isinstance(content.data, DataContent)
-    largest = max((group.kl or 0.0) for group in content.groups) or 1.0
+    measured = content.data.measured if isinstance(content.data, DataContent) else None
+    largest = max(*(group.kl or 0.0 for group in content.groups), 0.0) or 1.0
     sizes = list(dict.fromkeys(group.shape[:2] for group in content.groups))
     rows = []
     for number, group in enumerate(content.groups):
@@ -194,7 +203,8 @@ def groups(content: Content) -> str:
         cells = [f"<td>{number}</td><td>{shape}</td>"]
         if group.kl is not None:
             scale = sizes.index(group.shape[:2]) % SCALES
-            width = 100.0 * group.kl / largest
+            # The estimate of a small KL from one draw of z, as flows need it, may be negative.
+            width = 100.0 * max(group.kl, 0.0) / largest
             cells.append(
                 f'<td class="bar"><span style="width:{width:.1f}%;background:var(--scale-{scale})">'
                 f'</span></td><td class="right">{group.kl:.2f}</td>'
@@ -210,15 +220,16 @@ def groups(content: Content) -> str:
     )
     total = sum(group.kl or 0.0 for group in content.groups)
     text = (
-        f"The KL is the mean over {content.data.num_measured:,} test images with one draw of z each, "
+        f"The KL is the mean over {measured.num_images:,} test images with one draw of z each, "
         f"{total:.2f} nats over all groups. A latent channel is active, as training counts it, if its "
         f"mean KL is above {ACTIVE_NATS:g} nats. "
-        if isinstance(content.data, DataContent)
+        if measured
         else ""
     )
     return (
-        f"<p>Coarsest group first, one colour for each size of the maps. {text}The last column says by "
-        "how much a fresh draw of the group's noise changes a pixel (root mean square, of 1) at "
+        f"{_left_out(content, 'measured')}<p>Coarsest group first, one colour for each size of the "
+        f"maps. {text}The last column says by how much a fresh draw of the group's noise changes a "
+        "pixel (root mean square, of 1) at "
         f"temperature {TEMPERATURE:g}.</p>"
         '<table><thead><tr><th scope="col">group</th><th scope="col">shape</th>'
         f'{of_data}<th scope="col" class="right">change</th></tr></thead>'
@@ -252,8 +263,8 @@ def neighbours(content: Content) -> str:
     """Samples and the training images nearest to them."""
     import numpy as np
 
-    if not isinstance(content.data, DataContent):
-        return ""
+    if not isinstance(content.data, DataContent) or content.data.near is None:
+        return _left_out(content, "near")
     near = content.data.near
     figures = []
     for sample, images, distances in zip(
@@ -283,7 +294,7 @@ def neighbours(content: Content) -> str:
 def extremes(content: Content) -> str:
     """The test images that are most and least like the training images."""
     if not isinstance(content.data, DataContent) or content.data.extremes is None:
-        return ""
+        return _left_out(content, "extremes")
     ends = content.data.extremes
     strips = [
         f'<figure class="strip"><figcaption><b>The {name} typical</b><br>{values.min():.0f} to '
@@ -295,9 +306,9 @@ def extremes(content: Content) -> str:
         )
     ]
     return (
-        "<p>Of 200 test images at most. How typical an image is, is told by its distance from training "
-        "images in reconstruction, KL of each group and what each group adds by looking at the image "
-        f"(<code>--eval_mode ood</code>).</p>{_scrolled('Typical images', ''.join(strips))}"
+        f"<p>Of {RANKED:,} test images at most. How typical an image is, is told by its distance from "
+        "training images in reconstruction, KL of each group and what each group adds by looking at "
+        f"the image (<code>--eval_mode ood</code>).</p>{_scrolled('Typical images', ''.join(strips))}"
     )
 
 
@@ -309,7 +320,9 @@ def training(content: Content) -> str:
         if curve.tag not in scalars:
             continue
         scalar = scalars[curve.tag]
-        last = ", ".join(f"{name} {short(points[-1][1])}" for name, points in scalar.curves.items())
+        last = ", ".join(
+            f"{name} {readable(points[-1][1])}" for name, points in scalar.curves.items()
+        )
         drawing = chart(
             scalar.curves, f"{curve.title} by step; at the end {last}", curve.logarithmic
         )
@@ -333,12 +346,10 @@ def provenance(content: Content, command: str) -> str:
     """Where the model and the page come from."""
     loaded, logs = content.loaded, content.logs
     rows = [(name, value) for name, value in card.description(loaded)]
-    rows += [(f"training {n}", text) for n, text in enumerate(logs.sessions, 1)]
-    if len(logs.sessions) == 1:
-        rows[-1] = ("trained", logs.sessions[0])
+    rows += card.trained(logs)
     if logs.began is not None and logs.ended is not None:
         rows.append(("training's log", f"{_date(logs.began)} to {_date(logs.ended)}"))
-    rows.append(("this page", f"{command}, {_date(time.time())}"))
+    rows.append(("this page", f"{command}, {_date(time.time())}; {machine_name()}"))
     facts = "".join(f"<dt>{escape(n)}</dt><dd>{escape(str(value))}</dd>" for n, value in rows)
     yaml = escape(loaded.config.to_yaml().rstrip())
     return (
@@ -356,8 +367,10 @@ def _scrolled(name: str, strips: str) -> str:
     return f'<div class="strips" role="group" aria-label="{name}" tabindex="0">{strips}</div>'
 
 
-def _missing(reason: str) -> str:
-    return f"<p>The data set could not be read: {escape(reason)}</p>"
+def _left_out(content: Content, part: str) -> str:
+    """Why a part of what needs the data set is not shown; nothing if there is no reason to tell."""
+    reasons = content.data.left_out if isinstance(content.data, DataContent) else {}
+    return f"<p>Left out: {escape(reasons[part])}</p>" if part in reasons else ""
 
 
 # Anchor, heading, and the function that makes the section; in the order of the page.

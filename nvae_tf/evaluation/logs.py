@@ -30,12 +30,14 @@ class Logs(NamedTuple):
         sessions: How each process of the training was started, oldest first.
         began: Time of the first entry, in seconds since 1970; None if there is none.
         ended: Time of the last entry.
+        seconds: How long training took: the sum over its processes, without the time between them.
     """
 
     scalars: dict[str, Scalar]
     sessions: list[str]
     began: float | None
     ended: float | None
+    seconds: float
 
 
 def read_logs(folder: Path) -> Logs:
@@ -48,7 +50,7 @@ def read_logs(folder: Path) -> Logs:
     from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
     scalars: dict[str, Scalar] = {}
-    sessions, times = [], []
+    sessions, starts, times = [], [], []
     for split in ("train", "validation"):
         if not (folder / split).is_dir():
             continue
@@ -61,10 +63,35 @@ def read_logs(folder: Path) -> Logs:
             if kind == "text" and tag == SESSION:
                 texts = [tf.make_ndarray(entry.tensor_proto) for entry in entries]
                 sessions += [text.item().decode() for text in texts]
+                starts += [entry.wall_time for entry in entries]
             elif kind == "scalars":
                 points = [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in entries]
                 finite = [point for point in points if np.isfinite(point[1])]
                 if finite:
                     scalar = scalars.setdefault(tag, Scalar(about.summary_description, {}))
                     scalar.curves[split] = finite
-    return Logs(scalars, sessions, min(times, default=None), max(times, default=None))
+    began, ended = min(times, default=None), max(times, default=None)
+    return Logs(scalars, sessions, began, ended, _seconds(starts, times))
+
+
+def _seconds(starts: list[float], times: list[float]) -> float:
+    """How long processes ran, each from its start to its last entry.
+
+    Args:
+        starts: When each started.
+        times: When something was reported by any of them.
+    """
+    starts = sorted(starts)
+    total = 0.0
+    for number, start in enumerate(starts, 1):
+        following = starts[number] if number < len(starts) else float("inf")
+        total += max((time for time in times if start <= time < following), default=start) - start
+    return total
+
+
+def duration(seconds: float) -> str:
+    """A duration for a reader: ``95 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
