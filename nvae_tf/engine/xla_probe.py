@@ -3,7 +3,6 @@
 Run as a program, this module compiles and runs a tiny training step on every GPU, or else on the CPU.
 """
 
-import functools
 import json
 import re
 
@@ -12,11 +11,10 @@ from nvae_tf.io.child_process import run_module
 SECONDS = 300.0  # to wait for the child, which imports TensorFlow and compiles
 
 
-@functools.cache
 def xla_problem(seconds: float = SECONDS) -> str | None:
     """The reason why XLA cannot compile here, as part of a line; None if it can.
 
-    A process asks once. It is called before this process uses its GPUs, whose memory it would take.
+    It is called before this process uses its GPUs, whose memory it would take.
 
     Args:
         seconds: Seconds to wait at most.
