@@ -108,8 +108,8 @@ for kind in [kind for kind in kinds if kind.startswith(options.only or "")]:
     chosen = report["chosen_llr"]["score"], report["chosen"]["score"]
     shown = ["neg_log_p", "complexity", *chosen]
     areas = [report["scores"][score]["auroc"] for score in shown]
-    lines.append(f"| {kind} | " + " | ".join("{:.3f} ({:.3f} to {:.3f})".format(*a) for a in areas))
-    lines[-1] += " |"
+    cells = ["{:.3f} ({:.3f} to {:.3f})".format(*area) for area in areas]
+    lines.append(f"| {' | '.join([kind, *cells])} |")
 
 print("| against | " + " | ".join(f"`{score}`" for score in shown) + " |")
 print("| --- |" + " --- |" * len(shown))

@@ -146,8 +146,8 @@ class KerasTraining(tf_keras.Model):
     def train_on_batch(self, x, *, reset_metrics: bool = True, return_dict: bool = False):
         """Takes one step.
 
-        Before the first `fit`, whose length schedules need, the KL coefficient is 1 and the learning
-        rate is that after warm-up.
+        Before the first `fit`, whose length schedules need, the KL coefficient is `kl_max_coeff` and
+        the learning rate is that after warm-up.
 
         Args:
             x: Images (n, height, width, channels) of floats in [0, 1].
@@ -190,7 +190,7 @@ class KerasTraining(tf_keras.Model):
             steps: Batches to score; default: all.
             callbacks: Callbacks of Keras.
             return_dict: Whether the result has names; otherwise it is a list in the same order.
-            **cached: What Keras's `fit` adds.
+            **cached: Further arguments of Keras's `evaluate`; its `fit` has one of its own.
 
         Returns:
             Means over the images: ``nelbo``, ``recon``, ``kl`` in nats, ``bpd`` in bits per dimension.
@@ -199,7 +199,7 @@ class KerasTraining(tf_keras.Model):
             UserError: An argument is wrong.
         """
         fitting = self._require_fitting()
-        if not cached:  # by `fit`, which has made its validation data ready
+        if "_use_cached_eval_dataset" not in cached:  # `fit` has made its validation data ready
             x = fitting.evaluation_data(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
         scores = super().evaluate(

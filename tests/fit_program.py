@@ -70,9 +70,14 @@ def main() -> None:
     )
     batches = tf.data.Dataset.from_tensor_slices(images).batch(70)  # the last one is smaller
     scores = model.evaluate(batches, verbose=0)
+    # As EarlyStopping does with the best weights.
+    model.set_weights([0.5 * weight for weight in model.get_weights()])
+    trainer = model.fitting.trainer
+    follow = all(map(np.array_equal, trainer.weights, trainer.averages.values()))
     last = {name: values[-1] for name, values in history.history.items()}
     if cluster.is_chief:
         results = {"fit": {k: float(v) for k, v in last.items()}, "command": by_command}
+        results["averages_follow"] = follow
         results["evaluated"] = {k: float(v) for k, v in scores.items()}
         (arguments.out / "results.json").write_text(json.dumps(results))
     cluster.gather_from_workers([1])

@@ -182,3 +182,33 @@ def test_an_official_file_starts_a_model_whose_bits_are_automatic():
     check_start(loaded.model, dataclasses.replace(config, num_x_bits="auto"), image)
     with pytest.raises(UserError, match="num_latent_scales: 5 does not start from the model"):
         check_start(loaded.model, dataclasses.replace(config, num_latent_scales=5), image)
+
+
+class SetBack(tf_keras.callbacks.Callback):
+    """Gives the model the weights that it began with, as EarlyStopping gives it its best ones."""
+
+    def __init__(self, at_end_of):
+        super().__init__()
+        self.at_end_of = at_end_of
+
+    def on_train_begin(self, logs=None):
+        self.before = self.model.get_weights()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.at_end_of == "epoch":  # as tf_keras 2.15 does
+            self.model.set_weights(self.before)
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        if self.at_end_of == "training":
+            self.model.set_weights(self.before)
+
+
+@pytest.mark.parametrize("at_end_of", ["epoch", "training"])
+def test_a_run_ends_with_the_weights_that_callbacks_leave(at_end_of, recipe, tmp_path):
+    back = SetBack(at_end_of)
+    results = nvae_tf.train(str(recipe), callbacks=[back], folder=tmp_path / "run", ema_decay=0.9)
+    model = nvae_tf.load(tmp_path / "run")  # with the averages as weights
+    for one, other in zip(model.get_weights(), back.before, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    assert results["nelbo"] > 500  # nothing was learnt

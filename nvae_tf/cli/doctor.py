@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         for finding in diagnose(config):
             counts[finding.level] += 1
             print(one_line(str(finding)), flush=True)
-        level = next(level for level in (PROBLEM, WARNING, OK) if counts[level] or level == OK)
+        level = PROBLEM if counts[PROBLEM] else WARNING if counts[WARNING] else OK
         text = f"{counts[PROBLEM]} problems, {counts[WARNING]} warnings"
         print(Finding(level, text, "do what the lines above say" if level != OK else ""))
         return SOFTWARE_ERROR if counts[PROBLEM] else 0

@@ -1,6 +1,5 @@
 """The command ``nvae-prepare``."""
 
-import collections
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from nvae_tf.config import (
     DataConfig,
     check_value,
 )
-from nvae_tf.io.errors import ConfigError, UserError, one_line
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.paths import is_regular, user_path
 
 FOLDER_KEYS = ("channels", "bits", "value_range", "alpha", "strict")
@@ -104,16 +103,13 @@ def _prepare(arguments) -> None:
     manifest = preparing.prepare(task, output)
     _report(manifest["counts"], output)
     if manifest["skipped"]:
-        from nvae_tf.data.survey import LISTED
+        from nvae_tf.data.survey import count_kinds, first_lines
 
-        listed, count = output / preparing.MANIFEST, len(manifest["skipped"])
-        reasons = collections.Counter(manifest["skipped"].values())
-        counts = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
-        print(f"skipped: {count} images ({counts}), listed in {listed}")
-        for name, reason in list(manifest["skipped"].items())[:LISTED]:
-            print(one_line(f"  {name}: {reason}"))
-        if count > LISTED:
-            print(f"  and {count - LISTED:,} more")
+        skipped, listed = manifest["skipped"], output / preparing.MANIFEST
+        kinds = count_kinds(skipped.values())
+        print(f"skipped: {len(skipped)} images ({kinds}), listed in {listed}")
+        for line in first_lines([f"{name}: {kind}" for name, kind in skipped.items()]):
+            print(line)
 
 
 def _task(arguments, source: Path, preparing):

@@ -102,10 +102,13 @@ def _stop_at_once(*_):
 
 def _tell_others(error: UserError) -> None:
     """Tells the other workers, if any, the error with which this one ends before joining them."""
-    if "TF_CONFIG" in os.environ or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        from nvae_tf.training.cluster import refuse_to_join
+    from nvae_tf.training.slurm import workers_of_step
 
-        refuse_to_join(error)
+    with contextlib.suppress(UserError):  # the error that ends the command is the one to report
+        if "TF_CONFIG" in os.environ or workers_of_step(os.environ)[0]:
+            from nvae_tf.training.cluster import refuse_to_join
+
+            refuse_to_join(error)
 
 
 def _train(arguments) -> int | None:

@@ -191,11 +191,10 @@ def _open_picture(path: Path, head: bytes) -> Content | None:
 
 
 def _open_tiff(path: Path) -> Content:
-    count = tiff.count(path)
-    if count is None:
-        return Content(None, lambda index: tiff.read(path, index, _read_with_pillow))
     stack = tiff.Stack(path)
-    kept = LARGEST_KEPT // MOST_STACKS  # so that no more than those are open
+    several = stack.count > 1
+    kept = LARGEST_KEPT // MOST_STACKS if several else 0  # so that no more than those are open
+    count = stack.count if several else None
     return Content(count, lambda index: stack.read(index, _read_with_pillow), kept)
 
 

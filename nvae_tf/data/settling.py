@@ -26,6 +26,7 @@ from nvae_tf.data.survey import (
     Facts,
     Skipped,
     Survey,
+    count_kinds,
     describe,
     number,
     skipped_line,
@@ -121,10 +122,9 @@ def decide(config: DataConfig, survey: Survey, folder: Path) -> Decision:
 
 
 def _nothing_left(folder: Path, skipped: list[Skipped], total: int) -> UserError:
-    counts = Counter(each.kind for each in skipped)
-    reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    kinds = count_kinds(each.kind for each in skipped)
     return UserError(
-        f"{folder}: none of the {total} images can be used ({reasons}); the first: "
+        f"{folder}: none of the {total} images can be used ({kinds}); the first: "
         f"{skipped[0].reason}"
     )
 

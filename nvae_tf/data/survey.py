@@ -186,16 +186,24 @@ def number(value: float) -> str:
 
 def skipped_line(skipped: list[Skipped], total: int) -> str:
     """How many images are skipped, and why, in one line."""
-    counts = Counter(each.kind for each in skipped)
-    reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
-    return f"skipped: {len(skipped):,} of {total:,} images ({reasons})"
+    kinds = count_kinds(each.kind for each in skipped)
+    return f"skipped: {len(skipped):,} of {total:,} images ({kinds})"
+
+
+def count_kinds(kinds: Iterable[str]) -> str:
+    """How often each kind of a reason occurs: ``3 too small, 1 unreadable``."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(Counter(kinds).items()))
+
+
+def first_lines(reasons: list[str]) -> list[str]:
+    """The first reasons, indented, and how many more there are."""
+    lines = [f"  {one_line(reason)}" for reason in reasons[:LISTED]]
+    more = len(reasons) - LISTED
+    return lines + ([f"  and {more:,} more"] if more > 0 else [])
 
 
 def skipped_lines(skipped: list[Skipped], total: int) -> list[str]:
     """The same, and the first of them by name, for the end of a command."""
     if not skipped:
         return []
-    lines = [skipped_line(skipped, total)]
-    lines += [f"  {one_line(each.reason)}" for each in skipped[:LISTED]]
-    more = len(skipped) - LISTED
-    return lines + ([f"  and {more:,} more"] if more > 0 else [])
+    return [skipped_line(skipped, total), *first_lines([each.reason for each in skipped])]

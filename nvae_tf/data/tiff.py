@@ -1,6 +1,5 @@
 """Reads the pages of TIFF files with tifffile; what that cannot decompress, with Pillow's libtiff."""
 
-import contextlib
 import importlib.util
 import struct
 import threading
@@ -21,45 +20,14 @@ PREMULTIPLIED = 1  # kind of an extra sample: opacity by which the colours were 
 ALPHA = (PREMULTIPLIED, 2)  # kinds that are opacity
 
 
-@contextlib.contextmanager
-def _opened(path: Path):
-    _check_chain(path)
-    # OME's metadata may name further files: only this one is opened.
-    with tifffile.TiffFile(path, _multifile=False) as file:
-        yield file
-
-
-def count(path: Path) -> int | None:
-    """The number of images of a file; None: one.
-
-    Raises:
-        Exception: The file is damaged.
-    """
-    with _opened(path) as file:
-        number = len(_images(file))
-    return None if number == 1 else number
-
-
-def read(path: Path, index: int, read_with_pillow: Callable) -> Stored:
-    """Reads one image.
-
-    Args:
-        path: Path of the file.
-        index: Place of the image in the file.
-        read_with_pillow: Reads one page of a file, given path and page.
-
-    Raises:
-        Exception: The image is damaged.
-    """
-    with _opened(path) as file:
-        return _read(path, _images(file)[index], read_with_pillow)
-
-
 class Stack:
-    """A file of several images, whose directories are read once.
+    """A file of one or several images, open as long as it is used; its directories are read once.
 
     Args:
         path: Path of the file.
+
+    Attributes:
+        count: Number of images.
 
     Raises:
         Exception: The file is damaged.
@@ -68,15 +36,25 @@ class Stack:
     def __init__(self, path: Path):
         _check_chain(path)
         self._path, self._lock = path, threading.Lock()
+        # OME's metadata may name further files: only this one is opened.
         self._file = tifffile.TiffFile(path, _multifile=False)
         self._images = _images(self._file)
+        self.count = len(self._images)
 
     def __del__(self):
         if hasattr(self, "_file"):
             self._file.close()
 
     def read(self, index: int, read_with_pillow: Callable) -> Stored:
-        """Reads one image; arguments as for `read`."""
+        """Reads one image.
+
+        Args:
+            index: Place of the image in the file.
+            read_with_pillow: Reads one page of a file, given path and page.
+
+        Raises:
+            Exception: The image is damaged.
+        """
         with self._lock:
             return _read(self._path, self._images[index], read_with_pillow)
 

@@ -30,9 +30,11 @@ def check_deterministic(environment: Mapping[str, str]) -> None:
     Raises:
         ConfigError: They do not say so.
     """
-    names = [flag.partition("=")[0] for flag in DETERMINISTIC]
-    given = environment.get(VARIABLE, "").split()
-    if not all(any(flag.partition("=")[0] == name for flag in given) for name in names):
+    needed, given = (
+        {flag.partition("=")[0] for flag in flags}
+        for flags in (DETERMINISTIC, environment.get(VARIABLE, "").split())
+    )
+    if not needed <= given:
         raise ConfigError(
             f"deterministic: compiled steps on GPUs need {VARIABLE}='{' '.join(DETERMINISTIC)}' in the "
             "environment before TensorFlow is imported; set it, or jit_compile: off"

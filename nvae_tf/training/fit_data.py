@@ -85,7 +85,8 @@ class Batching:
                 count = tf.shape(images, tf.int64)[0]
                 return before + count, (images, before + tf.range(count), tf.ones(count))
 
-            if self.replicas > 1:
+            size = images.element_spec.shape[0]
+            if self.replicas > 1 and (size is None or size % self.replicas):
                 return self._filled(images)
             return images.scan(tf.constant(0, tf.int64), numbered)
         size, images = self._checked_array(x, batch_size, 1)

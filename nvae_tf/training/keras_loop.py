@@ -43,6 +43,7 @@ class KerasLoop:
             if not self._in_epoch:
                 self._list.on_epoch_begin(epoch)
             self._in_epoch = True
+            self._model.fitting.weights_were_set = False
             self._list.on_train_batch_begin(place)
 
     def after(self, step: int, count: int, logs) -> None:
@@ -63,9 +64,12 @@ class KerasLoop:
             self._in_epoch = False
 
     def end(self) -> bool:
-        """Training ends; returns whether a callback gave the model other weights, such as its best."""
+        """Training ends.
+
+        Returns:
+            Whether callbacks have given the model other weights since the last step, such as its best.
+        """
         if self._list is None:
             return False
-        self._model.fitting.weights_were_set = False
         self._list.on_train_end()
         return self._model.fitting.weights_were_set

@@ -366,8 +366,8 @@ def _train(
             watched.epoch(epoch, logs, results)
         if not (last and results) and termination.agreed(cluster, pace):
             _check_divergence(trainer, step, folder)
-            watched.end()
-            _save_early(run, say, f"stopped by SIGTERM after step {step}")
+            changed = watched.end()
+            _save_early(run, say, f"stopped by SIGTERM after step {step}", again=changed)
             return None
         if report and left == 0:
             report.epoch(epoch, step, logs, results, functools.partial(graph, batches))
@@ -402,8 +402,8 @@ def _finish(run: _Run, step: int, results, changed: bool, validate, say) -> dict
     if results is None:
         say("stopped by SIGTERM; training was complete")
         return None
-    if run.report and run.start_step >= run.end:
-        _draw(run.report, run.trainer, run.end)
+    if run.report and (changed or run.start_step >= run.end):
+        _draw(run.report, run.trainer, step)
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 

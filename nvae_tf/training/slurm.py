@@ -47,14 +47,13 @@ def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
     if environment.get("SLURM_STEP_NUM_TASKS", per_node) == "1":
         return [], 0
-    # Slurm says the nodes of the step, unless it is an old one, and those of the job.
-    of_job = environment.get("SLURM_JOB_NODELIST")
-    job_nodes = expand_nodes(of_job, "SLURM_JOB_NODELIST") if of_job else []
-    if of_job and "SLURM_STEP_NODELIST" not in environment:
-        nodes = job_nodes
-    else:
-        nodes = expand_nodes(_text(environment, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST")
-    if of_job and not set(nodes) <= set(job_nodes):
+    # A step that does not list its nodes has those of the job.
+    listed = "SLURM_STEP_NODELIST"
+    if listed not in environment and "SLURM_JOB_NODELIST" in environment:
+        listed = "SLURM_JOB_NODELIST"
+    nodes = expand_nodes(_text(environment, listed), listed)
+    job_nodes = environment.get("SLURM_JOB_NODELIST")
+    if job_nodes and not set(nodes) <= set(expand_nodes(job_nodes, "SLURM_JOB_NODELIST")):
         # A batch script that was submitted from within a step, whose variables it inherited.
         return [], 0
     per_node = _text(environment, "SLURM_STEP_TASKS_PER_NODE")
@@ -209,7 +208,7 @@ def _check_numbering(environment: Mapping[str, str], node_of_rank: list[int], ra
         UserError: It has others. With wrong addresses workers would wait for each other in vain.
     """
     if "SLURM_NODEID" not in environment or "SLURM_GTIDS" not in environment:
-        return  # Slurm sets both; a test of a script need not
+        return  # Slurm 22.05 sets both; without them there is nothing to compare
     node = _number(environment, "SLURM_NODEID", MOST_TASKS)
     expected = [number for number, place in enumerate(node_of_rank) if place == node]
     found = _text(environment, "SLURM_GTIDS")
