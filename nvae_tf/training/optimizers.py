@@ -35,8 +35,6 @@ class Optimizer(tf.Module):
 
     def __init__(self, learning_rate):
         super().__init__()
-        if not callable(learning_rate):
-            _check_number("learning_rate", learning_rate, math.inf)
         self._learning_rate = learning_rate
         self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
 
@@ -96,6 +94,8 @@ class StackedOptimizer(Optimizer):
 
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)
+        if not callable(learning_rate):
+            _check_number("learning_rate", learning_rate, math.inf)
         for name, value, below in (
             ("weight_decay", weight_decay, math.inf),
             ("beta_1", beta_1, 1.0),
