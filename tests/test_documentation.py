@@ -34,6 +34,7 @@ ELSEWHERE = {
     "python -m pytest": "the tests themselves",
     "ruff": ".ci/run does it",
     "mypy": ".ci/run does it",
+    "check-jsonschema": ".ci/run does it",
     "mkdocs": ".ci/run does it",
     "docker": "a server",
     "curl": "asks that server",
