@@ -39,19 +39,19 @@ def balancing_weights(config: ModelConfig) -> list[float]:
     return [alpha / min(alphas) for alpha in alphas]
 
 
-def balance_kl(kl_per_group, alphas, beta, batch_mean=lambda x: tf.reduce_mean(x, 0)):
+def balance_kl(kl_per_group, mean_kl, alphas, beta):
     """Weights the KL of each group so that no group is switched off during warm-up (appendix A).
 
     Args:
         kl_per_group: KL of each image and group in nats, (batch, groups).
+        mean_kl: Mean of its absolute values over the global batch, (groups,).
         alphas: What `balancing_weights` returned.
         beta: The KL coefficient; at 1 every group has weight 1.
-        batch_mean: Function from (batch, groups) to (groups,), the mean over the global batch.
 
     Returns:
         The balanced KL of each image in nats, (batch,), and gamma, the weights (groups,).
     """
-    size = batch_mean(tf.abs(kl_per_group)) + 0.01
+    size = mean_kl + 0.01
     gamma = size / tf.constant(alphas, size.dtype) * tf.reduce_sum(size)
     gamma = tf.stop_gradient(gamma / tf.reduce_mean(gamma))
     gamma = tf.where(beta < 1.0, gamma, tf.ones_like(gamma))

@@ -13,8 +13,8 @@ from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import ArraySource
 from nvae_tf.io.errors import UserError
 
-COLOUR = DatasetInfo("photographs", ImageSpec(32, 32, 3), open=None, flip=False)
-FLIPPED = DatasetInfo("photographs", ImageSpec(32, 32, 3), open=None)
+COLOUR = DatasetInfo("photographs", ImageSpec(32, 32, 3), read=None, flip=False)
+FLIPPED = DatasetInfo("photographs", ImageSpec(32, 32, 3), read=None)
 
 
 def load(name, folder=""):

@@ -71,6 +71,25 @@ def test_imports_point_downwards():
     assert len(list(imports())) > 200
 
 
+def definitions(path):
+    """The functions, classes and methods (``Class.method``) of a file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            methods = (method for method in node.body if isinstance(method, ast.FunctionDef))
+            yield from (f"{node.name}.{method.name}" for method in methods)
+
+
+def test_the_path_of_an_image_is_what_the_design_page_says():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    route = page.partition("## The path of an image")[2].partition("## The walk")[0]
+    stations = re.findall(r"`([a-z_/]+\.py): ([\w.]+)`", route)
+    assert len(stations) > 40
+    for file, name in stations:
+        assert name in definitions(PACKAGE / file), f"{file}: {name}"
+
+
 def test_the_design_page_names_every_module():
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z_]+)`", page.partition("## Every module")[2]))

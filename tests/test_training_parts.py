@@ -40,11 +40,12 @@ def test_balancing_holds_until_beta_is_one():
     config = ModelConfig(num_latent_scales=2, num_groups_per_scale=2, ada_groups=True)
     alphas = objective.balancing_weights(config)
     assert alphas == [1.0, 2.0, 2.0]
-    balanced, gamma = objective.balance_kl(kl, alphas, tf.constant(0.5))
+    mean = tf.constant([3.0, 1.0, 0.0])
+    balanced, gamma = objective.balance_kl(kl, mean, alphas, tf.constant(0.5))
     size = np.array([3.01, 1.01, 0.01]) / alphas
     np.testing.assert_allclose(gamma, size / size.mean(), rtol=1e-5)
     np.testing.assert_allclose(balanced, kl.numpy() @ gamma.numpy(), rtol=1e-5)
-    balanced, gamma = objective.balance_kl(kl, alphas, tf.constant(1.0))
+    balanced, gamma = objective.balance_kl(kl, mean, alphas, tf.constant(1.0))
     np.testing.assert_array_equal(gamma, 1.0)
     np.testing.assert_allclose(balanced, [5.0, 3.0])
 

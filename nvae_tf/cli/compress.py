@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
         keep_out()
-    return run_command(lambda: _compress(arguments), if_interrupted="nothing was written")
+    return run_command(_compress, arguments, if_interrupted="nothing was written")
 
 
 def _compress(arguments) -> None:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if argv is None:  # this process is the command
         keep_out()
-    return run_command(lambda: _decompress(arguments), if_interrupted="nothing was written")
+    return run_command(_decompress, arguments, if_interrupted="nothing was written")
 
 
 def _decompress(arguments) -> None:

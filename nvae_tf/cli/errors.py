@@ -17,13 +17,14 @@ STOPPED_EARLY = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed la
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-def run_command(command: Callable[[], int | None], if_interrupted: str) -> int:
+def run_command(command: Callable[..., int | None], *arguments, if_interrupted: str) -> int:
     """Runs a command; a user's mistake or an outside failure becomes one line instead of a traceback.
 
     An error in this software itself is printed with its traceback, and gives status 1.
 
     Args:
         command: The function to run, which may return an exit status; None is 0.
+        *arguments: Its arguments.
         if_interrupted: What a user who interrupts it should know, as a part of a line.
 
     Returns:
@@ -35,7 +36,7 @@ def run_command(command: Callable[[], int | None], if_interrupted: str) -> int:
     for name in ("tifffile", "pydicom", "nibabel"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        status = command() or 0
+        status = command(*arguments) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)

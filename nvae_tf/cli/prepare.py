@@ -34,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
         keep_out()
-    return run_command(
-        lambda: _prepare(arguments), if_interrupted="the same command continues from here"
-    )
+    return run_command(_prepare, arguments, if_interrupted="the same command continues from here")
 
 
 def _parser() -> Parser:

@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop_at_once)
         keep_out()
     return run_command(
-        lambda: _train(arguments),
+        _train,
+        arguments,
         if_interrupted="the same command with --cont_training continues from the newest checkpoint",
     )
 

@@ -38,9 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if argv is None:  # this process is the command
         keep_out()
-    return run_command(
-        lambda: _tune(arguments), if_interrupted="the same command with --resume goes on"
-    )
+    return run_command(_tune, arguments, if_interrupted="the same command with --resume goes on")
 
 
 def _parser() -> Parser:

@@ -133,17 +133,15 @@ class Network:
 
     def _before_group(self, layers, group: LatentGroup, s):
         running = s[0] if s else None
-        for layer in layers:
+        for layer in [*layers, *group.cells]:
             running = layer(running, scope=self._scope)
-        running = group.before_latents(running, self._scope)
         raw = group.prior_parameters(running, self._scope)
         mu, log_sigma = raw
         prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
         return [] if running is None else [running], raw, (prior.loc, prior.scale)
 
     def _posterior_of(self, group: LatentGroup, s, raw, encoded):
-        posterior = group.posterior(s[0] if s else None, encoded, raw, self._scope)
-        base = posterior.distribution.distribution
+        base = group.posterior_before_flows(s[0] if s else None, encoded, raw, self._scope)
         return base.loc, base.scale
 
     def _after_group(self, group: LatentGroup, s, z):

@@ -27,7 +27,7 @@ class DatasetInfo:
     Attributes:
         name: Name in the configuration.
         image: What the model has to know about the images.
-        open: Opens the training and the test images in a folder; raises `UserError` if they are
+        read: Opens the training and the test images in a folder; raises `UserError` if they are
             missing or not what they should be.
         flip: Whether images are mirrored at random in training.
         fid_on_all: Whether FID compares with training and test images, as published for this data
@@ -37,10 +37,22 @@ class DatasetInfo:
 
     name: str
     image: ImageSpec
-    open: Callable[[str], tuple[Source, Source]]
+    read: Callable[[str], tuple[Source, Source]]
     flip: bool = True
     fid_on_all: bool = False
     skipped: tuple[str, ...] = ()
+
+    def open(self, folder: str) -> tuple[Source, Source]:
+        """Opens the training and the test images.
+
+        Args:
+            folder: The folder that holds them; empty for data sets that need none.
+
+        Raises:
+            UserError: They are missing, or not what they should be.
+        """
+        check_data(DataConfig(dataset=self.name, data=folder))
+        return self.read(folder)
 
 
 class Settled(NamedTuple):
@@ -100,7 +112,7 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
 
 def _with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
     flip = dataset.flip if config.flip == AUTO else bool(config.flip)
-    return dataclasses.replace(dataset, flip=flip, open=functools.partial(_open, dataset))
+    return dataclasses.replace(dataset, flip=flip)
 
 
 def names() -> list[str]:
@@ -122,11 +134,6 @@ def _not_kept(_: str):
         "own: the images of this run were given in Python and are not kept; score images with "
         "nvae_tf.load(folder) there, or name files with --images"
     )
-
-
-def _open(dataset: DatasetInfo, folder: str) -> tuple[Source, Source]:
-    check_data(DataConfig(dataset=dataset.name, data=folder))
-    return dataset.open(folder)
 
 
 def _find_dataset(config: DataConfig) -> DatasetInfo:

@@ -56,27 +56,3 @@ def mean_over_replicas(values):
             before = [tensor / count for tensor in sum_over_replicas(pack)]
         means += before
     return tf.nest.pack_sequence_as(values, means)
-
-
-class LocalVariables:
-    """The copies of distributed variables on the device that the code around runs for.
-
-    Assigning to one changes that copy alone, at once, without talking to other devices: for values that
-    all devices compute identically. Outside of replicas, and for variables of one device, they are the
-    variables themselves.
-    """
-
-    def __init__(self):
-        self._strategy, self._replica = None, 0
-        if num_replicas() > 1:
-            context = tf.distribute.get_replica_context()
-            # Asked for once: TensorFlow makes an operation for every answer.
-            self._replica = int(tf.get_static_value(context.replica_id_in_sync_group))
-            self._strategy = context.strategy
-
-    def __getitem__(self, variable):
-        """The copy of a variable."""
-        if self._strategy is None:
-            return variable
-        copies = self._strategy.experimental_local_results(variable)
-        return copies[self._replica % len(copies)]

@@ -10,6 +10,7 @@ run in the graph of the step, and the blocks that it is made of are shared inste
 """
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 
@@ -30,12 +31,12 @@ class SharedFunctions:
         self._traced = {}
         self._graph = tf.Graph()
 
-    def call(self, key: tuple, make, tensors, has_gradient: bool = True):
+    def call(self, key: tuple, function, tensors, has_gradient: bool = True):
         """Calls the function of a key and the tensors' shapes, which is traced at its first call.
 
         Args:
             key: What the function computes; hashable.
-            make: Returns the Python function.
+            function: The Python function; not called if one of the same key and shapes was traced.
             tensors: Its arguments.
             has_gradient: Whether gradients are taken through it.
         """
@@ -46,7 +47,7 @@ class SharedFunctions:
             # its gradient's. One graph serves all functions, because TensorFlow traces and compiles a
             # region once per graph.
             with self._graph.as_default():
-                self._traced[key] = _trace(make(), specs, has_gradient)
+                self._traced[key] = _trace(function, specs, has_gradient)
         return self._traced[key](*tensors)
 
 
@@ -78,14 +79,11 @@ def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, *
         has_gradient: Whether gradients are taken through it.
         settings: Hashable arguments.
     """
-
-    def run(*tensors):
-        return function(*tensors, **settings)
-
     if scope.functions is None:
-        return run(*tensors)
+        return function(*tensors, **settings)
     key = (function.__module__, function.__qualname__, *settings.items())
-    return scope.functions.call(key, lambda: run, tensors, has_gradient)
+    run = functools.partial(function, **settings)
+    return scope.functions.call(key, run, tensors, has_gradient)
 
 
 def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=CELLS):
@@ -106,12 +104,13 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
     if not rematerialize and scope.functions is None:
         return function(*layers, *inputs, scope=scope)
     weights = _BlockTensors(layers if uses is None else uses, scope)
-    block = _Block(function, layers, weights, len(inputs), scope)
+    inner = dataclasses.replace(scope, rematerialize=NO_REMAT) if rematerialize else scope
+    block = _Block(function, layers, weights, len(inputs), inner)
     if not (scope.exchanges_statistics and weights.norms) and scope.functions is not None:
         key = (function.__module__, function.__qualname__, *map(trace_key, layers), scope.settings)
         run = block.rematerialized_function if rematerialize else block.function
         tensors = [*inputs, *weights.tensors]
-        outputs, statistics = scope.functions.call(key, lambda: run, tensors)
+        outputs, statistics = scope.functions.call(key, run, tensors)
         statistics = weights.split_statistics(statistics)
     elif rematerialize:
         outputs, statistics = block.rematerialized(inputs)
@@ -228,15 +227,16 @@ class _Block:
         Returns:
             Outputs, and the statistics of its batch norms as from `_BlockTensors.concat_statistics`.
         """
-        return self._compute_alone(self._scope, tensors)
+        alone = dataclasses.replace(self._scope, functions=None, replica_row=None)
+        outputs, statistics = self._compute(alone, tensors)
+        return outputs, self._weights.concat_statistics(statistics)
 
     def rematerialized_function(self, *tensors):
         """`function` that keeps nothing but its arguments for the backward pass."""
-        scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
 
         @tf.custom_gradient
         def run(*tensors):
-            outputs, statistics = self._compute_alone(scope, tensors)
+            outputs, statistics = self.function(*tensors)
 
             def gradients(*upstream):
                 # Statistics, which come last, have no gradients.
@@ -244,7 +244,7 @@ class _Block:
                 given, upstream = self._not_before(tensors, upstream)
                 with tf.GradientTape() as tape:
                     tape.watch(given)
-                    outputs, _ = self._compute_alone(scope, given)
+                    outputs, _ = self.function(*given)
                 return tape.gradient(tf.nest.flatten(outputs), given, output_gradients=upstream)
 
             return (outputs, statistics), gradients
@@ -260,8 +260,7 @@ class _Block:
         Returns:
             Outputs, and the statistics of its batch norms by layer.
         """
-        scope = dataclasses.replace(self._scope, rematerialize=NO_REMAT)
-        first = dataclasses.replace(scope, differentiated=False)
+        first = dataclasses.replace(self._scope, differentiated=False)
         by_norm: dict = {}
 
         # Arguments cost nodes of the graph, so only tensors with gradients are arguments.
@@ -276,7 +275,7 @@ class _Block:
                 # Otherwise TensorFlow would compute it all again before the backward pass.
                 with tf.control_dependencies(upstream):
                     inputs = [tf.identity(tensor) for tensor in inputs]
-                again = dataclasses.replace(scope, exchanged_statistics=statistics)
+                again = dataclasses.replace(self._scope, exchanged_statistics=statistics)
                 with tf.GradientTape() as tape:
                     tape.watch([*inputs, *weights])
                     outputs, _ = self._compute(again, [*inputs, *weights, *self._weights.constant])
@@ -298,11 +297,6 @@ class _Block:
             return tensors, upstream
         both = optimization_barrier([*tensors, *upstream])
         return both[: len(tensors)], both[len(tensors) :]
-
-    def _compute_alone(self, scope: Scope, tensors):
-        alone = dataclasses.replace(scope, functions=None, replica_row=None)
-        outputs, statistics = self._compute(alone, tensors)
-        return outputs, self._weights.concat_statistics(statistics)
 
     def _compute(self, scope: Scope, tensors):
         """Outputs, and the statistics of batch norms by layer."""

@@ -8,26 +8,38 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from nvae_tf.engine.replicas import LocalVariables
+from nvae_tf.engine.replicas import num_replicas
 
 
 class VariableState:
-    """The variables themselves, of the replica that makes it.
-
-    Attributes:
-        local: The replica's copy of each variable.
-    """
+    """The variables themselves, of the replica that makes it."""
 
     def __init__(self):
-        self.local = LocalVariables()
+        self._strategy, self._replica = None, 0
+        if num_replicas() > 1:
+            context = tf.distribute.get_replica_context()
+            # Asked for once: TensorFlow makes an operation for every answer.
+            self._replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+            self._strategy = context.strategy
+
+    def local(self, variable):
+        """This replica's copy of a variable; outside of replicas, the variable itself.
+
+        Assigning to it changes that copy alone, at once, without talking to other devices: for values
+        that all devices compute identically.
+        """
+        if self._strategy is None:
+            return variable
+        copies = self._strategy.experimental_local_results(variable)
+        return copies[self._replica % len(copies)]
 
     def value(self, variable) -> tf.Tensor:
         """The present value of a variable."""
-        return self.local[variable].read_value()
+        return self.local(variable).read_value()
 
     def assign(self, variable, value) -> None:
         """Changes a variable on this replica, which all replicas do identically."""
-        self.local[variable].assign(value)
+        self.local(variable).assign(value)
 
 
 class TensorState:

@@ -9,7 +9,6 @@ from nvae_tf.engine.scope import BatchStatistics, Scope
 from nvae_tf.engine.state import VariableState
 from nvae_tf.engine.weights import by_stack
 from nvae_tf.engine.xla import xla_region
-from nvae_tf.layers.activations import activate
 from nvae_tf.layers.base import Constant, Layer
 
 EPSILON = 1e-5
@@ -92,6 +91,19 @@ class BatchNormAct(Layer):
     def get_config(self):
         """The constructor's arguments."""
         return {**super().get_config(), "activation": self.activation}
+
+
+def activate(name: str, x, custom_gradients: bool = False):
+    """Applies an activation.
+
+    Args:
+        name: ``"none"``, ``"elu"`` or ``"swish"``, which is ``x * sigmoid(x)``.
+        x: A tensor of any shape.
+        custom_gradients: Whether swish stores only x for the backward pass.
+    """
+    if name == "swish":
+        return tf.nn.silu(x) if custom_gradients else x * tf.sigmoid(x)
+    return {"none": tf.identity, "elu": tf.nn.elu}[name](x)
 
 
 def update_running_averages(

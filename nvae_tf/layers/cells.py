@@ -8,9 +8,8 @@ import tensorflow as tf
 from nvae_tf.config import BN_ACT
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import call_block
-from nvae_tf.layers.activations import activate, swish
 from nvae_tf.layers.base import Layer, create_chain, uniform_fan_in
-from nvae_tf.layers.batch_norm import BatchNormAct
+from nvae_tf.layers.batch_norm import BatchNormAct, activate
 from nvae_tf.layers.convolution import Conv2D
 
 DOWN, NORMAL, UP = "down", "normal", "up"  # a cell halves, keeps or doubles height and width
@@ -78,14 +77,8 @@ class ResidualCell(_FixedWidthLayer):
         branch = inputs
         for operation in self.branch:
             branch = operation(branch, scope=scope)
-        return call_block(
-            ResidualCell.add, [self], [inputs, branch], scope, uses=self.outside_branch
-        )
-
-    @property
-    def outside_branch(self) -> list[Layer]:
-        """The layers that are not in the branch's operations."""
-        return [layer for layer in (self.se, self.skip) if layer]
+        uses = [layer for layer in (self.se, self.skip) if layer]
+        return call_block(ResidualCell.add, [self], [inputs, branch], scope, uses=uses)
 
     def add(self, inputs, branch, scope: Scope):
         """Adds skip and branch, whose channels are scaled first."""
@@ -227,16 +220,12 @@ class MBConv(_FixedWidthLayer):
                 _normalize_and_convolve, layers, [outputs], scope, remat_when=BN_ACT
             )
         self.norms[3].exchange_statistics(outputs, scope)
-        return call_block(_normalize, self.norms[3:], [outputs], scope)
+        return call_block(BatchNormAct.call, self.norms[3:], [outputs], scope)
 
     def get_config(self):
         """The constructor's arguments."""
         names = ("expansion", "kernel_size", "groups", "direction")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _normalize(norm, inputs, scope: Scope):
-    return norm(inputs, scope=scope)
 
 
 def _normalize_and_convolve(norm, convolution, inputs, scope: Scope):
@@ -310,7 +299,7 @@ class SkipDown(_FixedWidthLayer):
         ]
         kernel = tf.cast(tf.concat(kernels, -1), inputs.dtype)
         biases = [scope.value(conv.bias) for conv in self.convolutions]
-        activated = swish(inputs, scope.custom_gradients)
+        activated = activate("swish", inputs, scope.custom_gradients)
         bias = tf.cast(tf.concat(biases, 0), inputs.dtype)
         return tf.nn.conv2d(activated, kernel, 2, "VALID") + bias
 

@@ -122,18 +122,13 @@ class LatentGroup(Layer):
 
     def call(self, s, source, index, scope: Scope):
         """One step of the top-down walk."""
-        s = self.before_latents(s, scope)
+        for cell in self.cells:
+            s = cell(s, scope=scope)
         output = source(self, index, s, scope)
         return self.after_latents(s, output.z, scope), output
 
-    def before_latents(self, s, scope: Scope):
-        """The running map that prior and posterior are computed from; None if there is none."""
-        for cell in self.cells:
-            s = cell(s, scope=scope)
-        return s
-
     def after_latents(self, s, z, scope: Scope):
-        """The next running map, from that of `before_latents` and z."""
+        """The next running map, from that after the group's cells and z."""
         maps = [z] if s is None else [s, tf.cast(z, s.dtype)]
         return call_block(_combine, [self.combiner], maps, scope)
 
@@ -164,8 +159,8 @@ class LatentGroup(Layer):
         mu, log_sigma = self.prior_parameters(s, scope)
         return clamped_normal(mu, log_sigma, temperature, self.stddev)
 
-    def posterior(self, s, encoded, prior_parameters, scope: Scope):
-        """The posterior q(z | x, z of the groups before).
+    def posterior_before_flows(self, s, encoded, prior_parameters, scope: Scope):
+        """The normal distribution that the flows transform into the posterior.
 
         Args:
             s: The running map after the group's cells.
@@ -175,8 +170,7 @@ class LatentGroup(Layer):
             scope: How the layers are run.
 
         Returns:
-            A TransformedDistribution: independent normals under the group's flows, with events
-            (height, width, latents).
+            A normal distribution of each latent, (batch, height, width, latents).
         """
         if self.encoder_combiner is not None:
             encoded = encoded + self.encoder_combiner(s, scope=scope)
@@ -184,9 +178,24 @@ class LatentGroup(Layer):
         if self.res_dist and not self.first:
             prior_mu, prior_log_sigma = prior_parameters
             mu, log_sigma = prior_mu + mu, prior_log_sigma + log_sigma
+        return clamped_normal(mu, log_sigma, stddev=self.stddev)
+
+    def posterior(self, s, encoded, prior_parameters, scope: Scope):
+        """The posterior q(z | x, z of the groups before) as one distribution of TFP.
+
+        Args:
+            s: As for `posterior_before_flows`, as are the others.
+            encoded: The encoder's map.
+            prior_parameters: What `prior_parameters` returned.
+            scope: How the layers are run.
+
+        Returns:
+            A TransformedDistribution: independent normals under the group's flows, with events
+            (height, width, latents).
+        """
+        base = self.posterior_before_flows(s, encoded, prior_parameters, scope)
         shifts = [bijector for flow in self.flows for bijector in flow.bijectors(scope)]
-        base = tfd.Independent(clamped_normal(mu, log_sigma, stddev=self.stddev), 3)
-        return tfd.TransformedDistribution(base, tfb.Chain(shifts[::-1]))
+        return tfd.TransformedDistribution(tfd.Independent(base, 3), tfb.Chain(shifts[::-1]))
 
     def get_config(self):
         """The constructor's arguments."""
@@ -219,10 +228,10 @@ def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope)
     parameters = group.prior_parameters(s, scope)
     mu, log_sigma = parameters
     prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
-    posterior = group.posterior(s, encoded, parameters, scope)
-    base = posterior.distribution.distribution  # a normal distribution of each latent, before flows
-    before_flows = from_noise(base, noise)
-    z = posterior.bijector.forward(before_flows)
+    base = group.posterior_before_flows(s, encoded, parameters, scope)
+    before_flows = z = from_noise(base, noise)
+    for flow in group.flows:
+        z = flow(z, scope=scope)
     # The flows preserve volume, so this is the density of z too.
     log_q = base.log_prob(before_flows)
     log_p = prior.log_prob(z)

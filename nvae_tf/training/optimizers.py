@@ -179,7 +179,7 @@ class ElementwiseUpdate:
             large = tensor.shape.num_elements() >= LARGE
             if large and isinstance(state, VariableState):
                 update = self._in_place_xla if scope.xla_regions else self._in_place
-                local = [state.local[variable] for variable in stack]
+                local = [state.local(variable) for variable in stack]
                 update(local, tensor, coefficients, condition)
             else:
                 small += stack

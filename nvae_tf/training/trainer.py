@@ -234,14 +234,22 @@ class Trainer(tf.Module):
                 on_gpu=self.on_gpu,
             )
             output = self.model.autoencode(images, noise, scope)
+            recon = -self.model.log_likelihood(output.parameters, images)
+            kl_per_group = output.kl_per_group
+            mean_kl = mean_over_replicas(tf.reduce_mean(tf.abs(kl_per_group), 0))
+            balanced_kl, gamma = objective.balance_kl(
+                kl_per_group, mean_kl, self.alphas, beta / self.config.kl_max_coeff
+            )
             batch_norm = objective.batch_norm_penalty(self._gammas(tensors))
-            losses = self._losses(output, images, beta, regularization, spectral, batch_norm)
-            scaled = losses.loss * (1.0 if loss_scale is None else loss_scale)
+            loss = tf.reduce_mean(recon + beta * balanced_kl)
+            loss += regularization * (spectral + batch_norm)
+            scaled = loss * (1.0 if loss_scale is None else loss_scale)
         # What was gathered from a stack has an IndexedSlices as its gradient.
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, weights)]
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
         statistics = [scope.statistics[norm] for norm in self.batch_norms]
+        losses = Losses(loss, recon, kl_per_group, balanced_kl, gamma, spectral, batch_norm)
         return PassResult(losses, _channel_kl(output), gradients, statistics, vectors)
 
     def _by_reference(self, tensors) -> dict:
@@ -272,21 +280,6 @@ class Trainer(tf.Module):
         """Whether regions of a step are compiled: ``parts``, and ``auto`` if not the whole step."""
         return self.config.jit_compile in ("auto", "parts") and not self.xla_steps
 
-    def _losses(
-        self, output: NVAEOutput, images, beta, regularization, spectral, batch_norm
-    ) -> Losses:
-        recon = -self.model.log_likelihood(output.parameters, images)
-        kl_per_group = output.kl_per_group
-        balanced_kl, gamma = objective.balance_kl(
-            kl_per_group,
-            self.alphas,
-            beta / self.config.kl_max_coeff,
-            lambda kl: mean_over_replicas(tf.reduce_mean(kl, 0)),
-        )
-        loss = tf.reduce_mean(recon + beta * balanced_kl)
-        loss += regularization * (spectral + batch_norm)
-        return Losses(loss, recon, kl_per_group, balanced_kl, gamma, spectral, batch_norm)
-
     def update_state(self, result: PassResult, condition=True, state=None) -> None:
         """Moves running averages and singular vectors to where a pass brought them.
 
@@ -313,7 +306,7 @@ class Trainer(tf.Module):
         total = self.compute_pass(images, 0, state)
         for number in range(1, self.config.accumulate_steps):
             total = self.add_pass(total, images, number, state)
-        return self.update_from_sum(total, state)
+        return self.update(total, state)
 
     def compute_pass(self, images, number=0, state=None) -> PassResult:
         """One of the passes that make a step, on this replica.
@@ -351,18 +344,11 @@ class Trainer(tf.Module):
         """Adds a pass to a sum of passes; further arguments as for `compute_pass`."""
         return tf.nest.map_structure(tf.add, total, self.compute_pass(images, number, state))
 
-    def update_from_sum(self, total: PassResult, state=None):
-        """`update` with the mean of all passes of a step, from their sum."""
-        passes = self.config.accumulate_steps
-        if passes > 1:
-            total = tf.nest.map_structure(lambda value: value / passes, total)
-        return self.update(total, state)
-
-    def update(self, result: PassResult, state=None):
+    def update(self, total: PassResult, state=None):
         """Changes everything that a step changes, on this replica.
 
         Args:
-            result: The mean of the step's passes.
+            total: The sum of the step's passes.
             state: Where everything is read and changed (`nvae_tf.engine.state`); default: in the
                 variables.
 
@@ -372,7 +358,9 @@ class Trainer(tf.Module):
             all others are of this step. Names that end in ``_per_group`` are vectors, coarsest group
             first.
         """
-        config, state = self.config, state or VariableState()
+        config, state, result = self.config, state or VariableState(), total
+        if config.accumulate_steps > 1:
+            result = tf.nest.map_structure(lambda value: value / config.accumulate_steps, total)
         step = state.value(self.optimizer.iterations)
         beta, regularization = self._coefficients(step)
         rate = self.optimizer.learning_rate_after(step)
@@ -637,7 +625,7 @@ def whole_step(trainer: Trainer, strategy):
     if passes == 1:
         return on_replicas(trainer.train_step, strategy, jit)
     add = on_replicas(trainer.add_pass, strategy, jit)
-    update = on_replicas(trainer.update_from_sum, strategy, jit)
+    update = on_replicas(trainer.update, strategy, jit)
 
     def step(images):
         _, total = tf.while_loop(
