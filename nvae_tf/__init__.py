@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING
 from nvae_tf.version import __version__
 
 if TYPE_CHECKING:
+    from nvae_tf import config
     from nvae_tf.api import load, train
-    from nvae_tf.config import ImageSpec, ModelConfig, TrainConfig, list_recipes
+    from nvae_tf.config import (
+        Config,
+        DataConfig,
+        ImageSpec,
+        ModelConfig,
+        TrainConfig,
+        list_recipes,
+    )
     from nvae_tf.model import NVAE
     from nvae_tf.training import callbacks
     from nvae_tf.training.optimizers import Adamax
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 # takes seconds.
 _MODULES = {
     "Adamax": "nvae_tf.training.optimizers",
+    "Config": "nvae_tf.config",
+    "DataConfig": "nvae_tf.config",
     "ImageSpec": "nvae_tf.config",
     "ModelConfig": "nvae_tf.config",
     "NVAE": "nvae_tf.model",
@@ -32,14 +42,19 @@ _MODULES = {
     "train": "nvae_tf.api",
 }
 
+_WHOLE = {"callbacks": "nvae_tf.training.callbacks", "config": "nvae_tf.config"}  # modules
+
 __all__ = [
     "Adamax",
+    "Config",
+    "DataConfig",
     "ImageSpec",
     "ModelConfig",
     "NVAE",
     "TrainConfig",
     "__version__",
     "callbacks",
+    "config",
     "list_recipes",
     "load",
     "train",
@@ -52,12 +67,12 @@ if "tensorflow" not in sys.modules:  # which reads this when it is imported
 
 
 def __getattr__(name: str):
-    if name == "callbacks":
-        return importlib.import_module("nvae_tf.training.callbacks")
+    if name in _WHOLE:
+        return importlib.import_module(_WHOLE[name])
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__():
-    return sorted({*globals(), *_MODULES, "callbacks"})
+    return sorted({*globals(), *_MODULES, *_WHOLE})

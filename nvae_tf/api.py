@@ -18,6 +18,7 @@ from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import run
+from nvae_tf.training.callbacks import Termination
 from nvae_tf.training.cluster import cluster_of
 from nvae_tf.training.fitting import checked_callbacks
 
@@ -99,12 +100,17 @@ def train(
         raise UserError("folder: None is not allowed beside a Config, which has no name")
     else:
         path = Path("runs", Path(config).stem)
+    if dataset is None and (image is not None or flip):
+        name = "flip" if image is None else "image"
+        raise UserError(f"{name}: is for a dataset that is given; a recipe's images have their own")
     own = None if dataset is None else own_images(dataset, image, flip)
     if own:
         keys["dataset"] = OWN
     recipe = config if isinstance(config, Config) else configuration.load(str(config))
     recipe, note = configuration.override(recipe, keys)
     callbacks = checked_callbacks(callbacks)
+    if any(isinstance(callback, Termination) for callback in callbacks):
+        raise UserError("callbacks: Termination is for fit; training ends at SIGTERM without it")
     cluster = cluster_of(tf.distribute.get_strategy())
     if own is None:
         check_data(recipe.data)

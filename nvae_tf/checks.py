@@ -77,6 +77,53 @@ def _remedy(shape: tuple, spec: ImageSpec) -> str:
     return by_shape.get(shape) or by_image_shape.get(shape[1:]) or default
 
 
+def check_count(name: str, value, minimum: int = 1, optional: bool = False) -> None:
+    """Checks that an argument is a whole number.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        minimum: Smallest value.
+        optional: Whether None is allowed.
+
+    Raises:
+        UserError: It is another value.
+    """
+    is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (optional and value is None) and not (is_count and value >= minimum):
+        raise UserError(
+            f"{name}: {short_repr(value)} is not allowed; expected a whole number, at least {minimum}"
+        )
+
+
+def images_of_dataset(dataset: tf.data.Dataset, spec: ImageSpec) -> tf.data.Dataset:
+    """The images alone of a data set of batches; the first batch is checked.
+
+    Args:
+        dataset: Batches of images, or tuples that begin with one.
+        spec: Specification of the model's images.
+
+    Raises:
+        UserError: It holds something else, or nothing.
+    """
+    element = dataset.element_spec
+    if isinstance(element, tuple) and element:
+        dataset, element = dataset.map(lambda images, *_: images), element[0]
+    if not isinstance(element, tf.TensorSpec):
+        raise UserError(
+            f"x: a data set of {short_repr(element)}; expected batches of images, or tuples that "
+            "begin with one"
+        )
+    if element.shape.rank == 3:
+        raise UserError("x: a data set of single images; expected batches, dataset.batch(32)")
+    check_images(element, spec)
+    first = next(iter(dataset.take(1)), None)
+    if first is None:
+        raise UserError("x: an empty data set")
+    check_images(first, spec)
+    return dataset
+
+
 def check_maps(name: str, maps, shapes: list, batch: int | None, all_groups: bool = True) -> None:
     """Checks tensors that are shaped as the latents of the groups.
 

@@ -671,20 +671,27 @@ def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfi
     return from_dict(keys, Config(model=config or ModelConfig())).model
 
 
-def image_spec(image: ImageSpec | tuple[int, int, int] | None, binary: bool = False) -> ImageSpec:
+def image_spec(
+    image: ImageSpec | tuple[int, int, int] | None, binary: bool | None = None
+) -> ImageSpec:
     """Images as a model takes them.
 
     Args:
         image: An `ImageSpec`, or height, width and channels.
-        binary: Whether pixels are 0 or 1, if `image` is a tuple.
+        binary: Whether pixels are 0 or 1; default: what an `ImageSpec` says, or False.
 
     Raises:
         ConfigError: It is neither, or a value is not allowed.
     """
     if isinstance(image, ImageSpec):
+        if binary not in (None, image.binary):
+            raise ConfigError(
+                f"binary: {short_repr(binary)} is not allowed beside an ImageSpec that says "
+                f"{image.binary}"
+            )
         return image
     if isinstance(image, (tuple, list)) and len(image) == 3:
-        return ImageSpec(*image, binary=binary)
+        return ImageSpec(*image, binary=False if binary is None else binary)
     raise ConfigError(
         f"image: {short_repr(image)} is not allowed; expected (height, width, channels) or an ImageSpec"
     )
@@ -760,6 +767,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         pattern, meaning = field.metadata["pattern"] or (".*", "text")
         if field.metadata["pattern"] and isinstance(value, int) and not isinstance(value, bool):
             converted = str(value)
+        if field.metadata["choices"]:
+            meaning = f"one of {', '.join(field.metadata['choices'])}"
         if not isinstance(converted, str) or not re.fullmatch(pattern, converted, re.ASCII | re.S):
             refuse(meaning)
     if field.metadata["choices"]:

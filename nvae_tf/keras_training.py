@@ -103,7 +103,8 @@ class KerasTraining(tf_keras.Model):
             validation_data: As for the `x` of `evaluate`, or a tuple that begins with it.
             shuffle: Whether the images of an array come in another order in each epoch.
             initial_epoch: Number of epochs that were trained before.
-            steps_per_epoch: Batches in an epoch; needed if the data set does not know its size.
+            steps_per_epoch: Batches in an epoch; needed if the data set does not know its size. If it
+                is another number than those of the data set, epochs follow each other in it.
             validation_steps: As for the `steps` of `evaluate`.
             validation_batch_size: As for the `batch_size` of `evaluate`; default: `batch_size`.
             validation_freq: As in Keras.
@@ -119,6 +120,8 @@ class KerasTraining(tf_keras.Model):
         """
         fitting = self._require_fitting()
         batches, steps = fitting.training_data(x, batch_size, steps_per_epoch, shuffle)
+        if not isinstance(validation_freq, (list, tuple, set)):  # those are numbers of epochs
+            checks.check_count("validation_freq", validation_freq)
         if validation_data is not None:
             size = validation_batch_size or batch_size
             if isinstance(validation_data, tuple) and validation_data:  # with labels
@@ -127,7 +130,7 @@ class KerasTraining(tf_keras.Model):
                 validation_data = fitting.evaluation_data(validation_data, size, validation_steps)
             except UserError as error:
                 raise UserError(f"validation_data: {error}") from None
-        if fitting.plan(epochs, initial_epoch, steps):
+        if fitting.plan(batches, epochs, initial_epoch, steps):
             self.train_function = None
         fitting.prepare(batches)
         with fitting.running():
@@ -230,11 +233,15 @@ class KerasTraining(tf_keras.Model):
         Raises:
             UserError: The images have another type or shape, or other values.
         """
+        for name in ("batch_size", "steps"):
+            checks.check_count(name, options.get(name), optional=True)
         if isinstance(x, (np.ndarray, tf.Tensor)):
             checks.check_images(x, self.image)
             if len(x) == 0:
                 raise UserError("x: no images")
-        elif not isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+        elif isinstance(x, tf.data.Dataset):
+            x = checks.images_of_dataset(x, self.image)
+        elif not isinstance(x, tf.distribute.DistributedDataset):
             raise UserError(
                 f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "
                 "tf.data.Dataset of batches of them"

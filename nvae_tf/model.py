@@ -6,9 +6,11 @@ only the *source* of each group's z (see `nvae_tf.layers.latent_group`).
 """
 
 import dataclasses
+import json
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf import checks, stateless_random
@@ -37,7 +39,7 @@ from nvae_tf.distributions import (
 )
 from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
-from nvae_tf.engine.weights import Weight, rows_of, stack_weights, walk, weights_below
+from nvae_tf.engine.weights import Weight, layout, rows_of, stack_weights, walk, weights_below
 from nvae_tf.keras_training import KerasTraining
 from nvae_tf.layers.base import Uniform, create_chain
 from nvae_tf.layers.batch_norm import BatchNormAct, update_running_averages
@@ -53,6 +55,8 @@ from nvae_tf.layers.latent_group import (
 from nvae_tf.summary import summary_lines
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+
+ROW_NAMES = "row_names"  # in files of Keras, beside the stacks
 
 # Folded into a seed for the noise of pixels, so that it differs from that of latents.
 PIXEL_STREAM = -1
@@ -101,7 +105,7 @@ class NVAE(KerasTraining):
         image: The images; an `ImageSpec`, or their height, width and channels.
         precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights,
             latents, distributions and statistics are float32 always.
-        binary: Whether pixels are 0 or 1, if `image` is a tuple.
+        binary: Whether pixels are 0 or 1; default: what an `ImageSpec` says, or False.
         name: The model's name in Keras.
         **keys: Keys of `ModelConfig` that change `config`.
 
@@ -129,7 +133,7 @@ class NVAE(KerasTraining):
         image: ImageSpec | tuple[int, int, int] | None = None,
         precision: str = "float32",
         *,
-        binary: bool = False,
+        binary: bool | None = None,
         name: str | None = None,
         **keys,
     ):
@@ -198,7 +202,15 @@ class NVAE(KerasTraining):
             self.postprocess.append(cell("postprocess", dec * width, UP))
             for _ in range(config.num_postprocess_cells - 1):
                 self.postprocess.append(cell("postprocess", dec * width))
-        self.image_head = Conv2D(self._num_image_parameters(), 3)
+        self._num_image_parameters = image.channels
+        if not image.binary:
+            mixtures = config.num_mixture_dec
+            self._num_image_parameters = (
+                2 * image.channels
+                if mixtures == 1
+                else num_mixture_parameters(image.channels, mixtures)
+            )
+        self.image_head = Conv2D(self._num_image_parameters, 3)
         self._create_weights()
 
     @classmethod
@@ -254,8 +266,9 @@ class NVAE(KerasTraining):
         Returns:
             The encoder's maps, one per group, top of the hierarchy first.
         """
-        checks.check_images(images, self.image)
-        scope = scope or self.scope()
+        if scope is None:
+            checks.check_images(images, self.image)
+            scope = self.scope()
         x = self.stem(tf.cast(2.0 * images - 1.0, self.precision), scope=scope)
         for cell in self.preprocess:
             x = cell(x, scope=scope)
@@ -389,7 +402,7 @@ class NVAE(KerasTraining):
         Returns:
             Images (batch, height, width, channels) in [0, 1]; for binary images, always their means.
         """
-        checks.check_parameters(parameters, self.image, self._num_image_parameters())
+        checks.check_parameters(parameters, self.image, self._num_image_parameters)
         distribution = self.image_distribution(parameters, temperature)
         if self.image.binary or seed is None:
             images = mean_image(distribution)
@@ -441,7 +454,7 @@ class NVAE(KerasTraining):
 
     def _scored(self, parameters, images):
         """The scored centre of parameters and images."""
-        checks.check_parameters(parameters, self.image, self._num_image_parameters())
+        checks.check_parameters(parameters, self.image, self._num_image_parameters)
         checks.check_images(images, self.image)
         if not self.image.scored_size:
             return parameters, images
@@ -504,6 +517,7 @@ class NVAE(KerasTraining):
             images: A batch as for `call`.
             noise: As for `call`.
         """
+        checks.check_images(images, self.image)
         if self.needs_data_initialization:
             self.autoencode(images, noise, Scope(data_initialization=True))
 
@@ -537,6 +551,22 @@ class NVAE(KerasTraining):
         model_config, image = ModelConfig(**config["config"]), ImageSpec(**config["image"])
         return cls(model_config, image, config["precision"], name=config["name"])
 
+    def save_own_variables(self, store):
+        """Writes the stacks, and the names of their rows, to a ``.keras`` or ``.weights.h5`` file."""
+        super().save_own_variables(store)
+        store[ROW_NAMES] = np.frombuffer(json.dumps(layout(self)).encode(), np.uint8)
+
+    def load_own_variables(self, store):
+        """Reads the stacks.
+
+        Raises:
+            ValueError: Their rows are those of other weights.
+        """
+        names = json.loads(np.asarray(store[ROW_NAMES]).tobytes())
+        if names != layout(self):
+            raise ValueError("its weights have other names, or stand in another order")
+        super().load_own_variables({key: store[key] for key in store if key != ROW_NAMES})
+
     def _noise_or_zeros(self, images, noise):
         if noise is None:
             return [tf.zeros((tf.shape(images)[0], *shape)) for shape in self.latent_shapes]
@@ -558,13 +588,6 @@ class NVAE(KerasTraining):
     def _draws_pixels(self) -> bool:
         """Whether `sample` draws pixels at its temperature, besides latents."""
         return not self.image.binary and self.config.num_mixture_dec > 1
-
-    def _num_image_parameters(self):
-        if self.image.binary:
-            return self.image.channels
-        mixtures = self.config.num_mixture_dec
-        channels = self.image.channels
-        return 2 * channels if mixtures == 1 else num_mixture_parameters(channels, mixtures)
 
     def _create_weights(self):
         """Makes all weights from the shapes of the maps, and the stacks that hold them."""

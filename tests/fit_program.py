@@ -74,13 +74,39 @@ def main() -> None:
     model.set_weights([0.5 * weight for weight in model.get_weights()])
     trainer = model.fitting.trainer
     follow = all(map(np.array_equal, trainer.weights, trainer.averages.values()))
+    if passes == 1:
+        front = try_the_rest(arguments.out, model, images, cluster)
     last = {name: values[-1] for name, values in history.history.items()}
     if cluster.is_chief:
         results = {"fit": {k: float(v) for k, v in last.items()}, "command": by_command}
         results["averages_follow"] = follow
+        results["front"] = front if passes == 1 else {}
         results["evaluated"] = {k: float(v) for k, v in scores.items()}
         (arguments.out / "results.json").write_text(json.dumps(results))
     cluster.gather_from_workers([1])
+
+
+def try_the_rest(out, model, images, cluster):
+    """Loads what `fit` saved, reconstructs, and trains on arrays, from these weights too."""
+    with cluster.strategy.scope():
+        loaded = nvae_tf.load(out / "fit")
+        predicted = loaded.predict(images[:100], batch_size=20, verbose=0)
+        alone = loaded.reconstruct(tf.constant(images[:100]))
+    arrays = (255 * images[:300]).astype(np.uint8), (255 * images[300:]).astype(np.uint8)
+    options = dict(**SMALL, image=model.image, epochs=1, batch_size=50, jit_compile="off")
+    with cluster.strategy.scope():
+        new = nvae_tf.train("digits", arrays, folder=out / "new", **options)
+        begun = nvae_tf.train(
+            "digits", arrays, folder=out / "begun", init_from=out / "fit", **options
+        )
+        wrong = out / ("fit" if cluster.is_chief else "new")
+        try:
+            nvae_tf.train("digits", arrays, folder=out / "mixed", init_from=wrong, **options)
+            refused = ""
+        except nvae_tf.io.errors.UserError as error:
+            refused = str(error)
+    difference = float(np.abs(predicted - alone.numpy()).max())
+    return {"difference": difference, "new": new, "begun": begun, "refused": refused}
 
 
 if __name__ == "__main__":

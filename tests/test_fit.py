@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from event_files import scalars
 from processes import free_ports
 
 import nvae_tf
@@ -71,6 +72,12 @@ def test_fit_gives_the_commands_weights_on_every_topology(topology, passes, tmp_
     for name, value in results["command"].items():
         np.testing.assert_allclose(results["fit"][f"val_{name}"], value, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(results["evaluated"][name], value, rtol=1e-5, err_msg=name)
+    if passes == 1:  # load, predict and train
+        front = results["front"]
+        assert front["difference"] < 1e-4
+        assert front["begun"]["nelbo"] < front["new"]["nelbo"]
+        several = topology == "two workers"
+        assert ("init_from is a model of checksum" in front["refused"]) == several
 
 
 def test_fit_gives_the_commands_weights_to_the_bit(run, recipe, tmp_path):
@@ -123,10 +130,10 @@ def trained(digits, tmp_path_factory):
     train, test = digits
     model, steps = new_model(ema_decay=0.5), []
     ours = nvae_tf.callbacks
-    kl = ours.KLPerGroup(folder / "kl")
+    kl = ours.KLPerGroup()
     callbacks = [
         ours.Checkpoints(folder / "run"), ours.Pictures(folder / "run", test), kl,
-        ours.Termination(), ours.Divergence(),
+        ours.Curves(folder / "run", every=4), ours.Termination(), ours.Divergence(),
         tf_keras.callbacks.TensorBoard(folder / "logs", histogram_freq=1, update_freq=1),
         tf_keras.callbacks.CSVLogger(folder / "log.csv"),
         tf_keras.callbacks.EarlyStopping("val_nelbo", patience=5, restore_best_weights=True),
@@ -165,7 +172,12 @@ def test_fit_trains_and_says_how(trained, digits):
 def test_callbacks_of_keras_and_ours_leave_what_they_promise(trained, digits):
     model, first, _, _, kl, folder = trained
     assert len(kl.history) == 3 and kl.history[0].shape == (2,)
-    assert list((folder / "kl").glob("events*"))
+    points = scalars(folder / "run" / "logs" / "train")
+    # An epoch has 6 steps, and ten values are more than it has.
+    assert [step for step, _ in points["elbo/nelbo"]] == list(range(1, 19))
+    assert points["kl_per_group/00"][-1][1] == pytest.approx(kl.history[-1][0], rel=1e-5)
+    assert float(points["speed/images_per_second"][0][1]) > 0
+    assert len(scalars(folder / "run" / "logs" / "validation")["elbo/nelbo"]) == 3
     rows = (folder / "log.csv").read_text().splitlines()
     assert len(rows) == 4 and float(rows[1].split(",")[rows[0].split(",").index("nelbo")]) > 0
     assert list((folder / "logs" / "train").glob("events*"))
@@ -238,6 +250,26 @@ def test_checkpoints_hold_what_other_callbacks_leave(digits, tmp_path):
 
 class Interrupted(Exception):
     pass
+
+
+def test_several_steps_in_a_call_train_and_report_alike(digits, tmp_path):
+    weights = {}
+    for count in (1, 4):
+        model, folder = new_model(steps_per_execution=count), tmp_path / str(count)
+        callbacks = [
+            nvae_tf.callbacks.Checkpoints(folder, save_every="5", keep=9),
+            nvae_tf.callbacks.Curves(folder, every=3),
+            tf_keras.callbacks.TensorBoard(tmp_path / "keras" / str(count)),
+        ]
+        model.fit(digits[0], batch_size=100, epochs=2, callbacks=callbacks, verbose=0)
+        weights[count] = model.get_weights()
+    for one, several in zip(*weights.values(), strict=True):
+        np.testing.assert_allclose(several, one, atol=1e-3)
+    # Calls take 4, 2, 4 and 2 steps: the fifth step ends in the second.
+    saved = {path.name for path in (tmp_path / "4" / "checkpoints").glob("step-*")}
+    assert saved == {"step-6", "step-10", "step-12"}
+    steps = [step for step, _ in scalars(tmp_path / "4" / "logs" / "train")["elbo/kl"]]
+    assert steps == [4, 6, 10, 12]
 
 
 @pytest.mark.slow
@@ -350,10 +382,17 @@ def dataset_of(images, size=50):
         (lambda m, x: m.fit(x, callbacks=[3]), "callbacks: 3 is not allowed; expected callbacks of"),
         (lambda m, x: nvae_tf.callbacks.Checkpoints("x", keep=0), "keep: 0 is not allowed"),
         (lambda m, x: nvae_tf.callbacks.Checkpoints("x", "soon"), "save_every: 'soon' is not allow"),
+        (lambda m, x: nvae_tf.callbacks.Curves("x", every=0), "every: 0 is not allowed"),
         (lambda m, x: nvae_tf.callbacks.Termination(every=0), "every: 0 is not allowed"),
         (lambda m, x: nvae_tf.Adamax("fast"), "learning_rate: 'fast' is not allowed"),
         (lambda m, x: nvae_tf.Adamax(beta_1=2), "beta_1: 2 is not allowed; .* below 1"),
+        (lambda m, x: m.fit(dataset_of(x), epochs=2, steps_per_epoch=7), "take 14 .* ends after 12"),
+        (lambda m, x: m.fit(x, validation_freq=0), "validation_freq: 0 is not allowed"),
+        (lambda m, x: nvae_tf.callbacks.Pictures("x", None), "images: None is not allowed"),
         (lambda m, x: m.predict("x"), "x: of type str"),
+        (lambda m, x: m.predict(x, batch_size=0), "batch_size: 0 is not allowed"),
+        (lambda m, x: m.predict(dataset_of(x * 3)), "images: values from 0 to 3"),
+        (lambda m, x: m.predict(dataset_of(x[:, :9])), "images: shape"),
         (lambda m, x: m.predict(x * 255), "images: values from 0 to 255"),
         (lambda m, x: m.evaluate(x, steps=0), "steps: 0 is not allowed"),
         (lambda m, x: m.evaluate(dataset_of(x).repeat()), "x: an endless data set"),

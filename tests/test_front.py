@@ -1,8 +1,11 @@
 """The package as a Keras user meets it: `import nvae_tf`, new models, loaded models."""
 
+import io
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -62,7 +65,12 @@ def test_the_same_model_by_recipe_by_dataclasses_and_by_keywords():
         (lambda: nvae_tf.NVAE(image=(32, 32, 3), num_nf=-1), "num_nf: -1 is not allowed"),
         (lambda: nvae_tf.NVAE(image=(32, 32, 3), precision="half"), "precision: 'half' is not"),
         (lambda: nvae_tf.NVAE(image=(36, 36, 3), num_latent_scales=2), "num_latent_scales: images"),
+        (
+            lambda: nvae_tf.NVAE(image=nvae_tf.ImageSpec(32, 32, 1), binary=True),
+            "binary: True is not allowed beside an ImageSpec that says False",
+        ),
         (lambda: nvae_tf.ModelConfig(arch_instance="x"), "arch_instance: 'x' is not allowed"),
+        (lambda: nvae_tf.ModelConfig(arch_instance=3), "expected one of res_mbconv"),
         (lambda: nvae_tf.TrainConfig(epochs=0), "epochs: 0 is not allowed"),
         (lambda: nvae_tf.NVAE.from_recipe(3), "3: not usable as a path"),
         (lambda: nvae_tf.NVAE.from_recipe("cifar11"), "no configuration 'cifar11'"),
@@ -121,6 +129,19 @@ def test_a_run_a_checkpoint_and_a_keras_file_are_loaded(run, tmp_path):
     (tmp_path / "half.keras").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="half.keras: not readable as a saved NVAE"):
         nvae_tf.load(tmp_path / "half.keras")
+    # A file whose rows belong to weights of other names.
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with h5py.File(io.BytesIO(members["model.weights.h5"]), "r+") as weights:
+        names = weights["vars/row_names"]
+        names[...] = np.frombuffer(names[()].tobytes().replace(b"norms/0", b"norms/9"), np.uint8)
+        weights.flush()
+        members["model.weights.h5"] = weights.id.get_file_image()
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    with pytest.raises(UserError, match="other.keras: .* other names"):
+        nvae_tf.load(tmp_path / "other.keras")
     (tmp_path / "export" / "1").mkdir(parents=True)
     (tmp_path / "export" / "1" / "saved_model.pb").write_bytes(b"")
     with pytest.raises(UserError, match="an export, .* tf.saved_model.load"):

@@ -148,6 +148,12 @@ def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_p
         (lambda c, d: nvae_tf.train("cifar11"), "no configuration 'cifar11'"),
         (lambda c, d: nvae_tf.train("celeba64"), "celeba_64 needs --data"),
         (lambda c, d: nvae_tf.train(nvae_tf.config.Config()), "folder: None is not allowed"),
+        (lambda c, d: nvae_tf.train(c, flip=True), "flip: is for a dataset that is given"),
+        (lambda c, d: nvae_tf.train(c, image=BINARY), "image: is for a dataset that is given"),
+        (
+            lambda c, d: nvae_tf.train(c, d, [nvae_tf.callbacks.Termination()], image=BINARY),
+            "Termination is for fit",
+        ),
         (lambda c, d: nvae_tf.train(c, d[0]), "dataset: of type ndarray; expected a pair"),
         (lambda c, d: nvae_tf.train(c, d, likelihood="official"), "official .* for 1 channels"),
         (

@@ -3,23 +3,19 @@
 They look at the model's `fitting`: its trainer, and what the latest step reported.
 """
 
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf.checks import check_images
+from nvae_tf.checks import check_count, check_images
 from nvae_tf.config import Config, DataConfig, check_value
 from nvae_tf.data.catalog import OWN
-from nvae_tf.io.errors import TrainingDivergedError
+from nvae_tf.io.errors import TrainingDivergedError, UserError, short_repr
 from nvae_tf.io.paths import user_path
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training import reports
+from nvae_tf.training import curves, reports
 from nvae_tf.training.checkpoints import Checkpoints as CheckpointFiles
 from nvae_tf.training.cluster import cluster_of
-from nvae_tf.training.curves import write_scalars
-from nvae_tf.training.fit_data import check_count
 from nvae_tf.training.termination import Termination as Signal
 
 
@@ -36,7 +32,20 @@ class Callback(tf_keras.callbacks.Callback):
     @property
     def step(self) -> int:
         """Steps taken so far."""
-        return int(self.trainer.optimizer.iterations.numpy())
+        return self.model.fitting.step
+
+    @property
+    def report(self) -> dict[str, tf.Tensor]:
+        """What the latest step reports."""
+        return self.model.fitting.report
+
+    def passed(self, every: int) -> bool:
+        """Whether the latest steps, of one call, completed another `every` steps."""
+        return self.step % every < self.model.fitting.count
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Looks how many steps were taken; a callback of Keras may have restored a checkpoint."""
+        self.model.fitting.read_step()
 
     @property
     def is_chief(self) -> bool:
@@ -68,8 +77,7 @@ class Checkpoints(Callback):
 
     def on_train_begin(self, logs=None):
         """Makes the folder, and writes the configuration and what the images are like."""
-        model, trainer = self.model, self.trainer
-        config = Config(model.config, DataConfig(dataset=OWN, seed=trainer.seed), trainer.config)
+        model, trainer, config = self.model, self.trainer, _config(self.model)
         with cluster_of(model.distribute_strategy).agreement():
             if self.is_chief and self._files is None:
                 self.folder.check(config, resume=False)
@@ -81,7 +89,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves if it is time to."""
-        if self._files.due(self.step):
+        if self._files.due(self.step, self.model.fitting.count):
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -112,8 +120,13 @@ class Pictures(Callback):
 
     def __init__(self, folder, images, every: int = 1, seed: int = 1):
         super().__init__()
-        self.folder, self.images = RunFolder(user_path(str(folder))), images[: reports.PICTURED]
         check_count("every", every)
+        check_count("seed", seed, minimum=0)
+        if not isinstance(images, (np.ndarray, tf.Tensor)) or len(images) == 0:
+            raise UserError(
+                f"images: {short_repr(images)} is not allowed; expected an array or tensor of images"
+            )
+        self.folder, self.images = RunFolder(user_path(str(folder))), images[: reports.PICTURED]
         self.every, self.seed = every, seed
         self._pictures: reports.Pictures | None = None
         self._drawn_at = -1
@@ -144,38 +157,61 @@ class Pictures(Callback):
                 self._pictures.draw(self.step)
 
 
-class KLPerGroup(Callback):
-    """Keeps the KL of every latent group at the end of each epoch, of its last step's images.
+class Curves(Callback):
+    """Writes what the command writes for TensorBoard: scalars of training and validation, in groups.
 
     Args:
-        log_dir: Path of a folder of TensorBoard's files to write the values to, too.
+        folder: Path of the folder of a run; the files are in ``logs`` in it.
+        every: Steps between scalars of training; at least ten are written in an epoch.
+
+    Raises:
+        UserError: The files cannot be written.
+    """
+
+    def __init__(self, folder, every: int = 100):
+        super().__init__()
+        check_count("every", every)
+        self.folder, self._every = RunFolder(user_path(str(folder))), every
+        self._curves: curves.Curves | None = None
+
+    def on_train_begin(self, logs=None):
+        """Opens TensorBoard's files, and writes the configuration."""
+        if self.is_chief and self._curves is None:
+            config, fitting = _config(self.model), self.model.fitting
+            self._curves = curves.Curves(self.folder, config, fitting.images_per_step)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes if it is time to."""
+        every = curves.interval(self._every, self.params["steps"] or self._every)
+        if self._curves and self.passed(every):
+            self._curves.step(self.step, self.report, self.step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the validation's scalars, if there was one."""
+        if self._curves:
+            prefix = "val_"
+            validation = {
+                name.removeprefix(prefix): value
+                for name, value in (logs or {}).items()
+                if name.startswith(prefix)
+            }
+            self._curves.epoch(self.step, validation)
+
+
+class KLPerGroup(Callback):
+    """Keeps the KL of every latent group at the end of each epoch, of its last step's images.
 
     Attributes:
         history: For each epoch an array (groups,), in nats, coarsest group first.
     """
 
-    def __init__(self, log_dir: str | Path | None = None):
+    def __init__(self):
         super().__init__()
         self.history: list[np.ndarray] = []
-        self._log_dir, self._writer = log_dir, None
-
-    def on_train_begin(self, logs=None):
-        """Opens TensorBoard's file."""
-        if self._log_dir and self.is_chief:
-            self._writer = tf.summary.create_file_writer(str(user_path(str(self._log_dir))))
 
     def on_epoch_end(self, epoch, logs=None):
         """Keeps the values."""
-        values = self.model.fitting.report["kl_per_group"].numpy()
-        self.history.append(values)
-        if self._writer:
-            with self._writer.as_default(step=self.step):
-                write_scalars({"kl_per_group": values})
-
-    def on_train_end(self, logs=None):
-        """Closes TensorBoard's file."""
-        if self._writer:
-            self._writer.close()
+        self.history.append(self.report["kl_per_group"].numpy())
 
 
 class Termination(Callback):
@@ -202,7 +238,7 @@ class Termination(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Asks whether to stop."""
-        if self._cluster.num_workers == 1 or self.step % self._every == 0:
+        if self._cluster.num_workers == 1 or self.passed(self._every):
             self._stop_if_told()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -230,12 +266,11 @@ class Divergence(Callback):
     def __init__(self, every: int = 100):
         super().__init__()
         check_count("every", every)
-        self._every, self._calls = every, 0
+        self._every = every
 
     def on_train_batch_end(self, batch, logs=None):
         """Looks if it is time to."""
-        self._calls += 1
-        if self._calls % self._every == 0:
+        if self.passed(self._every):
             self._look()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -245,3 +280,9 @@ class Divergence(Callback):
     def _look(self):
         if self.trainer.diverged:
             raise TrainingDivergedError(reports.divergence(self.trainer, self.step, None))
+
+
+def _config(model) -> Config:
+    """The configuration of a model's training, for a run's folder."""
+    trainer = model.fitting.trainer
+    return Config(model.config, DataConfig(dataset=OWN, seed=trainer.seed), trainer.config)

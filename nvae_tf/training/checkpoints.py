@@ -49,10 +49,10 @@ class Checkpoints:
         self._newest: Path | None = None  # the checkpoint that holds the present state
         self._layout = Layout(trainer.layout())
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is due after a step, by steps or by minutes."""
+    def due(self, step: int, count: int = 1) -> bool:
+        """Whether a checkpoint is due after the latest `count` steps, by steps or by minutes."""
         if self._every_steps:
-            return step % self._every_steps == 0
+            return step % self._every_steps < count
         return time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(self, again: bool = False) -> Path:

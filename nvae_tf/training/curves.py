@@ -56,12 +56,16 @@ class Curves:
     Args:
         folder: Folder of the run.
         config: Configuration of the run.
-        images_per_step: Images in a step, over all replicas.
+        images_per_step: Images in a step, over all replicas; None if that is not known.
         hparams: Values for the tab HParams; default: the whole configuration.
     """
 
     def __init__(
-        self, folder: RunFolder, config: Config, images_per_step: int, hparams: dict | None = None
+        self,
+        folder: RunFolder,
+        config: Config,
+        images_per_step: int | None,
+        hparams: dict | None = None,
     ):
         self.train = tf.summary.create_file_writer(str(folder.logs / "train"))
         self.validation = tf.summary.create_file_writer(str(folder.logs / "validation"))
@@ -130,7 +134,8 @@ class Curves:
             values["gpu_memory_gigabytes"] = peak * 1e-9
         if before and now > before[1]:
             steps, seconds = step - before[0], now - before[1]
-            values["images_per_second"] = steps * self._images_per_step / seconds
+            if self._images_per_step:
+                values["images_per_second"] = steps * self._images_per_step / seconds
             values["step_milliseconds"] = 1000.0 * seconds / steps
         return values
 

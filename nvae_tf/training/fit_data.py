@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import checks
-from nvae_tf.io.errors import UserError, short_repr
+from nvae_tf.io.errors import UserError
 
 DEFAULT_BATCH_SIZE = 32
 CHECKED = 256  # images whose values are compared with levels
@@ -40,7 +40,7 @@ class Batching:
         Raises:
             UserError: An argument is wrong.
         """
-        check_count("steps_per_epoch", steps, optional=True)
+        checks.check_count("steps_per_epoch", steps, optional=True)
         if not _is_array(x):
             return self._training_dataset(x, batch_size, steps)
         size, images = self._checked_array(x, batch_size, self.passes)
@@ -68,7 +68,7 @@ class Batching:
         Raises:
             UserError: An argument is wrong.
         """
-        check_count("steps", steps, optional=True)
+        checks.check_count("steps", steps, optional=True)
         if isinstance(x, tf.distribute.DistributedDataset):
             if not isinstance(x.element_spec, tuple) or len(x.element_spec) != 3:
                 raise UserError(
@@ -179,34 +179,21 @@ class Batching:
             )
         if batch_size is not None:
             raise UserError("batch_size: a data set has its own; expected none beside one")
-        spec = x.element_spec
-        if isinstance(spec, tuple) and spec:
-            x, spec = x.map(lambda images, *_: images), spec[0]
-        if not isinstance(spec, tf.TensorSpec):
-            raise UserError(
-                f"x: a data set of {short_repr(spec)}; expected batches of images, or tuples that "
-                "begin with one"
-            )
-        if spec.shape.rank == 3:
-            raise UserError("x: a data set of single images; expected batches, dataset.batch(32)")
-        checks.check_images(spec, self.model.image)
-        if spec.shape[0] is None and self.replicas > 1 and whole:
+        x = checks.images_of_dataset(x, self.model.image)
+        size = x.element_spec.shape[0]
+        if size is None and self.replicas > 1 and whole:
             raise UserError(
                 f"x: batches of unknown size, which {self.replicas} replicas cannot share; expected "
                 "dataset.batch(size, drop_remainder=True)"
             )
         if whole:
-            self._check_divisible("x", spec.shape[0], 1)
-        first = next(iter(x.take(1)), None)
-        if first is None:
-            raise UserError("x: an empty data set")
-        checks.check_images(first, self.model.image)
-        self._check_levels(first)
+            self._check_divisible("x", size, 1)
+        self._check_levels(next(iter(x.take(1))))
         return x
 
     def _checked_array(self, x, batch_size, passes):
         size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-        check_count("batch_size", size)
+        checks.check_count("batch_size", size)
         self._check_divisible("batch_size", size, passes)
         checks.check_images(x, self.model.image)
         if len(x) == 0:
@@ -237,25 +224,6 @@ class Batching:
                 f"np.round(images * {last}) / {last} for example"
             )
             raise UserError(f"images: values between levels; expected {advice}")
-
-
-def check_count(name: str, value, minimum: int = 1, optional: bool = False) -> None:
-    """Checks that an argument is a whole number.
-
-    Args:
-        name: Name of the argument.
-        value: Its value.
-        minimum: Smallest value.
-        optional: Whether None is allowed.
-
-    Raises:
-        UserError: It is another value.
-    """
-    is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not (optional and value is None) and not (is_count and value >= minimum):
-        raise UserError(
-            f"{name}: {short_repr(value)} is not allowed; expected a whole number, at least {minimum}"
-        )
 
 
 def _is_array(x) -> bool:

@@ -8,11 +8,12 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import config as configuration
+from nvae_tf.checks import check_count
 from nvae_tf.config import LARGEST_INT, Config, TrainConfig
 from nvae_tf.engine.xla_probe import probe
 from nvae_tf.io.errors import ConfigError, UserError, short_repr
 from nvae_tf.training.callbacks import Callback, Divergence
-from nvae_tf.training.fit_data import Batching, check_count
+from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.trainer import (
@@ -55,14 +56,27 @@ class TrainingView:
 
     Attributes:
         report: What the latest step reports, with its vectors (see `Trainer.update`); None before.
+        step: Steps taken so far, counted here so that nobody has to wait for the device.
+        count: How many of them the latest call of the graph took.
+        images_per_step: Images in a step, over all replicas; None if that is not known.
         weights_were_set: Whether the model was given other weights, as `EarlyStopping` does, since this
             was set to False.
     """
 
-    def __init__(self, trainer: Trainer, given_optimizer):
+    def __init__(self, trainer: Trainer, given_optimizer, images_per_step: int | None = None):
         self.trainer, self.given_optimizer = trainer, given_optimizer
+        self.images_per_step = images_per_step
         self.report: dict[str, tf.Tensor] | None = None
+        self.step = self.count = 0
         self.weights_were_set = False
+
+    def took(self, count: int, report: dict[str, tf.Tensor]) -> None:
+        """Notes that steps were taken, and what the last of them reports."""
+        self.step, self.count, self.report = self.step + count, count, report
+
+    def read_step(self) -> None:
+        """Takes the number of steps from the optimiser, which a checkpoint may have set."""
+        self.step = int(self.trainer.optimizer.iterations.numpy())
 
     def follow_weights(self) -> None:
         """Starts the moving averages anew, because the model was given other weights."""
@@ -135,10 +149,11 @@ class Fitting(TrainingView):
         """Images in the order in which replicas take them; see `Batching.for_replicas`."""
         return self._batching.for_replicas(images)
 
-    def plan(self, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
+    def plan(self, batches, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
         """Makes schedules span the steps taken so far and those of a call of `fit`.
 
         Args:
+            batches: The batches of the call.
             epochs: Number of the last epoch.
             initial_epoch: Number of epochs before the call.
             steps_per_epoch: Steps in an epoch.
@@ -156,8 +171,11 @@ class Fitting(TrainingView):
             raise ConfigError(
                 f"initial_epoch: {initial_epoch} is not allowed; expected less than epochs ({epochs})"
             )
+        _check_length(batches, steps_per_epoch, epochs - initial_epoch)
         taken = int(self.trainer.optimizer.iterations.numpy())
         total = taken + (epochs - initial_epoch) * steps_per_epoch
+        is_dataset = isinstance(batches, tf.data.Dataset)
+        self.images_per_step = batches.element_spec.shape[0] if is_dataset else None
         if self._planned == (total, steps_per_epoch):
             return False
         given = {key: self._given[key] for key in ("warmup_epochs",) if key in self._given}
@@ -218,12 +236,13 @@ class Fitting(TrainingView):
         def run(iterator):
             count = int(steps_per_call.numpy())
             if count > 1:
-                self.report = step_results(several(iterator, tf.constant(count)), -1)
+                report = step_results(several(iterator, tf.constant(count)), -1)
             else:
-                self.report = one(_images(next(iterator)))
-            return {name: self.report[name] for name in REPORTED}
+                report = one(_images(next(iterator)))
+            self.took(count, report)
+            return {name: report[name] for name in REPORTED}
 
-        return run, one
+        return run, several if int(steps_per_call.numpy()) > 1 else one
 
     def test_function(self, steps_per_call: tf.Variable):
         """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
@@ -278,6 +297,18 @@ def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:
     mixed = precision if precision == "float32" else f"mixed_{precision}"
     base = Config(train=TrainConfig(epochs=LARGEST_INT, precision=mixed))
     return configuration.from_dict(settings, base).train
+
+
+def _check_length(batches, steps_per_epoch: int, epochs: int) -> None:
+    """Refuses a data set that ends before the training does; Keras would stop early, and warn."""
+    size = int(batches.cardinality()) if isinstance(batches, tf.data.Dataset) else -1
+    wanted = steps_per_epoch * epochs
+    if 0 <= size < wanted and size != steps_per_epoch:
+        raise UserError(
+            f"steps_per_epoch: {steps_per_epoch} in {epochs} epoch{'s' if epochs > 1 else ''} take "
+            f"{wanted} batches, and the data set ends after {size}; expected dataset.repeat(), or no "
+            "steps_per_epoch"
+        )
 
 
 def _without_annealing(settings: TrainConfig) -> TrainConfig:

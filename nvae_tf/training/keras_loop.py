@@ -13,14 +13,15 @@ class KerasLoop:
         trainer: The trainer, whose model they are given.
         epochs: Number of epochs of the whole training.
         steps_per_epoch: Steps in an epoch.
+        images_per_step: Images in a step, over all replicas.
     """
 
-    def __init__(self, callbacks, trainer, epochs: int, steps_per_epoch: int):
+    def __init__(self, callbacks, trainer, epochs: int, steps_per_epoch: int, images_per_step: int):
         self._model, self._steps_per_epoch = trainer.model, steps_per_epoch
         self._in_epoch = False
         self._list = None
         if callbacks:
-            self._model.fitting = TrainingView(trainer, trainer.optimizer)
+            self._model.fitting = TrainingView(trainer, trainer.optimizer, images_per_step)
             self._model.stop_training = False
             self._list = tf_keras.callbacks.CallbackList(
                 list(callbacks), model=self._model, epochs=epochs, steps=steps_per_epoch
@@ -49,7 +50,7 @@ class KerasLoop:
     def after(self, step: int, count: int, logs) -> None:
         """Steps were taken: the `count` latest of `step`, the last of which reports `logs`."""
         if self._list:
-            self._model.fitting.report = logs
+            self._model.fitting.took(count, logs)
             self._model._train_counter.assign_add(count)
             place = (step - 1) % self._steps_per_epoch
             self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})

@@ -6,6 +6,7 @@ import functools
 import itertools
 import shlex
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +92,7 @@ def train(
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
     with lost_workers(cluster):
-        _check_same_flags(config, resume, cluster, own)
+        _check_same_flags(config, resume, cluster, own, start_from)
         facts = own.facts if own else None
         with cluster.agreement():
             folder.check_free(resume)
@@ -261,6 +262,7 @@ class _Run(NamedTuple):
         start_step: Steps taken before.
         end: Step after which training is complete.
         steps_per_epoch: Steps in an epoch.
+        images_per_step: Images in a step, over all replicas.
     """
 
     trainer: Trainer
@@ -270,6 +272,7 @@ class _Run(NamedTuple):
     start_step: int
     end: int
     steps_per_epoch: int
+    images_per_step: int
 
 
 def _set_up(
@@ -323,8 +326,8 @@ def _set_up(
         report = reports.Reports(folder, config, progress, model, test_images, hparams)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         report.session(start_step, f"nvae-tf {__version__}: {command}; {devices}")
-    steps_per_epoch = counts.steps_per_epoch
-    return _Run(trainer, data, checkpoints, report, start_step, end, steps_per_epoch)
+    sizes = counts.steps_per_epoch, counts.images_per_step
+    return _Run(trainer, data, checkpoints, report, start_step, end, *sizes)
 
 
 def _train(
@@ -337,7 +340,9 @@ def _train(
 ) -> dict[str, float] | None:
     settings, say = config.train, _say(cluster)
     trainer, report, step = run.trainer, run.report, run.start_step
-    watched = KerasLoop(callbacks, trainer, settings.epochs, run.steps_per_epoch)
+    watched = KerasLoop(
+        callbacks, trainer, settings.epochs, run.steps_per_epoch, run.images_per_step
+    )
     validate = _validation(trainer, run.data, cluster, termination)
     if step < run.end:
         say("compiling: the first step takes longer than the others, minutes for deep models")
@@ -544,7 +549,9 @@ def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
         raise TrainingDivergedError(reports.divergence(trainer, step, latest))
 
 
-def _check_same_flags(config: Config, resume: bool, cluster: Cluster, own) -> None:
+def _check_same_flags(
+    config: Config, resume: bool, cluster: Cluster, own, start_from: NVAE | None
+) -> None:
     """Makes sure that all workers run the same version with the same configuration.
 
     Raises:
@@ -563,12 +570,23 @@ def _check_same_flags(config: Config, resume: bool, cluster: Cluster, own) -> No
     # Where the data is may differ from machine to machine.
     flags = {name: str(value) for name, value in config.to_dict().items() if name != "data"}
     flags["images"] = str(own and own.facts)
+    flags["init_from"] = _weights_text(start_from) if cluster.num_workers > 1 else ""
     different = cluster.disagreements({**flags, "cont_training": str(resume)})
     if different:
         here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
         raise UserError(
             f"another worker has another configuration: {here}; start all workers with the same flags"
         )
+
+
+def _weights_text(model: NVAE | None) -> str:
+    """A text that tells a model's weights from others."""
+    if model is None:
+        return "not given"
+    checksum = 0
+    for values in model.get_weights():
+        checksum = zlib.crc32(values.tobytes(), checksum)
+    return f"a model of checksum {checksum:08x}"
 
 
 def _settle(
