@@ -10,7 +10,6 @@ run in the graph of the step, and the blocks that it is made of are shared inste
 """
 
 import dataclasses
-import functools
 
 import tensorflow as tf
 
@@ -79,10 +78,13 @@ def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, *
         has_gradient: Whether gradients are taken through it.
         settings: Hashable arguments.
     """
-    if scope.functions is None:
+
+    def run(*tensors):
         return function(*tensors, **settings)
+
+    if scope.functions is None:
+        return run(*tensors)
     key = (function.__module__, function.__qualname__, *settings.items())
-    run = functools.partial(function, **settings)
     return scope.functions.call(key, run, tensors, has_gradient)
 
 
