@@ -48,6 +48,16 @@ def test_the_last_line_is_json(script, flags, promised):
 
 
 @pytest.mark.slow
+def test_two_checkouts_are_compared_in_pairs():
+    checkout = BENCHMARKS.parent
+    command = [sys.executable, BENCHMARKS / "pairs.py", checkout, checkout, "--pairs", "1", "--"]
+    output = result_of([*command, *TOY.split(), "--steps", "1", "--batch_size", "4"])
+    rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")]
+    ratios = {row[0].strip("| "): row[3] for row in rows[2:]}
+    assert ratios["graph_nodes"] == "1.00" and float(ratios["step_seconds"]) > 0
+
+
+@pytest.mark.slow
 def test_the_matrix_of_gpus_has_a_row_for_every_run(monkeypatch, tmp_path):
     small = dict(
         RECIPES="digits", PRECISIONS="float32", REMATS="none", BATCHES="one", STEPS="1",
