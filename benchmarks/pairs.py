@@ -4,9 +4,9 @@
 git worktree add ../before COMMIT
 python benchmarks/pairs.py ../before . --pairs 5 -- --config digits --steps 60
 
-Each runs its own `benchmarks/train_step.py` with the flags after ``--``, with the packages of this Python.
-Prints each pair, and the medians with the median ratio, new to old, and the range of the ratios: of five pairs
-the range holds the true median 15 times out of 16.
+Each runs its own `benchmarks/train_step.py` with the flags after ``--``, with the packages of this
+Python. Prints each pair, and the medians with the median ratio, new to old, and the range of the
+ratios: of five pairs the range holds the true median 15 times out of 16.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def measure(checkout: Path, flags: list[str]) -> dict:
         env={**os.environ, "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"error: {checkout}: {done.stderr.strip().splitlines()[-1]}")

@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 
+import numpy as np
 from measuring import (
     fresh_model,
     make_parser,
@@ -24,33 +25,41 @@ from measuring import (
 from nvae_tf.cli.flags import at_least
 from nvae_tf.config import Config
 
+STEPS_IN_A_CALL = 10  # of several replicas
 EXCHANGES = ("Collective", "Nccl")  # what the names of operations that exchange values begin with
 
 
-def count_operations(concrete_function, passes: int) -> tuple[int, int]:
+def count_operations(concrete_function, loops: list[int]) -> tuple[int, int]:
     """Operations of a traced step with those of functions that it calls, each once; and exchanges.
 
     Args:
         concrete_function: The step.
-        passes: Passes of the step. The exchanges in the body of its loop count so many times.
+        loops: How many times the exchanges in the body of a loop count, of the outermost loop first.
     """
     graph = concrete_function.graph.as_graph_def()
     library = {function.signature.name: function.node_def for function in graph.library.function}
-    operations, exchanges, waiting, seen = 0, 0, [(graph.node, 1)], set()
+    operations, exchanges, waiting, seen = 0, 0, [(graph.node, 1, loops)], set()
     while waiting:
-        body, times = waiting.pop()
+        body, times, loops = waiting.pop()
         operations += len(body)
         exchanges += times * sum(node.op.startswith(EXCHANGES) for node in body)
         for node in body:
-            inner = times * passes if node.op in ("While", "StatelessWhile") else times
+            is_loop = loops and node.op in ("While", "StatelessWhile")
+            inside = (times * loops[0], loops[1:]) if is_loop else (times, loops)
             called = {value.func.name for value in node.attr.values() if value.func.name} - seen
-            waiting += [(library[name], inner) for name in called]
+            waiting += [(library[name], *inside) for name in called]
             seen |= called
     return operations, exchanges
 
 
 def measure(config: Config, arguments) -> dict:
-    """Builds the recipe's model, traces a step, and runs it `--steps` times after a first one."""
+    """Builds the recipe's model, traces a step, and runs it `--steps` times after a first one.
+
+    Several replicas take up to ten steps in one call, as they do in training; the median is that of the
+    calls' means.
+    """
+    import tensorflow as tf
+
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.optimizer_choice import make_optimizer
     from nvae_tf.training.schedules import WarmupCosineByEpoch
@@ -59,6 +68,7 @@ def measure(config: Config, arguments) -> dict:
         check_xla_steps,
         distributed_function,
         grappler_disabled,
+        several_steps,
         whole_step,
     )
 
@@ -73,25 +83,35 @@ def measure(config: Config, arguments) -> dict:
         trainer = Trainer(model, settings, total_steps=1000, optimizer=optimizer)
         built = time.perf_counter()
         images = random_images(model, config.data.batch_size * settings.accumulate_steps)
-        shared = images
-        if not alone:
-            shared = strategy.experimental_distribute_values_from_function(lambda _: images)
-        step = distributed_function(whole_step(trainer, strategy), strategy)
+        step, loops = whole_step(trainer, strategy), [settings.accumulate_steps]
+        if alone:
+            take, inputs = distributed_function(step, strategy), lambda _: [images]
+        else:  # as training does
+            repeated = tf.data.Dataset.from_tensors(images).repeat()
+            batches = iter(strategy.distribute_datasets_from_function(lambda _: repeated))
+            take, inputs = (
+                several_steps(step, strategy),
+                lambda count: [batches, tf.constant(count)],
+            )
+            loops = [1, *loops]
         ready = time.perf_counter()
-        graph = step.get_concrete_function(shared)
-        operations, exchanges = count_operations(graph, settings.accumulate_steps)
+        graph = take.get_concrete_function(*inputs(1))
+        operations, exchanges = count_operations(graph, loops)
         traced = time.perf_counter()
         print(f"built in {built - begin:.1f} s, traced in {traced - ready:.1f} s", flush=True)
 
-        def timed():
+        def timed(count):
             start = time.perf_counter()
-            float(step(shared)["loss"])  # waits for the device
-            seconds = time.perf_counter() - start
+            np.asarray(take(*inputs(count))["loss"])  # waits for the device
+            seconds = (time.perf_counter() - start) / count
             print(f"step: {seconds:.2f} s, peak {peak_memory_gib():.2f} GiB", flush=True)
             return seconds
 
+        in_a_call = 1 if alone else min(arguments.steps, STEPS_IN_A_CALL)
         with grappler_disabled():
-            seconds = [timed() for _ in range(arguments.steps + 1 if arguments.steps else 0)]
+            seconds = [timed(1)] if arguments.steps else []
+            while in_a_call * (len(seconds) - 1) < arguments.steps:
+                seconds.append(timed(in_a_call))
         cluster.gather_from_workers([1])  # a worker that ends first would be called lost
     median = statistics.median(seconds[1:]) if seconds else None
     here = cluster.replicas // cluster.num_workers

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.engine.devices import local_strategy
+from nvae_tf.engine.devices import gpu_found, local_strategy
 from nvae_tf.io.errors import UserError, one_line, short_message
 from nvae_tf.training.rendezvous import JOIN_SECONDS, tell_others, wait_for_all
 from nvae_tf.training.slurm import workers_of_step
@@ -141,6 +141,7 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
         refuse_to_join(refused)
         raise refused
     wait_for_all(hosts, worker, join_seconds)
+    _divide_cores(hosts, worker)
     try:
         # Without a timeout for collectives: with one TensorFlow starts a thread for each collective of
         # every step, which sleeps until the timeout. Heartbeats find dead workers within seconds.
@@ -153,6 +154,30 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
             "process must not have used TensorFlow before, and its port must be free"
         ) from None
     return Cluster(strategy, worker, len(hosts))
+
+
+def _divide_cores(hosts: list[str], worker: int) -> None:
+    """Gives each of several workers on this machine's CPU its part of the cores.
+
+    Otherwise each starts as many threads as there are cores, and they keep each other waiting between
+    exchanges: two workers on two cores take a third longer. Where a scheduler has bound this process to
+    some of the cores, or the environment says how many threads to use, that stays.
+
+    Args:
+        hosts: The workers' addresses.
+        worker: Number of this worker.
+    """
+    names = [address.rpartition(":")[0] for address in hosts]
+    here, cores = names.count(names[worker]), os.cpu_count() or 1
+    bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < cores
+    if here == 1 or bound or gpu_found():
+        return
+    threading, threads = tf.config.threading, max(cores // here, 1)
+    with contextlib.suppress(RuntimeError):  # TensorFlow was used before
+        if "TF_NUM_INTRAOP_THREADS" not in os.environ:
+            threading.set_intra_op_parallelism_threads(threads)
+        if "TF_NUM_INTEROP_THREADS" not in os.environ:
+            threading.set_inter_op_parallelism_threads(threads)
 
 
 def cluster_of(strategy: tf.distribute.Strategy) -> Cluster:
