@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nvae_tf.cli.flags import at_least
+
 QUANTITIES = (
     "graph_nodes",
     "build_seconds",
@@ -43,7 +45,8 @@ def measure(checkout: Path, flags: list[str]) -> dict:
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"error: {checkout}: {done.stderr.strip().splitlines()[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise SystemExit(f"error: {checkout}: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -54,21 +57,24 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path, help="path of a checkout")
     parser.add_argument("new", type=Path, help="path of another one")
-    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--pairs", type=at_least(1), default=5, metavar="N", help="default: 5")
     parser.add_argument("flags", nargs="+", help="after --: flags of train_step.py")
     arguments = parser.parse_args()
     checkouts = (arguments.old.resolve(), arguments.new.resolve())
+    for checkout in checkouts:
+        if not (checkout / "benchmarks" / "train_step.py").is_file():
+            parser.error(f"{checkout}: no checkout with benchmarks/train_step.py")
     pairs = []
     for number in range(arguments.pairs):
-        order = checkouts if number % 2 == 0 else checkouts[::-1]  # neither is always first
-        results = {checkout: measure(checkout, arguments.flags) for checkout in order}
-        pairs.append([results[checkout] for checkout in checkouts])
+        order = (0, 1) if number % 2 == 0 else (1, 0)  # neither is always first
+        results = {place: measure(checkouts[place], arguments.flags) for place in order}
+        pairs.append([results[0], results[1]])
         print(json.dumps(pairs[-1]), flush=True)
     print("| quantity | old | new | median ratio | range |")
     print("| --- | --- | --- | --- | --- |")
     for name in QUANTITIES:
         values = [(old[name], new[name]) for old, new in pairs]
-        if any(None in pair for pair in values):
+        if any(not before or after is None for before, after in values):
             continue
         old, new = (statistics.median(column) for column in zip(*values, strict=True))
         ratios = [after / before for before, after in values]

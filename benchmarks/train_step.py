@@ -110,8 +110,8 @@ def measure(config: Config, arguments) -> dict:
         in_a_call = 1 if alone else min(arguments.steps, STEPS_IN_A_CALL)
         with grappler_disabled():
             seconds = [timed(1)] if arguments.steps else []
-            while in_a_call * (len(seconds) - 1) < arguments.steps:
-                seconds.append(timed(in_a_call))
+            calls = -(-arguments.steps // max(in_a_call, 1))
+            seconds += [timed(in_a_call) for _ in range(calls)]
         cluster.gather_from_workers([1])  # a worker that ends first would be called lost
     median = statistics.median(seconds[1:]) if seconds else None
     here = cluster.replicas // cluster.num_workers

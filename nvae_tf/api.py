@@ -18,7 +18,7 @@ from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import run
-from nvae_tf.training.callbacks import Termination
+from nvae_tf.training.callbacks import Curves, Termination
 from nvae_tf.training.cluster import cluster_of
 from nvae_tf.training.fitting import checked_callbacks
 
@@ -109,8 +109,11 @@ def train(
     recipe = config if isinstance(config, Config) else configuration.load(str(config))
     recipe, note = configuration.override(recipe, keys)
     callbacks = checked_callbacks(callbacks)
-    if any(isinstance(callback, Termination) for callback in callbacks):
-        raise UserError("callbacks: Termination is for fit; training ends at SIGTERM without it")
+    for callback in callbacks:
+        if isinstance(callback, (Curves, Termination)):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} is for fit; train does the same without it"
+            )
     cluster = cluster_of(tf.distribute.get_strategy())
     if own is None:
         check_data(recipe.data)

@@ -96,12 +96,17 @@ def check_count(name: str, value, minimum: int = 1, optional: bool = False) -> N
         )
 
 
-def images_of_dataset(dataset: tf.data.Dataset, spec: ImageSpec) -> tf.data.Dataset:
+def images_of_dataset(
+    dataset: tf.data.Dataset, spec: ImageSpec
+) -> tuple[tf.data.Dataset, tf.Tensor]:
     """The images alone of a data set of batches; the first batch is checked.
 
     Args:
         dataset: Batches of images, or tuples that begin with one.
         spec: Specification of the model's images.
+
+    Returns:
+        A data set of batches of images, and the first batch.
 
     Raises:
         UserError: It holds something else, or nothing.
@@ -121,7 +126,7 @@ def images_of_dataset(dataset: tf.data.Dataset, spec: ImageSpec) -> tf.data.Data
     if first is None:
         raise UserError("x: an empty data set")
     check_images(first, spec)
-    return dataset
+    return dataset, first
 
 
 def check_maps(name: str, maps, shapes: list, batch: int | None, all_groups: bool = True) -> None:

@@ -120,8 +120,11 @@ class KerasTraining(tf_keras.Model):
         """
         fitting = self._require_fitting()
         batches, steps = fitting.training_data(x, batch_size, steps_per_epoch, shuffle)
-        if not isinstance(validation_freq, (list, tuple, set)):  # those are numbers of epochs
+        if isinstance(validation_freq, (list, tuple, set)):  # numbers of epochs
+            validation_freq = list(validation_freq)
+        else:
             checks.check_count("validation_freq", validation_freq)
+            validation_freq = int(validation_freq)
         if validation_data is not None:
             size = validation_batch_size or batch_size
             if isinstance(validation_data, tuple) and validation_data:  # with labels
@@ -240,7 +243,9 @@ class KerasTraining(tf_keras.Model):
             if len(x) == 0:
                 raise UserError("x: no images")
         elif isinstance(x, tf.data.Dataset):
-            x = checks.images_of_dataset(x, self.image)
+            x, _ = checks.images_of_dataset(x, self.image)
+            if options.get("steps") is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
+                raise UserError("x: an endless data set; say how many batches to take, steps=10")
         elif not isinstance(x, tf.distribute.DistributedDataset):
             raise UserError(
                 f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "

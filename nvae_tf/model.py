@@ -560,8 +560,10 @@ class NVAE(KerasTraining):
         """Reads the stacks.
 
         Raises:
-            ValueError: Their rows are those of other weights.
+            ValueError: Their rows are those of other weights, or have no names.
         """
+        if ROW_NAMES not in store:
+            raise ValueError("it has no names of weights; expected a file of an NVAE")
         names = json.loads(np.asarray(store[ROW_NAMES]).tobytes())
         if names != layout(self):
             raise ValueError("its weights have other names, or stand in another order")

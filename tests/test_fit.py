@@ -259,7 +259,7 @@ def test_several_steps_in_a_call_train_and_report_alike(digits, tmp_path):
         callbacks = [
             nvae_tf.callbacks.Checkpoints(folder, save_every="5", keep=9),
             nvae_tf.callbacks.Curves(folder, every=3),
-            tf_keras.callbacks.TensorBoard(tmp_path / "keras" / str(count)),
+            tf_keras.callbacks.TensorBoard(tmp_path / "keras" / str(count), update_freq=5),
         ]
         model.fit(digits[0], batch_size=100, epochs=2, callbacks=callbacks, verbose=0)
         weights[count] = model.get_weights()
@@ -382,6 +382,10 @@ def dataset_of(images, size=50):
         (lambda m, x: m.fit(x, callbacks=[3]), "callbacks: 3 is not allowed; expected callbacks of"),
         (lambda m, x: nvae_tf.callbacks.Checkpoints("x", keep=0), "keep: 0 is not allowed"),
         (lambda m, x: nvae_tf.callbacks.Checkpoints("x", "soon"), "save_every: 'soon' is not allow"),
+        (
+            lambda m, x: m.fit(x, callbacks=[nvae_tf.callbacks.Curves(f"{__file__}/x")]),
+            "test_fit.py/x",
+        ),
         (lambda m, x: nvae_tf.callbacks.Curves("x", every=0), "every: 0 is not allowed"),
         (lambda m, x: nvae_tf.callbacks.Termination(every=0), "every: 0 is not allowed"),
         (lambda m, x: nvae_tf.Adamax("fast"), "learning_rate: 'fast' is not allowed"),
@@ -391,6 +395,7 @@ def dataset_of(images, size=50):
         (lambda m, x: nvae_tf.callbacks.Pictures("x", None), "images: None is not allowed"),
         (lambda m, x: m.predict("x"), "x: of type str"),
         (lambda m, x: m.predict(x, batch_size=0), "batch_size: 0 is not allowed"),
+        (lambda m, x: m.predict(dataset_of(x).repeat()), "x: an endless data set"),
         (lambda m, x: m.predict(dataset_of(x * 3)), "images: values from 0 to 3"),
         (lambda m, x: m.predict(dataset_of(x[:, :9])), "images: shape"),
         (lambda m, x: m.predict(x * 255), "images: values from 0 to 255"),

@@ -134,12 +134,12 @@ class Pictures(Callback):
     def on_train_begin(self, logs=None):
         """Prepares the functions that draw."""
         check_images(self.images, self.model.image)
-        if self.is_chief and self._pictures is None:
-            self.folder.logs.mkdir(parents=True, exist_ok=True)
-            writer = tf.summary.create_file_writer(str(self.folder.logs / "train"))
-            self._pictures = reports.Pictures(
-                self.folder, writer, self.model, self.images, self.seed
-            )
+        with cluster_of(self.model.distribute_strategy).agreement():
+            if self.is_chief and self._pictures is None:
+                writer = curves.make_writer(self.folder, "train")
+                self._pictures = reports.Pictures(
+                    self.folder, writer, self.model, self.images, self.seed
+                )
 
     def on_epoch_end(self, epoch, logs=None):
         """Draws if it is time to."""
@@ -176,26 +176,23 @@ class Curves(Callback):
 
     def on_train_begin(self, logs=None):
         """Opens TensorBoard's files, and writes the configuration."""
-        if self.is_chief and self._curves is None:
-            config, fitting = _config(self.model), self.model.fitting
-            self._curves = curves.Curves(self.folder, config, fitting.images_per_step)
+        with cluster_of(self.model.distribute_strategy).agreement():
+            if self.is_chief:
+                images_per_step = self.model.fitting.images_per_step
+                self._curves = curves.Curves(self.folder, _config(self.model), images_per_step)
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes if it is time to."""
-        every = curves.interval(self._every, self.params["steps"] or self._every)
-        if self._curves and self.passed(every):
+        steps = (self.params or {}).get("steps") or self._every
+        if self._curves and self.passed(curves.interval(self._every, steps)):
             self._curves.step(self.step, self.report, self.step)
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the validation's scalars, if there was one."""
         if self._curves:
-            prefix = "val_"
-            validation = {
-                name.removeprefix(prefix): value
-                for name, value in (logs or {}).items()
-                if name.startswith(prefix)
-            }
-            self._curves.epoch(self.step, validation)
+            names = {f"val_{name}": name for name in curves.TAGS}
+            scores = {names[key]: value for key, value in (logs or {}).items() if key in names}
+            self._curves.epoch(self.step, scores)
 
 
 class KLPerGroup(Callback):
@@ -284,5 +281,10 @@ class Divergence(Callback):
 
 def _config(model) -> Config:
     """The configuration of a model's training, for a run's folder."""
-    trainer = model.fitting.trainer
-    return Config(model.config, DataConfig(dataset=OWN, seed=trainer.seed), trainer.config)
+    trainer, images = model.fitting.trainer, model.fitting.images_per_step
+    sizes = {}
+    if images:
+        parts = model.distribute_strategy.num_replicas_in_sync * trainer.config.accumulate_steps
+        sizes["batch_size"] = images // parts
+    data = DataConfig(dataset=OWN, seed=trainer.seed, **sizes)
+    return Config(model.config, data, trainer.config)

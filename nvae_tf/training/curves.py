@@ -58,6 +58,9 @@ class Curves:
         config: Configuration of the run.
         images_per_step: Images in a step, over all replicas; None if that is not known.
         hparams: Values for the tab HParams; default: the whole configuration.
+
+    Raises:
+        UserError: The files cannot be written.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class Curves:
         images_per_step: int | None,
         hparams: dict | None = None,
     ):
-        self.train = tf.summary.create_file_writer(str(folder.logs / "train"))
-        self.validation = tf.summary.create_file_writer(str(folder.logs / "validation"))
+        self.train, self.validation = (
+            make_writer(folder, "train"),
+            make_writer(folder, "validation"),
+        )
         self._folder, self._images_per_step = folder, images_per_step
         self._since: tuple[int, float] | None = None  # the step of the last scalars, and its time
         with writing(folder, self.train, 0):
@@ -140,6 +145,22 @@ class Curves:
         return values
 
 
+def make_writer(folder: RunFolder, name: str):
+    """A writer of TensorBoard's files.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the files' folder in its logs.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    try:
+        return tf.summary.create_file_writer(str(folder.logs / name))
+    except tf.errors.OpError as error:
+        raise write_error(folder.logs, error) from None
+
+
 @contextlib.contextmanager
 def writing(folder: RunFolder, writer, step: int):
     """Makes a writer of TensorBoard's files the default one in a block.
@@ -155,7 +176,8 @@ def writing(folder: RunFolder, writer, step: int):
         UserError: The files cannot be written.
     """
     try:
-        with writer.as_default(step=step):
+        # Keras's callback TensorBoard sets a condition of its own for all that is written.
+        with writer.as_default(step=step), tf.summary.record_if(True):
             yield
     except tf.errors.OpError as error:
         raise write_error(folder.logs, error) from None

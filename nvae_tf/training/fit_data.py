@@ -179,7 +179,7 @@ class Batching:
             )
         if batch_size is not None:
             raise UserError("batch_size: a data set has its own; expected none beside one")
-        x = checks.images_of_dataset(x, self.model.image)
+        x, first = checks.images_of_dataset(x, self.model.image)
         size = x.element_spec.shape[0]
         if size is None and self.replicas > 1 and whole:
             raise UserError(
@@ -188,7 +188,7 @@ class Batching:
             )
         if whole:
             self._check_divisible("x", size, 1)
-        self._check_levels(next(iter(x.take(1))))
+        self._check_levels(first)
         return x
 
     def _checked_array(self, x, batch_size, passes):

@@ -176,6 +176,7 @@ class Fitting(TrainingView):
         total = taken + (epochs - initial_epoch) * steps_per_epoch
         is_dataset = isinstance(batches, tf.data.Dataset)
         self.images_per_step = batches.element_spec.shape[0] if is_dataset else None
+        self.step = taken
         if self._planned == (total, steps_per_epoch):
             return False
         given = {key: self._given[key] for key in ("warmup_epochs",) if key in self._given}
@@ -232,17 +233,18 @@ class Fitting(TrainingView):
             step = whole_step(self.trainer, self.strategy)
         several = several_steps(lambda batch: step(_images(batch)), self.strategy)
         one = distributed_function(step, self.strategy)
+        several_in_a_call = int(steps_per_call.numpy()) > 1
 
         def run(iterator):
-            count = int(steps_per_call.numpy())
-            if count > 1:
+            count = int(steps_per_call.numpy())  # the last call of an epoch may take fewer
+            if several_in_a_call or count > 1:
                 report = step_results(several(iterator, tf.constant(count)), -1)
             else:
                 report = one(_images(next(iterator)))
             self.took(count, report)
             return {name: report[name] for name in REPORTED}
 
-        return run, several if int(steps_per_call.numpy()) > 1 else one
+        return run, several if several_in_a_call else one
 
     def test_function(self, steps_per_call: tf.Variable):
         """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
@@ -265,13 +267,17 @@ class Fitting(TrainingView):
     def training_callbacks(self, callbacks, verbose):
         """The callbacks of a `fit`: those given, a look for divergence, and a bar that shows means."""
         callbacks = checked_callbacks(callbacks)
-        if isinstance(callbacks, list):
-            # Ours come last, and see what those of Keras leave: the best weights, for example.
-            callbacks.sort(key=lambda callback: isinstance(callback, Callback))
-            if not any(isinstance(callback, Divergence) for callback in callbacks):
-                callbacks = [*callbacks, Divergence()]
-            return _with_bar(callbacks, verbose)
-        return callbacks
+        if isinstance(callbacks, tf_keras.callbacks.CallbackList):
+            if not any(isinstance(callback, Divergence) for callback in callbacks.callbacks):
+                look = Divergence()
+                look.set_model(self.model)
+                callbacks.append(look)
+            return callbacks
+        # Ours come last, and see what those of Keras leave: the best weights, for example.
+        callbacks.sort(key=lambda callback: isinstance(callback, Callback))
+        if not any(isinstance(callback, Divergence) for callback in callbacks):
+            callbacks = [*callbacks, Divergence()]
+        return _with_bar(callbacks, verbose)
 
     def evaluation_callbacks(self, callbacks, verbose):
         """The callbacks of an `evaluate`: those given, and a bar that shows means."""

@@ -35,6 +35,7 @@ class KerasLoop:
     def begin(self) -> None:
         """Training begins."""
         if self._list:
+            self._model.fitting.read_step()
             self._list.on_train_begin()
 
     def before(self, step: int) -> None:
