@@ -107,11 +107,11 @@ def measure(config: Config, arguments) -> dict:
             print(f"step: {seconds:.2f} s, peak {peak_memory_gib():.2f} GiB", flush=True)
             return seconds
 
-        in_a_call = 1 if alone else min(arguments.steps, STEPS_IN_A_CALL)
+        in_a_call = 1 if alone else STEPS_IN_A_CALL
         with grappler_disabled():
             seconds = [timed(1)] if arguments.steps else []
-            calls = -(-arguments.steps // max(in_a_call, 1))
-            seconds += [timed(in_a_call) for _ in range(calls)]
+            for done in range(0, arguments.steps, in_a_call):
+                seconds.append(timed(min(in_a_call, arguments.steps - done)))
         cluster.gather_from_workers([1])  # a worker that ends first would be called lost
     median = statistics.median(seconds[1:]) if seconds else None
     here = cluster.replicas // cluster.num_workers

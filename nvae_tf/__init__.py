@@ -42,7 +42,7 @@ _MODULES = {
     "train": "nvae_tf.api",
 }
 
-_WHOLE = {"callbacks": "nvae_tf.training.callbacks", "config": "nvae_tf.config"}  # modules
+_SUBMODULES = {"callbacks": "nvae_tf.training.callbacks", "config": "nvae_tf.config"}
 
 __all__ = [
     "Adamax",
@@ -67,12 +67,12 @@ if "tensorflow" not in sys.modules:  # which reads this when it is imported
 
 
 def __getattr__(name: str):
-    if name in _WHOLE:
-        return importlib.import_module(_WHOLE[name])
+    if name in _SUBMODULES:
+        return importlib.import_module(_SUBMODULES[name])
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__():
-    return sorted({*globals(), *_MODULES, *_WHOLE})
+    return sorted({*globals(), *_MODULES, *_SUBMODULES})

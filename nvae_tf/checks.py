@@ -109,8 +109,13 @@ def images_of_dataset(
         A data set of batches of images, and the first batch.
 
     Raises:
-        UserError: It holds something else, or nothing.
+        UserError: It is no data set, or holds something else, or nothing.
     """
+    if not isinstance(dataset, tf.data.Dataset):
+        raise UserError(
+            f"x: of type {type(dataset).__name__}; expected an array or tensor of images, or a "
+            "tf.data.Dataset of batches of them"
+        )
     element = dataset.element_spec
     if isinstance(element, tuple) and element:
         dataset, element = dataset.map(lambda images, *_: images), element[0]
@@ -127,6 +132,20 @@ def images_of_dataset(
         raise UserError("x: an empty data set")
     check_images(first, spec)
     return dataset, first
+
+
+def check_ends(dataset: tf.data.Dataset, steps: int | None) -> None:
+    """Checks that there is an end to the batches that are asked for.
+
+    Args:
+        dataset: The batches.
+        steps: How many to take; None for all.
+
+    Raises:
+        UserError: All of an endless data set are asked for.
+    """
+    if steps is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise UserError("x: an endless data set; say how many batches to take")
 
 
 def check_maps(name: str, maps, shapes: list, batch: int | None, all_groups: bool = True) -> None:

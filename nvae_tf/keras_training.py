@@ -104,7 +104,7 @@ class KerasTraining(tf_keras.Model):
             shuffle: Whether the images of an array come in another order in each epoch.
             initial_epoch: Number of epochs that were trained before.
             steps_per_epoch: Batches in an epoch; needed if the data set does not know its size. If it
-                is another number than those of the data set, epochs follow each other in it.
+                has another number of batches, each epoch goes on in it where the last one ended.
             validation_steps: As for the `steps` of `evaluate`.
             validation_batch_size: As for the `batch_size` of `evaluate`; default: `batch_size`.
             validation_freq: As in Keras.
@@ -242,15 +242,9 @@ class KerasTraining(tf_keras.Model):
             checks.check_images(x, self.image)
             if len(x) == 0:
                 raise UserError("x: no images")
-        elif isinstance(x, tf.data.Dataset):
-            x, _ = checks.images_of_dataset(x, self.image)
-            if options.get("steps") is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
-                raise UserError("x: an endless data set; say how many batches to take, steps=10")
         elif not isinstance(x, tf.distribute.DistributedDataset):
-            raise UserError(
-                f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "
-                "tf.data.Dataset of batches of them"
-            )
+            x, _ = checks.images_of_dataset(x, self.image)
+            checks.check_ends(x, options.get("steps"))
         if self.fitting is None:
             return super().predict(x, **options)
         with self.fitting.trainer.evaluated_weights():

@@ -6,6 +6,7 @@ only the *source* of each group's z (see `nvae_tf.layers.latent_group`).
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from typing import NamedTuple
@@ -202,14 +203,13 @@ class NVAE(KerasTraining):
             self.postprocess.append(cell("postprocess", dec * width, UP))
             for _ in range(config.num_postprocess_cells - 1):
                 self.postprocess.append(cell("postprocess", dec * width))
-        self._num_image_parameters = image.channels
-        if not image.binary:
+        if image.binary:
+            self._num_image_parameters = image.channels
+        elif config.num_mixture_dec == 1:
+            self._num_image_parameters = 2 * image.channels
+        else:
             mixtures = config.num_mixture_dec
-            self._num_image_parameters = (
-                2 * image.channels
-                if mixtures == 1
-                else num_mixture_parameters(image.channels, mixtures)
-            )
+            self._num_image_parameters = num_mixture_parameters(image.channels, mixtures)
         self.image_head = Conv2D(self._num_image_parameters, 3)
         self._create_weights()
 
@@ -606,3 +606,13 @@ class NVAE(KerasTraining):
         create_chain([*self.decoder_tower, *self.postprocess, self.image_head], start)
         self.stacks = stack_weights(self)
         self.built = True
+
+
+def model_digest(model: NVAE) -> str:
+    """SHA-256 of a model's configuration and weights."""
+    digest = hashlib.sha256()
+    parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.image), layout(model)]
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    for stack in model.stacks:
+        digest.update(np.ascontiguousarray(stack.numpy(), "<f4").tobytes())
+    return digest.hexdigest()

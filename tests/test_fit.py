@@ -248,10 +248,6 @@ def test_checkpoints_hold_what_other_callbacks_leave(digits, tmp_path):
         np.testing.assert_allclose(other, at_first, rtol=1e-6, atol=1e-7)
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_several_steps_in_a_call_train_and_report_alike(digits, tmp_path):
     weights = {}
     for count in (1, 4):
@@ -270,6 +266,10 @@ def test_several_steps_in_a_call_train_and_report_alike(digits, tmp_path):
     assert saved == {"step-6", "step-10", "step-12"}
     steps = [step for step, _ in scalars(tmp_path / "4" / "logs" / "train")["elbo/kl"]]
     assert steps == [4, 6, 10, 12]
+
+
+class Interrupted(Exception):
+    pass
 
 
 @pytest.mark.slow

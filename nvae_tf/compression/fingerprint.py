@@ -16,9 +16,8 @@ import tensorflow as tf
 
 from nvae_tf.compression.codec import Codec
 from nvae_tf.compression.rans import Stack
-from nvae_tf.engine.weights import layout
 from nvae_tf.io.errors import UserError, short_repr
-from nvae_tf.model import NVAE
+from nvae_tf.model import NVAE, model_digest
 from nvae_tf.version import __version__
 
 LIBRARIES = ("tensorflow", "tf-keras", "tensorflow-probability", "numpy", "scipy")
@@ -89,16 +88,6 @@ def check_same(here: dict[str, str], there: dict[str, str], path) -> None:
                 f"{path}: made with {name} {short_repr(there.get(name))}, and here it is {value!r}; "
                 "the numbers could differ, so decode it where they are the same"
             )
-
-
-def model_digest(model: NVAE) -> str:
-    """SHA-256 of a model's configuration and weights."""
-    digest = hashlib.sha256()
-    parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.image), layout(model)]
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    for stack in model.stacks:
-        digest.update(np.ascontiguousarray(stack.numpy(), "<f4").tobytes())
-    return digest.hexdigest()
 
 
 def trial_digest(codec: Codec) -> str:

@@ -184,10 +184,7 @@ class LatentGroup(Layer):
         """The posterior q(z | x, z of the groups before) as one distribution of TFP.
 
         Args:
-            s: As for `posterior_before_flows`, as are the others.
-            encoded: The encoder's map.
-            prior_parameters: What `prior_parameters` returned.
-            scope: How the layers are run.
+            s, encoded, prior_parameters, scope: As for `posterior_before_flows`.
 
         Returns:
             A TransformedDistribution: independent normals under the group's flows, with events

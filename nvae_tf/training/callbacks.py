@@ -3,6 +3,8 @@
 They look at the model's `fitting`: its trainer, and what the latest step reported.
 """
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -44,7 +46,7 @@ class Callback(tf_keras.callbacks.Callback):
         return self.step % every < self.model.fitting.count
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Looks how many steps were taken; a callback of Keras may have restored a checkpoint."""
+        """Reads the number of steps, since a callback of Keras may have restored a checkpoint."""
         self.model.fitting.read_step()
 
     @property
@@ -282,9 +284,8 @@ class Divergence(Callback):
 def _config(model) -> Config:
     """The configuration of a model's training, for a run's folder."""
     trainer, images = model.fitting.trainer, model.fitting.images_per_step
-    sizes = {}
+    data = DataConfig(dataset=OWN, seed=trainer.seed)
     if images:
         parts = model.distribute_strategy.num_replicas_in_sync * trainer.config.accumulate_steps
-        sizes["batch_size"] = images // parts
-    data = DataConfig(dataset=OWN, seed=trainer.seed, **sizes)
+        data = dataclasses.replace(data, batch_size=images // parts)
     return Config(model.config, data, trainer.config)

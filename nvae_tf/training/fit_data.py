@@ -78,8 +78,7 @@ class Batching:
             return x
         if not _is_array(x):
             images = self._images_of_dataset(x, batch_size, whole=False)
-            if steps is None and x.cardinality() == tf.data.INFINITE_CARDINALITY:
-                raise UserError("x: an endless data set; say how many batches to take")
+            checks.check_ends(images, steps)
 
             def numbered(before, images):
                 count = tf.shape(images, tf.int64)[0]
@@ -172,14 +171,9 @@ class Batching:
 
     def _images_of_dataset(self, x, batch_size, whole: bool = True) -> tf.data.Dataset:
         """The images alone of a data set of batches; `whole`: whether replicas share each batch."""
-        if not isinstance(x, tf.data.Dataset):
-            raise UserError(
-                f"x: of type {type(x).__name__}; expected an array or tensor of images, or a "
-                "tf.data.Dataset of batches of them"
-            )
+        x, first = checks.images_of_dataset(x, self.model.image)
         if batch_size is not None:
             raise UserError("batch_size: a data set has its own; expected none beside one")
-        x, first = checks.images_of_dataset(x, self.model.image)
         size = x.element_spec.shape[0]
         if size is None and self.replicas > 1 and whole:
             raise UserError(

@@ -70,8 +70,8 @@ class TrainingView:
         self.step = self.count = 0
         self.weights_were_set = False
 
-    def took(self, count: int, report: dict[str, tf.Tensor]) -> None:
-        """Notes that steps were taken, and what the last of them reports."""
+    def note_steps(self, count: int, report: dict[str, tf.Tensor]) -> None:
+        """Notes that `count` more steps were taken, and what the last of them reports."""
         self.step, self.count, self.report = self.step + count, count, report
 
     def read_step(self) -> None:
@@ -172,11 +172,10 @@ class Fitting(TrainingView):
                 f"initial_epoch: {initial_epoch} is not allowed; expected less than epochs ({epochs})"
             )
         _check_length(batches, steps_per_epoch, epochs - initial_epoch)
-        taken = int(self.trainer.optimizer.iterations.numpy())
-        total = taken + (epochs - initial_epoch) * steps_per_epoch
+        self.read_step()
+        total = self.step + (epochs - initial_epoch) * steps_per_epoch
         is_dataset = isinstance(batches, tf.data.Dataset)
         self.images_per_step = batches.element_spec.shape[0] if is_dataset else None
-        self.step = taken
         if self._planned == (total, steps_per_epoch):
             return False
         given = {key: self._given[key] for key in ("warmup_epochs",) if key in self._given}
@@ -241,7 +240,7 @@ class Fitting(TrainingView):
                 report = step_results(several(iterator, tf.constant(count)), -1)
             else:
                 report = one(_images(next(iterator)))
-            self.took(count, report)
+            self.note_steps(count, report)
             return {name: report[name] for name in REPORTED}
 
         return run, several if several_in_a_call else one

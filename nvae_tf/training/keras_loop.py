@@ -51,7 +51,7 @@ class KerasLoop:
     def after(self, step: int, count: int, logs) -> None:
         """Steps were taken: the `count` latest of `step`, the last of which reports `logs`."""
         if self._list:
-            self._model.fitting.took(count, logs)
+            self._model.fitting.note_steps(count, logs)
             self._model._train_counter.assign_add(count)
             place = (step - 1) % self._steps_per_epoch
             self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})

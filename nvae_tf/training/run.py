@@ -6,7 +6,6 @@ import functools
 import itertools
 import shlex
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from nvae_tf.data.source import Source, reading
 from nvae_tf.engine.devices import describe_devices
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
 from nvae_tf.io.lock import exclusive_lock
-from nvae_tf.model import NVAE
+from nvae_tf.model import NVAE, model_digest
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.checkpoints import Checkpoints
@@ -570,23 +569,15 @@ def _check_same_flags(
     # Where the data is may differ from machine to machine.
     flags = {name: str(value) for name, value in config.to_dict().items() if name != "data"}
     flags["images"] = str(own and own.facts)
-    flags["init_from"] = _weights_text(start_from) if cluster.num_workers > 1 else ""
+    flags["init_from"] = "not given"
+    if start_from is not None and cluster.num_workers > 1:
+        flags["init_from"] = f"a model of checksum {model_digest(start_from)[:8]}"
     different = cluster.disagreements({**flags, "cont_training": str(resume)})
     if different:
         here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
         raise UserError(
             f"another worker has another configuration: {here}; start all workers with the same flags"
         )
-
-
-def _weights_text(model: NVAE | None) -> str:
-    """A text that tells a model's weights from others."""
-    if model is None:
-        return "not given"
-    checksum = 0
-    for values in model.get_weights():
-        checksum = zlib.crc32(values.tobytes(), checksum)
-    return f"a model of checksum {checksum:08x}"
 
 
 def _settle(

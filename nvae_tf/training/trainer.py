@@ -358,7 +358,8 @@ class Trainer(tf.Module):
             all others are of this step. Names that end in ``_per_group`` are vectors, coarsest group
             first.
         """
-        config, state, result = self.config, state or VariableState(), total
+        config, state = self.config, state or VariableState()
+        result = total
         if config.accumulate_steps > 1:
             result = tf.nest.map_structure(lambda value: value / config.accumulate_steps, total)
         step = state.value(self.optimizer.iterations)
