@@ -63,14 +63,14 @@ def measure(config: Config, arguments) -> dict:
     from nvae_tf.training.cluster import connect
     from nvae_tf.training.optimizer_choice import make_optimizer
     from nvae_tf.training.schedules import WarmupCosineByEpoch
-    from nvae_tf.training.trainer import (
-        Trainer,
+    from nvae_tf.training.steps import (
         check_xla_steps,
         distributed_function,
         grappler_disabled,
         several_steps,
         whole_step,
     )
+    from nvae_tf.training.trainer import Trainer
 
     settings, cluster = config.train, connect(arguments.world_size)
     strategy, alone = cluster.strategy, cluster.replicas == 1

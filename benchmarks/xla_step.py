@@ -165,7 +165,7 @@ def _tensorflow_losses(step, about: dict) -> list[float]:
     """The losses of a few steps, with TensorFlow's own operations on this machine's CPU."""
     import tensorflow as tf
 
-    from nvae_tf.training.trainer import grappler_disabled
+    from nvae_tf.training.steps import grappler_disabled
 
     run, losses = tf.function(step.function, autograph=False), []
     *values, images = map(tf.constant, draw_inputs(about))

@@ -58,7 +58,6 @@ def train(
     *,
     folder: str | Path | None = None,
     image: ImageSpec | None = None,
-    flip: bool = False,
     resume: bool = False,
     init_from: str | Path | None = None,
     **keys,
@@ -76,7 +75,6 @@ def train(
         folder: Path of the run's folder; default: ``runs/NAME`` for the recipe's name.
         image: Description of `dataset`; default: images of 8 bits of its shape. Those of uint16 need
             one.
-        flip: Whether images of `dataset` are mirrored at random.
         resume: Whether to continue the run in the folder from its newest checkpoint.
         init_from: A trained model, as for `load`, whose weights a new run begins with.
         **keys: Keys of the recipe that change.
@@ -100,12 +98,12 @@ def train(
         raise UserError("folder: None is not allowed beside a Config, which has no name")
     else:
         path = Path("runs", Path(config).stem)
-    if dataset is None and (image is not None or flip):
-        name = "flip" if image is None else "image"
-        raise UserError(f"{name}: is for a dataset that is given; a recipe's images have their own")
-    own = None if dataset is None else own_images(dataset, image, flip)
-    if own:
+    own = None
+    if dataset is not None:
+        own = own_images(dataset, image)
         keys["dataset"] = OWN
+    elif image is not None:
+        raise UserError("image: is for a dataset that is given; a recipe's images have their own")
     recipe = config if isinstance(config, Config) else configuration.load(str(config))
     recipe, note = configuration.override(recipe, keys)
     callbacks = checked_callbacks(callbacks)

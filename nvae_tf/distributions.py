@@ -48,11 +48,6 @@ def clamped_normal(mu, log_sigma, temperature=1.0, stddev="exp") -> tfd.Normal:
     return tfd.Normal(soft_clamp(mu), scale * tf.cast(temperature, scale.dtype))
 
 
-def from_noise(normal: tfd.Normal, noise):
-    """The sample ``mean + stddev * noise`` for standard-normal noise."""
-    return normal.loc + normal.scale * noise
-
-
 def bernoulli_image(logits) -> tfd.Independent:
     """The distribution of an image of independent binary pixels.
 
@@ -111,7 +106,7 @@ class NormalImage(tfd.Distribution):
             uniform: Values in (0, 1), (..., height, width, channels).
         """
         normal = self.scaled.distribution
-        return _to_unit(from_noise(normal, tf.math.ndtri(uniform)))
+        return _to_unit(normal.loc + normal.scale * tf.math.ndtri(uniform))
 
     @property
     def num_uniform(self) -> int:

@@ -22,8 +22,9 @@ from nvae_tf import config as configuration
 from nvae_tf.data import catalog
 from nvae_tf.data.source import reading
 from nvae_tf.training import run
+from nvae_tf.training.batches import TrainingData, step_counts
 from nvae_tf.training.cluster import Cluster, connect
-from nvae_tf.training.trainer import grappler_disabled
+from nvae_tf.training.steps import grappler_disabled, steps_in_a_call
 
 STEPS, GLOBAL_BATCH = 6, 24
 SMALL = dict(num_channels_enc=4, num_channels_dec=4, num_groups_per_scale=2, num_latent_scales=2)
@@ -81,11 +82,11 @@ def train(name, cluster):
     dataset = catalog.get_dataset_info(config.data)
     sources = dataset.open(config.data.data)
     with reading(*sources), cluster.strategy.scope(), grappler_disabled():
-        counts = run._step_counts(config, cluster, len(sources[0]))
-        data = run._Data(config, cluster, counts, dataset, sources)
-        trainer = run._build_trainer(config, dataset, counts, config.train.jit_compile)
+        counts = step_counts(config, cluster, len(sources[0]))
+        data = TrainingData(config, cluster, counts, dataset, sources)
+        trainer = run.build_trainer(config, dataset, counts, config.train.jit_compile)
         trainer.prepare(data.first_images(1))
-        take_steps, _ = run._steps_in_a_call(trainer, cluster)
+        take_steps, _ = steps_in_a_call(trainer, cluster.strategy)
         batches, count = data.training(0), STEPS if cluster.replicas > 1 else 1
         losses = []
         while len(losses) < STEPS:

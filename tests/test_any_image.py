@@ -41,7 +41,13 @@ def crops(spec, count=72):
     return images.astype(np.uint8 if spec.bits <= 8 else np.uint16)
 
 
-@pytest.fixture(scope="module", params=list(SPECS))
+@pytest.fixture(
+    scope="module",
+    params=[
+        "16 bits",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("12 bits", "4 channels")),
+    ],
+)
 def trained(request, tmp_path_factory):
     """A description of images, and the folder of a run on them."""
     spec = SPECS[request.param]
@@ -223,6 +229,7 @@ def test_both_likelihoods_differ_where_level_254_occurs():
                 assert np.all(one < other - 1.0)
 
 
+@pytest.mark.slow
 def test_evaluation_says_which_likelihood_it_reports(tmp_path, capsys):
     pytest.importorskip("skimage")
     folder = tmp_path / "run"

@@ -417,6 +417,7 @@ def small(tmp_path_factory, photographs):
 ANY_VALUE = [-1, 2**70, 0.5, math.nan, "", "text", [], ["a"], [["a"]], {}, {"a": "b"}, {"a": 1}]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_damage_behind_a_right_checksum_is_refused(small, tmp_path, capfd):
     """Damage of what is decoded, and of what the header says of it."""

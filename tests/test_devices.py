@@ -41,6 +41,7 @@ def fid_files(tmp_path_factory):
     return ["--inception", str(folder / "graph.pb"), "--fid_stats", str(folder / "stats.npz")]
 
 
+@pytest.mark.slow
 def test_two_devices_find_what_one_finds(run, fid_files, tmp_path):
     def commands(output, *more):
         common = ["--checkpoint", str(run), "--output", str(output), *fid_files, *more]

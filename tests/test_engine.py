@@ -12,7 +12,8 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DataConfig
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizers import Adamax, MovingAverage
-from nvae_tf.training.trainer import Trainer, distributed_function, grappler_disabled, whole_step
+from nvae_tf.training.steps import distributed_function, grappler_disabled, whole_step
+from nvae_tf.training.trainer import Trainer
 
 MODEL = ModelConfig(
     num_latent_scales=2, num_groups_per_scale=2, num_latent_per_group=3, ada_groups=True,
@@ -62,7 +63,9 @@ def gradients_of(trainer, images):
     return gradients()
 
 
-@pytest.mark.parametrize("architecture", ["res_mbconv", "mbconv_res"])
+@pytest.mark.parametrize(
+    "architecture", ["res_mbconv", pytest.param("mbconv_res", marks=pytest.mark.slow)]
+)
 def test_gradient_checkpointing_changes_no_bit(architecture, digits):
     model = dataclasses.replace(MODEL, arch_instance=architecture)
     plain = make(digits, TRAIN, model=model)
@@ -154,7 +157,10 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(digits, weight
         np.testing.assert_array_equal(value, expected)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(ema_decay=0.9, clip_gradient_norm=50.0)])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, marks=pytest.mark.slow), dict(ema_decay=0.9, clip_gradient_norm=50.0)],
+)
 def test_a_step_is_a_function_of_all_that_it_changes(digits, weights, changes):
     train_config = dataclasses.replace(TRAIN, **changes)
     trainer = make(digits, train_config, None if changes else weights)  # averages: more variables
@@ -182,6 +188,7 @@ def test_a_step_is_a_function_of_all_that_it_changes(digits, weights, changes):
     assert changed > 0.8 * len(variables)
 
 
+@pytest.mark.slow
 def test_a_skipped_step_does_not_count_in_the_means_of_its_epoch(digits, weights):
     trainer = make(digits, TRAIN, weights)
     bad = tf.fill(digits[0][0].shape, np.nan)

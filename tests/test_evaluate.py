@@ -38,6 +38,7 @@ def evaluate(run, tmp_path, *arguments):
     return json.loads((output / "evaluate.json").read_text())
 
 
+@pytest.mark.slow
 def test_more_draws_tighten_the_bound(run, tmp_path, capsys):
     reports = [
         evaluate(run, tmp_path, "--num_iw_samples", k, "--iw_chunk", 10) for k in (1, 10, 50)
@@ -58,6 +59,7 @@ def test_more_draws_tighten_the_bound(run, tmp_path, capsys):
     assert "bits per dim" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_likelihood_depends_on_the_seed_alone(run, tmp_path):
     options = ("--num_iw_samples", 6)
     one = evaluate(run, tmp_path, *options, "--batch_size", 100, "--iw_chunk", 3)

@@ -23,6 +23,7 @@ from nvae_tf.cli import (
 pytestmark = pytest.mark.core
 
 
+@pytest.mark.slow
 def test_one_epoch_and_then_more(recipe, tmp_path, capsys):
     arguments = ["--config", str(recipe), "--root", str(tmp_path)]
     assert train.main([*arguments, "--epochs", "1"]) == 0
@@ -53,6 +54,7 @@ def run_python(*words, **variables):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_standard_error_of_a_training_is_empty(recipe, tmp_path):
     done = run_python(COMMAND, "--config", recipe, "--root", tmp_path, "--epochs", "1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -76,7 +78,10 @@ def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ("-m", "nvae_tf.cli.gallery", "RUN", "--output", "OUT/page.html"),
+        pytest.param(
+            ("-m", "nvae_tf.cli.gallery", "RUN", "--output", "OUT/page.html"),
+            marks=pytest.mark.slow,
+        ),
         (
             "-m",
             "nvae_tf.cli.inspect",

@@ -236,6 +236,7 @@ class SetBack(tf_keras.callbacks.Callback):
         self.model.set_weights(self.weights)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_what_other_callbacks_leave(digits, tmp_path):
     model, kept = new_model(ema_decay=0.5), SetBack()
     checkpoints = nvae_tf.callbacks.Checkpoints(tmp_path / "run")
@@ -248,6 +249,7 @@ def test_checkpoints_hold_what_other_callbacks_leave(digits, tmp_path):
         np.testing.assert_allclose(other, at_first, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_several_steps_in_a_call_train_and_report_alike(digits, tmp_path):
     weights = {}
     for count in (1, 4):

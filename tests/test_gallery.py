@@ -182,6 +182,7 @@ def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_computed(
         assert error.startswith("error: ") and error.count("\n") == 1 and str(tmp_path) in error
 
 
+@pytest.mark.slow
 def test_what_cannot_be_computed_is_left_out_alone(run, tmp_path, photographs, capsys):
     """One test image: interpolations need two, and everything else is shown."""
     folders = [tmp_path / "images" / split for split in ("train", "test")]

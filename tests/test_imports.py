@@ -59,12 +59,20 @@ def keras_of(first: str, legacy: str | None) -> str:
     return done.stdout.split("tf.keras: ")[1].strip()
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize(
+    "first",
+    [
+        first
+        if first in ("nvae_tf", "nvae_tf, then keras", "keras")
+        else pytest.param(first, marks=pytest.mark.slow)
+        for first in FIRST
+    ],
+)
 def test_any_order_of_imports(first):
     assert keras_of(FIRST[first], legacy=None) == "keras"
 
 
-@pytest.mark.parametrize("first", ["nvae_tf", "tf_keras"])
+@pytest.mark.parametrize("first", ["nvae_tf", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_any_order_where_the_process_chose_tf_keras(first):
     assert keras_of(FIRST[first], legacy="1") == "tf_keras"
 

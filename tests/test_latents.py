@@ -189,6 +189,7 @@ def test_a_data_set_and_a_folder_are_encoded(command, tmp_path):
         assert file["mean_00"].shape == (2, 8, 8, 4)
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_page_can_be_written_again(run, command):
     script = runpy.run_path(str(DOCS / "make_latents_table.py"))
     page = (DOCS / "latents.md").read_text(encoding="utf-8")

@@ -566,6 +566,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_records_what_was_found_and_goes_on_with_the_same(recipe, tmp_path, grey, capsys):
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -410,6 +410,7 @@ def test_a_plain_folder_needs_no_preparation(folder):
             list(pipeline.evaluation_batches(source, dataset, batch_size=4, seed=0))
 
 
+@pytest.mark.slow
 def test_training_on_a_plain_folder(folder, tmp_path, capsys):
     small = """
         --num_latent_scales 1 --num_groups_per_scale 2 --no-ada_groups --num_latent_per_group 2

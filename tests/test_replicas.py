@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import modes
@@ -68,6 +69,35 @@ def test_two_devices_train_as_one_does(tmp_path):
     flags = ("--modes", "all")
     one = run(tmp_path / "one.npz", "one", *flags)
     compare(one, run(tmp_path / "two.npz", "two devices", *flags), ["all"])
+
+
+def test_tensors_of_any_size_are_averaged_in_packs():
+    script = """
+        import numpy as np, tensorflow as tf
+        from nvae_tf.engine.replicas import PACK_BYTES, mean_over_replicas
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        shapes = [(3,), (5, PACK_BYTES // 8), (), (7, 2)]  # the second one needs three packs
+        values = [[tf.random.stateless_normal(s, (r, n)) for n, s in enumerate(shapes)] for r in (0, 1)]
+
+        @tf.function
+        def run():
+            def replica():
+                number = tf.distribute.get_replica_context().replica_id_in_sync_group
+                return mean_over_replicas([tf.stack(pair)[number] for pair in zip(*values)])
+            return strategy.run(replica)
+
+        for number, mean in enumerate(run()):
+            expected = (values[0][number] + values[1][number]) / 2.0
+            for part in strategy.experimental_local_results(mean):
+                assert part.shape == expected.shape
+                np.testing.assert_allclose(part, expected, rtol=1e-6)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")

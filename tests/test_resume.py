@@ -60,6 +60,7 @@ def test_sigterm_saves_and_exits_with_75(recipe, tmp_path):
     assert newest_step(tmp_path / "tiny") == 1
 
 
+@pytest.mark.slow
 def test_sigterm_before_training_exits_with_75_too(recipe, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-u", COMMAND, "--config", recipe, "--root", tmp_path],
@@ -89,6 +90,7 @@ def command(recipe, root, *flags):
     return main(["--config", str(recipe), "--root", str(root), *flags])
 
 
+@pytest.mark.slow
 def test_the_last_good_checkpoint_trains_on(recipe, tmp_path, capsys):
     assert command(recipe, tmp_path, "--epochs", "2") == 0
     resume = ("--cont_training", "--epochs", "4", "--save_every", "1", "--max_bad_steps", "3")
@@ -141,6 +143,7 @@ def digits_trainer(recipe):
     return make
 
 
+@pytest.mark.slow
 def test_moving_averages_switched_on_and_off(recipe, tmp_path, capsys):
     assert command(recipe, tmp_path, "--epochs", "2") == 0
     resume = ("--cont_training", "--ema_decay")
@@ -264,6 +267,7 @@ def test_another_number_of_images_per_step_does_not_continue(run, recipe, capsys
     assert "100 images per step" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, recipe, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "tiny")
     checkpoints = tmp_path / "tiny" / "checkpoints"

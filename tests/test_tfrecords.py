@@ -101,6 +101,7 @@ def test_an_epoch_is_one_pass_whatever_the_number_of_shards(glow, tmp_path, phot
     assert sorted(map(key, orders[0])) == expected
 
 
+@pytest.mark.slow
 def test_training_from_tfrecords(glow, tmp_path, capsys):
     tiny = """
         num_latent_scales: 1

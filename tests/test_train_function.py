@@ -114,7 +114,9 @@ def test_a_data_set_trains_and_a_callback_stops_it(recipe, digits, tmp_path):
     stop = tf_keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", True)
     )
-    results = nvae_tf.train(str(recipe), (train, test), [stop], folder=tmp_path / "r", image=BINARY)
+    options = dict(folder=tmp_path / "r", image=BINARY, flip=True)
+    results = nvae_tf.train(str(recipe), (train, test), [stop], **options)
+    assert "flip: true" in (tmp_path / "r" / "config.yaml").read_text()
     steps = [path.name for path in (tmp_path / "r" / "checkpoints").iterdir()]
     assert steps == ["step-14"] and np.isfinite(results["nelbo"])
 
@@ -148,7 +150,7 @@ def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_p
         (lambda c, d: nvae_tf.train("cifar11"), "no configuration 'cifar11'"),
         (lambda c, d: nvae_tf.train("celeba64"), "celeba_64 needs --data"),
         (lambda c, d: nvae_tf.train(nvae_tf.config.Config()), "folder: None is not allowed"),
-        (lambda c, d: nvae_tf.train(c, flip=True), "flip: is for a dataset that is given"),
+        (lambda c, d: nvae_tf.train(c, d, image=BINARY, flip=3), "flip: 3 is not allowed"),
         (lambda c, d: nvae_tf.train(c, image=BINARY), "image: is for a dataset that is given"),
         (
             lambda c, d: nvae_tf.train(c, d, [nvae_tf.callbacks.Termination()], image=BINARY),
@@ -210,7 +212,10 @@ class SetBack(tf_keras.callbacks.Callback):
             self.model.set_weights(self.before)
 
 
-@pytest.mark.parametrize("at_end_of", ["epoch", "training"])
+SLOW_AT_END = pytest.param("training", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("at_end_of", ["epoch", SLOW_AT_END])
 def test_a_run_ends_with_the_weights_that_callbacks_leave(at_end_of, recipe, tmp_path):
     back = SetBack(at_end_of)
     results = nvae_tf.train(str(recipe), callbacks=[back], folder=tmp_path / "run", ema_decay=0.9)

@@ -99,6 +99,7 @@ def test_failed_trials_do_not_end_a_search(searched):
     assert "warmup_epochs: 5 is not allowed" in rows["0.01", "5"]["message"]
 
 
+@pytest.mark.slow
 def test_trials_shorten_the_recipes_warm_up(recipe, tmp_path, capsys):
     (tmp_path / "space.yaml").write_text("epochs: {choice: [1]}\n")
     arguments = ["--config", str(recipe), "--root", str(tmp_path), "--save", "search"]

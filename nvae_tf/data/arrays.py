@@ -19,7 +19,7 @@ CIFAR_TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 CIFAR_TEST = ["test_batch"]
 
 
-def read_digits(folder: str = "") -> Splits:
+def read_digits(folder: str = "", grey: bool = False) -> Splits:
     """Reads scikit-learn's 1,797 bundled handwritten digits, 8x8, in the layout of MNIST.
 
     Enlarged to 28x28 (bilinear) and padded to 32x32; a fixed random fifth is the test set. They are
@@ -27,51 +27,26 @@ def read_digits(folder: str = "") -> Splits:
 
     Args:
         folder: Ignored, because the images come with scikit-learn.
+        grey: Whether they have 5 bits. The originals have 17 levels, 0 to 16, and so have these: values
+            between them, which enlarging makes, are rounded to the nearest. They are spread over the 32
+            levels of 5 bits, 16 becoming 31, so that 15 levels of 5 bits never occur.
 
     Returns:
-        Training and test images, 8-bit, (n, 32, 32, 1).
+        Training and test images, of 8 or 5 bits, (n, 32, 32, 1).
     """
-    images, labels = _enlarged_digits()
-    return _split_digits(images, labels)
-
-
-def read_digits_grey(folder: str = "") -> Splits:
-    """Reads the digits of `read_digits` as grey images of 5 bits.
-
-    The originals have 17 levels, 0 to 16, and so have these: values between them, which enlarging
-    makes, are rounded to the nearest. They are spread over the 32 levels of 5 bits, 16 becoming 31, so
-    that 15 levels of 5 bits never occur.
-
-    Args:
-        folder: Ignored, because the images come with scikit-learn.
-
-    Returns:
-        Training and test images, 5-bit, (n, 32, 32, 1).
-    """
-    images, labels = _enlarged_digits()
-    levels = np.rint(images * (16.0 / 255.0))
-    return _split_digits(np.rint(levels * (31.0 / 16.0)).astype(np.uint8), labels)
-
-
-def _enlarged_digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits, enlarged to 28x28 and padded to 32x32, 8-bit, and their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     small = (digits.images * (255.0 / 16.0)).round().astype(np.uint8)
     large = [Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR) for image in small]
-    return _pad_to_32(np.stack([np.asarray(image) for image in large])), digits.target
-
-
-def _split_digits(images: np.ndarray, labels: np.ndarray) -> Splits:
-    """A fixed random fifth of the digits as test images, the others for training."""
+    images, labels = _pad_to_32(np.stack([np.asarray(image) for image in large])), digits.target
+    if grey:
+        levels = np.rint(images * (16.0 / 255.0))
+        images = np.rint(levels * (31.0 / 16.0)).astype(np.uint8)
     order = np.random.RandomState(0).permutation(len(images))
     num_test = len(images) // 5
     train, test = order[num_test:], order[:num_test]
-    return (
-        ArraySource(images[train], labels[train]),
-        ArraySource(images[test], labels[test]),
-    )
+    return ArraySource(images[train], labels[train]), ArraySource(images[test], labels[test])
 
 
 def read_mnist(folder: str = "") -> tuple[ArraySource, ArraySource]:

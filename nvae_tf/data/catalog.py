@@ -86,7 +86,7 @@ def settle(config: DataConfig) -> Settled:
         check_data(config)
         folder = images.look(config)
         settled, lines = folder.decision.config, folder.decision.lines
-        return Settled(settled, _with_flip(_images(settled, folder), config), lines)
+        return Settled(settled, with_flip(_images(settled, folder), config), lines)
     if config.dataset == TFRECORDS:
         check_data(config)
         config = prepared.settle(config)
@@ -107,10 +107,11 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
     """
     if config.dataset in (IMAGES, TFRECORDS) and settling.is_open(config):
         return settle(config).dataset
-    return _with_flip(_find_dataset(config), config)
+    return with_flip(_find_dataset(config), config)
 
 
-def _with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
+def with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
+    """The data set, mirrored at random or not as the configuration says, which may leave it open."""
     flip = dataset.flip if config.flip == AUTO else bool(config.flip)
     return dataclasses.replace(dataset, flip=flip)
 
@@ -241,7 +242,12 @@ _BUILT_IN = {
     dataset.name: dataset
     for dataset in (
         DatasetInfo("digits", _PADDED_BINARY, arrays.read_digits, flip=False),
-        DatasetInfo("digits_grey", _PADDED_GREY, arrays.read_digits_grey, flip=False),
+        DatasetInfo(
+            "digits_grey",
+            _PADDED_GREY,
+            functools.partial(arrays.read_digits, grey=True),
+            flip=False,
+        ),
         DatasetInfo("photos", ImageSpec(32, 32, 3), read_photos),
         DatasetInfo("mnist", _PADDED_BINARY, arrays.read_mnist, flip=False),
         DatasetInfo("omniglot", _PADDED_BINARY, arrays.read_omniglot, flip=False, fid_on_all=True),

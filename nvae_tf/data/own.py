@@ -28,7 +28,7 @@ class OwnImages(NamedTuple):
     facts: dict[str, int]
 
 
-def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> OwnImages:
+def own_images(dataset, image: ImageSpec | None = None) -> OwnImages:
     """Makes a data set of images.
 
     Args:
@@ -37,7 +37,6 @@ def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> O
             in a tuple, which is read into memory.
         image: The images' description; default: images of 8 bits of their shape. Those of uint16 need
             one, which says how many bits they have.
-        flip: Whether images are mirrored at random in training.
 
     Raises:
         UserError: They are something else, or do not fit the description.
@@ -60,7 +59,7 @@ def own_images(dataset, image: ImageSpec | None = None, flip: bool = False) -> O
     checksum = zlib.crc32(test.tobytes(), zlib.crc32(train.tobytes()))
     facts = {"training": len(train), "test": len(test), "crc32": checksum}
     sources = ArraySource(train), ArraySource(test)
-    return OwnImages(DatasetInfo(OWN, spec, lambda _: sources, flip), sources, facts)
+    return OwnImages(DatasetInfo(OWN, spec, lambda _: sources, flip=False), sources, facts)
 
 
 def _as_array(name: str, images) -> np.ndarray:

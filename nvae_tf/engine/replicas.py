@@ -37,22 +37,46 @@ def sum_over_replicas(values):
 def mean_over_replicas(values):
     """The mean over all replicas of a structure of float32 tensors; inside a replica.
 
-    Large structures are exchanged in packs, one after the other, so that of what is packed no more than
-    one pack is in memory twice.
+    Large structures are exchanged in packs, one after the other: an exchange between machines holds its
+    tensors in memory up to five times.
     """
     if num_replicas() == 1:
         return values
-    packs, size = [[]], 0
-    for tensor in tf.nest.flatten(values):
-        tensor_bytes = tensor.shape.num_elements() * tensor.dtype.size
-        if packs[-1] and size + tensor_bytes > PACK_BYTES:
-            packs.append([])
-            size = 0
-        packs[-1].append(tensor)
-        size += tensor_bytes
-    means, before, count = [], [], tf.constant(num_replicas(), tf.float32)
-    for pack in packs:
+    tensors, count = tf.nest.flatten(values), tf.constant(num_replicas(), tf.float32)
+    means, before = [[] for _ in tensors], []  # of each tensor, in parts; of the latest pack
+    for pack in _packs([tensor.shape.num_elements() for tensor in tensors]):
         with tf.control_dependencies(before):
-            before = [tensor / count for tensor in sum_over_replicas(pack)]
-        means += before
-    return tf.nest.pack_sequence_as(values, means)
+            parts = [_part(tensors[number], *part) for number, *part in pack]
+            before = [part / count for part in sum_over_replicas(parts)]
+        for (number, *_), mean in zip(pack, before, strict=True):
+            means[number].append(mean)
+    joined = [
+        parts[0] if len(parts) == 1 else tf.reshape(tf.concat(parts, 0), tensor.shape)
+        for parts, tensor in zip(means, tensors, strict=True)
+    ]
+    return tf.nest.pack_sequence_as(values, joined)
+
+
+def _packs(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
+    """What is exchanged at once: lists of (number of a tensor, first and last + 1 of its elements).
+
+    Args:
+        lengths: Number of elements of each tensor.
+    """
+    most, packs, size = PACK_BYTES // tf.float32.size, [[]], 0
+    for number, length in enumerate(lengths):
+        for start in range(0, length, most):
+            stop = min(start + most, length)
+            if packs[-1] and size + stop - start > most:
+                packs.append([])
+                size = 0
+            packs[-1].append((number, start, stop))
+            size += stop - start
+    return packs
+
+
+def _part(tensor, start: int, stop: int):
+    """Some of a tensor's elements; all of them in their shape."""
+    if stop - start == tensor.shape.num_elements():
+        return tensor
+    return tf.reshape(tensor, [-1])[start:stop]

@@ -30,13 +30,13 @@ class SharedFunctions:
         self._traced = {}
         self._graph = tf.Graph()
 
-    def call(self, key: tuple, function, tensors, has_gradient: bool = True):
-        """Calls the function of a key and the tensors' shapes, which is traced at its first call.
+    def traced(self, key: tuple, function, tensors, has_gradient: bool = True):
+        """The function of a key and of the tensors' shapes, traced when it is first asked for.
 
         Args:
             key: What the function computes; hashable.
             function: The Python function; not called if one of the same key and shapes was traced.
-            tensors: Its arguments.
+            tensors: Arguments of the shapes that it is to be traced for.
             has_gradient: Whether gradients are taken through it.
         """
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
@@ -47,7 +47,7 @@ class SharedFunctions:
             # region once per graph.
             with self._graph.as_default():
                 self._traced[key] = _trace(function, specs, has_gradient)
-        return self._traced[key](*tensors)
+        return self._traced[key]
 
 
 def _trace(function, specs, has_gradient: bool):
@@ -85,7 +85,7 @@ def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, *
     if scope.functions is None:
         return run(*tensors)
     key = (function.__module__, function.__qualname__, *settings.items())
-    return scope.functions.call(key, run, tensors, has_gradient)
+    return scope.functions.traced(key, run, tensors, has_gradient)(*tensors)
 
 
 def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=CELLS):
@@ -112,7 +112,7 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
         key = (function.__module__, function.__qualname__, *map(trace_key, layers), scope.settings)
         run = block.rematerialized_function if rematerialize else block.function
         tensors = [*inputs, *weights.tensors]
-        outputs, statistics = scope.functions.call(key, run, tensors)
+        outputs, statistics = scope.functions.traced(key, run, tensors)(*tensors)
         statistics = weights.split_statistics(statistics)
     elif rematerialize:
         outputs, statistics = block.rematerialized(inputs)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions import clamped_normal, from_noise
+from nvae_tf.distributions import clamped_normal
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import call_block
 from nvae_tf.layers.base import Layer, create_chain
@@ -226,7 +226,7 @@ def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope)
     mu, log_sigma = parameters
     prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
     base = group.posterior_before_flows(s, encoded, parameters, scope)
-    before_flows = z = from_noise(base, noise)
+    before_flows = z = base.loc + base.scale * noise
     for flow in group.flows:
         z = flow(z, scope=scope)
     # The flows preserve volume, so this is the density of z too.
@@ -257,7 +257,7 @@ class FromPrior:
     def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its prior."""
         prior = group.prior(s, scope, self.temperatures[index])
-        return GroupOutput(from_noise(prior, self.noise[index]))
+        return GroupOutput(prior.loc + prior.scale * self.noise[index])
 
 
 class Given:

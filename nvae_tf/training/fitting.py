@@ -16,8 +16,7 @@ from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
-from nvae_tf.training.trainer import (
-    Trainer,
+from nvae_tf.training.steps import (
     check_xla_steps,
     distributed_function,
     distributed_validation,
@@ -26,6 +25,7 @@ from nvae_tf.training.trainer import (
     step_results,
     whole_step,
 )
+from nvae_tf.training.trainer import Trainer
 
 NEVER = 2**62  # steps after which the trainer's means start anew by themselves: Keras says when
 SCORES = ("nelbo", "bpd", "recon", "kl")

@@ -160,7 +160,11 @@ class ElementwiseUpdate:
 
     def __init__(self, formula):
         self._formula = formula
-        self._in_place_xla = tf.function(self._in_place, autograph=False, jit_compile=True)
+
+        def in_place(*arguments):
+            self._in_place(*arguments)  # returning what it returns would be a copy
+
+        self._in_place_xla = tf.function(in_place, autograph=False, jit_compile=True)
 
     def __call__(self, stacks, tensors, coefficients, condition, scope: Scope, state) -> None:
         """Changes variables.
@@ -174,13 +178,19 @@ class ElementwiseUpdate:
             state: Where the variables are (`nvae_tf.engine.state`).
         """
         condition = tf.convert_to_tensor(condition)
-        small, values = [], []
+        small, values, before = [], [], condition
         for stack, tensor in zip(stacks, tensors, strict=True):
             large = tensor.shape.num_elements() >= LARGE
             if large and isinstance(state, VariableState):
-                update = self._in_place_xla if scope.xla_regions else self._in_place
                 local = [state.local(variable) for variable in stack]
-                update(local, tensor, coefficients, condition)
+                if scope.xla_regions:
+                    self._in_place_xla(local, tensor, coefficients, condition)
+                    continue
+                # One after the other: TensorFlow would else compute products of all weights and slots
+                # with the coefficients at once, and before the forward pass.
+                with tf.control_dependencies([before]):
+                    numbers = tf.identity(coefficients)
+                before = self._in_place(local, tensor, numbers, condition)
             else:
                 small += stack
                 values += [tensor, *map(state.value, stack)]
@@ -202,6 +212,7 @@ class ElementwiseUpdate:
         after = self._formula(_where(condition), *values, tensor, coefficients)
         for variable, value in zip(variables, after, strict=True):
             variable.assign(value)
+        return after[0]
 
 
 def _update_all(coefficients, condition, *tensors, formula, size: int):

@@ -14,35 +14,34 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import __version__
-from nvae_tf.config import KEYS, Config, ImageSpec, ModelConfig, check_image
-from nvae_tf.data import catalog, pipeline
+from nvae_tf.config import Config, ImageSpec, ModelConfig, check_image
+from nvae_tf.data import catalog
 from nvae_tf.data.own import OwnImages
 from nvae_tf.data.source import Source, reading
 from nvae_tf.engine.devices import describe_devices
-from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
+from nvae_tf.io.errors import ConfigError, TrainingDivergedError
 from nvae_tf.io.lock import exclusive_lock
-from nvae_tf.model import NVAE, model_digest
+from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
+from nvae_tf.training.batches import StepCounts, TrainingData, step_counts
 from nvae_tf.training.checkpoints import Checkpoints
 from nvae_tf.training.cluster import Cluster, lost_workers
 from nvae_tf.training.curves import interval
 from nvae_tf.training.keras_loop import KerasLoop
 from nvae_tf.training.optimizer_choice import make_optimizer
 from nvae_tf.training.reports import PICTURED
+from nvae_tf.training.same_start import check_same_flags, check_same_images, check_same_start
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.shared_folder import compare_folders
-from nvae_tf.training.termination import Pace, Termination
-from nvae_tf.training.trainer import (
-    Trainer,
+from nvae_tf.training.steps import (
     check_xla_steps,
-    distributed_function,
     distributed_validation,
     grappler_disabled,
-    several_steps,
-    step_results,
-    whole_step,
+    steps_in_a_call,
 )
+from nvae_tf.training.termination import Pace, Termination
+from nvae_tf.training.trainer import Trainer
 
 # Keys of the model's configuration and of its images that weights do not depend on.
 WITHOUT_WEIGHTS = ("likelihood", "min_log_scale", "num_x_bits")
@@ -91,7 +90,7 @@ def train(
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
     with lost_workers(cluster):
-        _check_same_flags(config, resume, cluster, own, start_from)
+        check_same_flags(config, resume, cluster, own, start_from)
         facts = own.facts if own else None
         with cluster.agreement():
             folder.check_free(resume)
@@ -102,7 +101,7 @@ def train(
                 check_start(start_from, config.model, dataset.image)
             sources = dataset.open(config.data.data)
             check_xla_steps(config.train, cluster.replicas)
-        _check_same_images(config, cluster, sources)
+        check_same_images(config, cluster, sources)
         jit_compile = _jit_compile(config, xla_problem, cluster)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -159,97 +158,6 @@ def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster, 
         yield
 
 
-class StepCounts(NamedTuple):
-    """Batch and step counts derived from the configuration.
-
-    Attributes:
-        images_per_pass: Images in one pass of all replicas.
-        images_per_step: The same times the passes of a step.
-        steps_per_epoch: Whole steps in the training set.
-        total_steps: Steps of the whole training.
-    """
-
-    images_per_pass: int
-    images_per_step: int
-    steps_per_epoch: int
-    total_steps: int
-
-
-def _step_counts(config: Config, cluster: Cluster, num_images: int) -> StepCounts:
-    passes = config.train.accumulate_steps
-    per_pass = config.data.batch_size * cluster.replicas
-    steps_per_epoch = num_images // (per_pass * passes)
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"batch_size: {config.data.batch_size} is not allowed; expected at most the {num_images} "
-            f"training images of {config.data.dataset}, divided by {cluster.replicas} replicas and "
-            f"{passes} accumulated passes"
-        )
-    total = steps_per_epoch * config.train.epochs
-    return StepCounts(per_pass, per_pass * passes, steps_per_epoch, total)
-
-
-class _Data:
-    """The batches of a training, as one worker sees them.
-
-    Args:
-        config: Configuration of the run.
-        cluster: Who takes part.
-        counts: Sizes of batches.
-        dataset: Description of the data.
-        sources: Training and test images.
-    """
-
-    def __init__(self, config: Config, cluster: Cluster, counts: StepCounts, dataset, sources):
-        self._cluster, self._counts, self._dataset, self._sources = (
-            cluster,
-            counts,
-            dataset,
-            sources,
-        )
-        self._view = dict(seed=config.data.seed, num_bits=config.model.x_bits(dataset.image))
-        self._share = dict(
-            worker=cluster.worker,
-            num_workers=cluster.num_workers,
-            parts=cluster.replicas // cluster.num_workers,
-        )
-
-    def first_images(self, size: int):
-        """The first images of the training."""
-        batches = pipeline.training_batches(
-            self._sources[0], self._dataset, batch_size=size, **self._view
-        )
-        return next(iter(batches))
-
-    def test_images(self):
-        """The first images of the test set, for pictures."""
-        batches = pipeline.evaluation_batches(
-            self._sources[1], self._dataset, batch_size=PICTURED, **self._view
-        )
-        return next(iter(batches))
-
-    def training(self, start_step: int):
-        """An iterator over the replicas' parts of the batches that follow a step."""
-        size = self._counts.images_per_step
-        return iter(
-            self._cluster.strategy.distribute_datasets_from_function(
-                lambda _: pipeline.training_batches(
-                    self._sources[0], self._dataset, batch_size=size, start_step=start_step,
-                    passes=size // self._counts.images_per_pass, **self._view, **self._share,
-                )
-            )
-        )  # fmt: skip
-
-    def validation(self):
-        """The replicas' parts of the test set."""
-        size = self._counts.images_per_pass
-        return self._cluster.strategy.distribute_datasets_from_function(
-            lambda _: pipeline.validation_batches(
-                self._sources[1], self._dataset, batch_size=size, **self._view, **self._share
-            )
-        )
-
-
 class _Run(NamedTuple):
     """What a training works with, once everything is built.
 
@@ -265,7 +173,7 @@ class _Run(NamedTuple):
     """
 
     trainer: Trainer
-    data: _Data
+    data: TrainingData
     checkpoints: Checkpoints
     report: reports.Reports | None
     start_step: int
@@ -294,16 +202,16 @@ def _set_up(
 
     # Data. One image of each split is read before anything is written.
     with cluster.agreement():
-        counts = _step_counts(config, cluster, len(sources[0]))
-        data = _Data(config, cluster, counts, dataset, sources)
-        test_images, _ = data.test_images(), data.first_images(1)
+        counts = step_counts(config, cluster, len(sources[0]))
+        data = TrainingData(config, cluster, counts, dataset, sources)
+        test_images, _ = data.test_images(PICTURED), data.first_images(1)
     say(
         f"data: {dataset.name}, {len(sources[0])} training and {len(sources[1])} test images, "
         f"{counts.images_per_step} per step"
     )
 
     # Model and optimiser.
-    trainer = _build_trainer(config, dataset, counts, jit_compile)
+    trainer = build_trainer(config, dataset, counts, jit_compile)
     model = trainer.model
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
 
@@ -346,7 +254,7 @@ def _train(
     if step < run.end:
         say("compiling: the first step takes longer than the others, minutes for deep models")
 
-    take_steps, graph = _steps_in_a_call(trainer, cluster)
+    take_steps, graph = steps_in_a_call(trainer, cluster.strategy)
     batches, results = run.data.training(step), None
     log_every = interval(settings.log_every, run.steps_per_epoch)
     pace = Pace(run.steps_per_epoch, settings.save_every)
@@ -431,12 +339,18 @@ def _save_early(run: _Run, say, what: str, again: bool = False) -> None:
 
 
 def _start(
-    create, cluster, trainer, checkpoints, data: _Data, counts: StepCounts, start_from: NVAE | None
+    create,
+    cluster: Cluster,
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    data: TrainingData,
+    counts: StepCounts,
+    start_from: NVAE | None,
 ) -> int:
     """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
     with cluster.agreement():
         start_step = checkpoints.restore()
-    _check_same_start(cluster, start_step)
+    check_same_start(cluster, start_step)
     with cluster.agreement():
         # Only some architectures need images here, and those need all images of a step.
         needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
@@ -483,9 +397,17 @@ def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
         report.pictures(step)
 
 
-def _build_trainer(
+def build_trainer(
     config: Config, dataset: catalog.DatasetInfo, counts: StepCounts, jit_compile: str
 ) -> Trainer:
+    """Makes the model and what trains it; in the strategy's scope.
+
+    Args:
+        config: Configuration of the run.
+        dataset: Describes the images.
+        counts: Steps of the training.
+        jit_compile: In the place of the configuration's.
+    """
     settings = dataclasses.replace(config.train, jit_compile=jit_compile)
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
     schedule = WarmupCosineByEpoch.from_train_config(settings, counts.steps_per_epoch)
@@ -494,7 +416,7 @@ def _build_trainer(
     return Trainer(model, settings, *steps, config.data.seed, optimizer=optimizer)
 
 
-def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: Termination):
+def _validation(trainer: Trainer, data: TrainingData, cluster: Cluster, termination: Termination):
     """A function that validates, and returns None if SIGTERM ended that early."""
     run_step = distributed_validation(trainer, cluster.strategy)
 
@@ -511,73 +433,10 @@ def _validation(trainer: Trainer, data: _Data, cluster: Cluster, termination: Te
     return validate
 
 
-def _steps_in_a_call(trainer: Trainer, cluster: Cluster):
-    """How steps are taken.
-
-    Returns:
-        A function of an iterator over batches and a number of steps, to a function of a step's place
-        among those (-1 is the last) to what it reports; and a function of the iterator to the graph
-        that it runs.
-    """
-    step = whole_step(trainer, cluster.strategy)
-    if cluster.replicas > 1:
-        take = several_steps(step, cluster.strategy)
-
-        def take_several(batches, count):
-            return functools.partial(step_results, take(batches, tf.constant(count)))
-
-        return (
-            take_several,
-            lambda batches: take.get_concrete_function(batches, tf.constant(1)).graph,
-        )
-    run_step = distributed_function(step, cluster.strategy)
-
-    def take_one(batches, _):
-        logs = run_step(next(batches))
-        return lambda _: logs
-
-    return (
-        take_one,
-        lambda batches: run_step.get_concrete_function(batches.element_spec).graph,
-    )
-
-
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
     if trainer.diverged:
         latest = next(iter(folder.list_checkpoints()), None)
         raise TrainingDivergedError(reports.divergence(trainer, step, latest))
-
-
-def _check_same_flags(
-    config: Config, resume: bool, cluster: Cluster, own, start_from: NVAE | None
-) -> None:
-    """Makes sure that all workers run the same version with the same configuration.
-
-    Raises:
-        UserError: They do not.
-    """
-    versions = {
-        "nvae-tf": f"{__version__} {' '.join(KEYS)}",
-        "TensorFlow": tf.__version__,
-    }
-    different = cluster.disagreements(versions)
-    if different:
-        raise UserError(
-            f"another worker has another version of {' and '.join(different)} (here: nvae-tf "
-            f"{__version__}, TensorFlow {tf.__version__}); install the same on all"
-        )
-    # Where the data is may differ from machine to machine.
-    flags = {name: str(value) for name, value in config.to_dict().items() if name != "data"}
-    flags["images"] = str(own and own.facts)
-    flags["init_from"] = "not given"
-    if start_from is not None and cluster.num_workers > 1:
-        flags["init_from"] = f"a model of checksum {model_digest(start_from)[:8]}"
-    different = cluster.disagreements({**flags, "cont_training": str(resume)})
-    if different:
-        here = ", ".join(f"{name} is {flags.get(name, resume)} here" for name in different)
-        raise UserError(
-            f"another worker has another configuration: {here}; start all workers with the same flags"
-        )
 
 
 def _settle(
@@ -585,38 +444,9 @@ def _settle(
 ) -> tuple[Config, catalog.DatasetInfo]:
     """Finds out what the configuration leaves open of the images; the chief prints it."""
     if own:
-        return config, own.info
+        return config, catalog.with_flip(own.info, config.data)
     settled = catalog.settle(config.data)
     if cluster.is_chief:
         for line in settled.lines:
             print(line, flush=True)
     return dataclasses.replace(config, data=settled.config), settled.dataset
-
-
-def _check_same_images(config: Config, cluster: Cluster, sources: Sequence[Source]) -> None:
-    """Makes sure that all workers found the same images.
-
-    Raises:
-        UserError: They did not.
-    """
-    found = {name: str(getattr(config.data, name)) for name in catalog.FOUND}
-    found["number of images"] = " and ".join(str(len(source)) for source in sources)
-    different = cluster.disagreements(found)
-    if different:
-        here = ", ".join(f"{name} is {found[name]} here" for name in different)
-        raise UserError(
-            f"another worker found other images: {here}; give all workers the same files in --data"
-        )
-
-
-def _check_same_start(cluster: Cluster, start_step: int) -> None:
-    """Makes sure that all workers found the same checkpoint.
-
-    Raises:
-        UserError: They did not.
-    """
-    if cluster.disagreements({"step": str(start_step)}):
-        raise UserError(
-            f"this worker continues from step {start_step} and another one does not: all workers need "
-            "the same --root, on a file system that they share"
-        )

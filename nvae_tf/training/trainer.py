@@ -6,7 +6,6 @@ variables.
 """
 
 import contextlib
-import os
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -26,8 +25,6 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import SharedFunctions
 from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
-from nvae_tf.engine.xla_flags import check_deterministic
-from nvae_tf.io.errors import ConfigError
 from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.norm_bound import GradientNormBound
@@ -572,162 +569,6 @@ class Trainer(tf.Module):
 def _assign(variables, values) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def check_xla_steps(config: TrainConfig, replicas: int) -> None:
-    """Refuses compiled steps that could not do what is asked of them.
-
-    Args:
-        config: Gives ``jit_compile`` and ``deterministic``.
-        replicas: Number of replicas.
-
-    Raises:
-        ConfigError: Whole steps of several replicas are to be compiled, and XLA cannot exchange values
-            here; or steps on GPUs are to give the same bits in every process, and XLA was not told so.
-    """
-    if config.deterministic and config.jit_compile != "off" and gpu_found():
-        check_deterministic(os.environ)
-    if config.jit_compile == "on" and replicas > 1 and not gpu_found():
-        raise ConfigError(
-            f"jit_compile: on is not allowed with {replicas} replicas on CPUs, whose exchanges XLA "
-            "cannot compile; expected auto or off"
-        )
-
-
-def on_replicas(function, strategy, jit: bool):
-    """A function that every replica runs on its part of the arguments; called in a graph.
-
-    Args:
-        function: A function of tensors.
-        strategy: Strategy over the replicas.
-        jit: Compile with XLA, collectives included.
-    """
-    # Nothing in a step needs AutoGraph, and tracing takes two thirds of the time without it.
-    inner = tf.function(function, autograph=False, jit_compile=True) if jit else function
-    return lambda *arguments: strategy.run(inner, arguments)
-
-
-def of_one_replica(values, strategy):
-    """This process's first replica's part of a structure of values, which are identical on all."""
-    return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
-
-
-def whole_step(trainer: Trainer, strategy):
-    """A step of all replicas, a function of their images; called in a graph.
-
-    The passes of a step are a loop around the replicas, since a loop within a replica cannot hold
-    exchanges.
-
-    Args:
-        trainer: The trainer.
-        strategy: Strategy over the replicas.
-    """
-    passes, jit = trainer.config.accumulate_steps, trainer.xla_steps
-    if passes == 1:
-        return on_replicas(trainer.train_step, strategy, jit)
-    add = on_replicas(trainer.add_pass, strategy, jit)
-    update = on_replicas(trainer.update, strategy, jit)
-
-    def step(images):
-        _, total = tf.while_loop(
-            lambda number, _: number < passes,
-            lambda number, total: (number + 1, add(total, images, number)),
-            (tf.constant(0), strategy.run(trainer.zero_pass)),
-            parallel_iterations=1,
-        )
-        return update(total)
-
-    return step
-
-
-def step_results(results, place: int):
-    """What one of the steps of `several_steps` reports.
-
-    Args:
-        results: The results of all steps.
-        place: The step's place among them; -1 is the last.
-    """
-    return tf.nest.map_structure(lambda values: values[place], results)
-
-
-def distributed_function(function, strategy):
-    """A graph of a function of all replicas, with results that are identical on all, from one.
-
-    Args:
-        function: From `whole_step` or `on_replicas`.
-        strategy: Strategy over the replicas.
-    """
-
-    @tf.function(autograph=False)
-    def run(*arguments):
-        return of_one_replica(function(*arguments), strategy)
-
-    return run
-
-
-def distributed_validation(trainer: Trainer, strategy):
-    """A graph of `Trainer.validation_step` on all replicas, a function of their batches."""
-    step = on_replicas(trainer.validation_step, strategy, trainer.xla_steps)
-    return distributed_function(step, strategy)
-
-
-def several_steps(step, strategy):
-    """A function that takes several steps in a row in one call.
-
-    For replicas that exchange values: TensorFlow keeps a record of some 1.6 KB for each exchange in
-    each call of a graph, for the life of the process. The steps of one call share their records, so
-    that memory grows with the calls and not with the steps.
-
-    Args:
-        step: From `whole_step`.
-        strategy: Strategy over the replicas.
-
-    Returns:
-        A function of an iterator over batches and the number of steps, to the results of all of them,
-        each with an axis of steps in front.
-    """
-    structure = None  # of a step's results, known once one is traced
-
-    def next_step(number, batches, results):
-        nonlocal structure
-        structure = of_one_replica(step(next(batches)), strategy)
-        flat = [tf.reshape(tf.cast(v, tf.float64), [-1]) for v in tf.nest.flatten(structure)]
-        return number + 1, results.write(number, tf.concat(flat, 0))
-
-    @tf.function(autograph=False)
-    def run(batches, count):
-        _, results = tf.while_loop(
-            lambda number, _: number < count,
-            lambda number, results: next_step(number, batches, results),
-            (0, tf.TensorArray(tf.float64, count)),
-            parallel_iterations=1,
-        )
-        specs = tf.nest.flatten(structure)
-        parts = tf.split(results.stack(), [spec.shape.num_elements() for spec in specs], 1)
-        values = [
-            tf.cast(tf.reshape(part, [-1, *spec.shape]), spec.dtype)
-            for part, spec in zip(parts, specs, strict=True)
-        ]
-        return tf.nest.pack_sequence_as(structure, values)
-
-    return run
-
-
-@contextlib.contextmanager
-def grappler_disabled():
-    """Switches Grappler off on CPUs, so that TensorFlow runs graphs as they were traced.
-
-    Rewriting takes longer than several steps of a deep model and does not make them faster; and with
-    gradient checkpointing it rounds differently than without. GPUs keep it, for memory layouts.
-    """
-    option = "disable_meta_optimizer"
-    before = tf.config.optimizer.get_experimental_options().get(option, False)
-    if not gpu_found():
-        tf.config.optimizer.set_experimental_options({option: True})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({option: before})
 
 
 def _channel_kl(output: NVAEOutput, weights=None):

@@ -46,6 +46,7 @@ def assert_one_line(capsys, *parts):
         assert part in line, line
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_training(run, recipe, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "tiny")
     before = files(tmp_path / "tiny" / "checkpoints")
@@ -98,6 +99,7 @@ def test_a_disk_that_fills_up_while_preparing(tmp_path, photographs, capsys):
     assert files(tmp_path / "out") == files(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_run_and_its_results_are_for_whom_the_users_umask_says(recipe, tmp_path):
     before = os.umask(0o077)
     try:
