@@ -22,6 +22,8 @@ from nvae_tf.training.callbacks import Curves, Termination
 from nvae_tf.training.cluster import cluster_of
 from nvae_tf.training.fitting import checked_callbacks
 
+# Keys that say where the images of a recipe are and how they are read.
+_OF_FILES = ("data", "image_size", "channels", "bits", "value_range", "alpha", "strict", "crop")
 LARGEST_KERAS_CONFIG = 1_000_000  # bytes of the configuration in a .keras file; ours has 2,000
 
 
@@ -77,7 +79,8 @@ def train(
             one.
         resume: Whether to continue the run in the folder from its newest checkpoint.
         init_from: A trained model, as for `load`, whose weights a new run begins with.
-        **keys: Keys of the recipe that change.
+        **keys: Keys of the recipe that change; beside `dataset`, none that says how files are read.
+            `flip` mirrors images of either at random.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
@@ -100,6 +103,11 @@ def train(
         path = Path("runs", Path(config).stem)
     own = None
     if dataset is not None:
+        for key in _OF_FILES:
+            if key in keys:
+                raise UserError(
+                    f"{key}: is for a recipe's own data set; `image` describes `dataset`"
+                )
         own = own_images(dataset, image)
         keys["dataset"] = OWN
     elif image is not None:

@@ -203,6 +203,7 @@ def test_a_skipped_step_does_not_count_in_the_means_of_its_epoch(digits, weights
         np.testing.assert_allclose(second[name], mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_means_of_an_epoch_that_begins_in_its_middle(digits, weights):
     trainer = make(digits, TRAIN, weights)
     trainer.optimizer.iterations.assign(5)  # of 10, as after an import

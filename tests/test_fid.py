@@ -151,6 +151,7 @@ def test_features_come_from_the_graph_after_its_own_resize(graph, tmp_path, phot
     )
 
 
+@pytest.mark.slow
 def test_features_of_the_port_are_pytorchs(photographs):
     """Weights drawn by name, and what a PyTorch network of pytorch-fid's layout makes of them."""
     with np.load(Path(__file__).parent / "features" / "inception.npz") as file:

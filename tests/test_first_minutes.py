@@ -60,6 +60,7 @@ def test_standard_error_of_a_training_is_empty(recipe, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_tensorflows_messages_are_there_for_who_asks(recipe, tmp_path):
     arguments = (COMMAND, "--config", recipe, "--root", tmp_path, "--dataset", "nosuch")
     quiet, loud = run_python(*arguments), run_python(*arguments, TF_CPP_MIN_LOG_LEVEL="0")
@@ -68,6 +69,7 @@ def test_tensorflows_messages_are_there_for_who_asks(recipe, tmp_path):
     assert loud.stderr.splitlines()[-1] + "\n" == quiet.stderr
 
 
+@pytest.mark.slow
 def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
     arguments = (COMMAND, "--config", recipe, "--root", tmp_path, "--jit_compile", "on")
     done = run_python(*arguments, XLA_FLAGS="--nonsense")

@@ -376,6 +376,7 @@ warnings.warn_explicit("odd metadata", UserWarning, "PIL/Image.py", 1, module="P
 """
 
 
+@pytest.mark.slow
 def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, tmp_path):
     shown = subprocess.run(
         [sys.executable, "-c", WARNED], capture_output=True, text=True, check=True

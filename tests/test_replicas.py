@@ -78,7 +78,7 @@ def test_tensors_of_any_size_are_averaged_in_packs():
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        shapes = [(3,), (5, PACK_BYTES // 8), (), (7, 2)]  # the second one needs three packs
+        shapes = [(3,), (5, PACK_BYTES // 8), (), (0, 3), (7, 2)]  # the second one needs three packs
         values = [[tf.random.stateless_normal(s, (r, n)) for n, s in enumerate(shapes)] for r in (0, 1)]
 
         @tf.function

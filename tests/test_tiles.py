@@ -26,7 +26,7 @@ def photograph():
 @pytest.fixture(scope="module")
 def run(photograph, tmp_path_factory):
     """A small model of crops of 16x24 (width x height) of the photograph, as a run's folder."""
-    rows, columns = np.mgrid[0:400:12, 0:620:8]
+    rows, columns = np.mgrid[0:400:24, 0:620:8]
     crops = [
         photograph[r : r + 24, c : c + 16] for r, c in zip(rows.flat, columns.flat, strict=True)
     ]

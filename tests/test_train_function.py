@@ -14,6 +14,7 @@ from nvae_tf.cli.evaluate import main as evaluate
 from nvae_tf.cli.train import main
 from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog
+from nvae_tf.data.own import own_images
 from nvae_tf.evaluation.loading import load
 from nvae_tf.io.errors import UserError
 from nvae_tf.training.run import check_start
@@ -106,6 +107,14 @@ def test_a_run_on_own_images_continues_with_the_same_ones_alone(own, recipe, dig
         nvae_tf.train(str(recipe), digits, folder=folder, image=BINARY)
 
 
+def test_own_images_are_mirrored_if_the_key_says_so(digits):
+    given = own_images(digits, BINARY).info
+    mirrored = {
+        flip: catalog.with_flip(given, DataConfig(flip=flip)).flip for flip in ("auto", False, True)
+    }
+    assert mirrored == {"auto": False, False: False, True: True}
+
+
 @pytest.mark.slow
 def test_a_data_set_trains_and_a_callback_stops_it(recipe, digits, tmp_path):
     labels = np.zeros(len(digits[0]), np.int64)
@@ -121,6 +130,7 @@ def test_a_data_set_trains_and_a_callback_stops_it(recipe, digits, tmp_path):
     assert steps == ["step-14"] and np.isfinite(results["nelbo"])
 
 
+@pytest.mark.slow
 def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_path, capsys):
     first = Seen()
     nvae_tf.train(
@@ -152,6 +162,7 @@ def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_p
         (lambda c, d: nvae_tf.train(nvae_tf.config.Config()), "folder: None is not allowed"),
         (lambda c, d: nvae_tf.train(c, d, image=BINARY, flip=3), "flip: 3 is not allowed"),
         (lambda c, d: nvae_tf.train(c, image=BINARY), "image: is for a dataset that is given"),
+        (lambda c, d: nvae_tf.train(c, d, bits=12), "bits: is for a recipe's own data set"),
         (
             lambda c, d: nvae_tf.train(c, d, [nvae_tf.callbacks.Termination()], image=BINARY),
             "Termination is for fit",

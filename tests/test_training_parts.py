@@ -9,7 +9,7 @@ from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.engine.kernels import SpectralNorms
 from nvae_tf.engine.scope import Scope
 from nvae_tf.layers.convolution import Conv2D
-from nvae_tf.training.optimizers import Adam, Adamax, AdamW
+from nvae_tf.training.optimizers import Adam, Adamax, AdamW, MovingAverage
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 
 pytestmark = pytest.mark.core
@@ -78,6 +78,40 @@ def test_adamax_follows_its_formula_on_variables_of_several_shapes():
     assert int(optimizer.iterations) == 3
     for variable, weight in zip(variables, weights, strict=True):
         np.testing.assert_allclose(variable, weight, rtol=1e-4, atol=1e-5)
+
+
+def test_large_stacks_change_as_small_ones_do():
+    # Those of 2^20 elements are changed in place, one after the other, and small ones together.
+    rng = np.random.default_rng(0)
+    shapes = [(2, 1024, 512), (4,), (3, 1024, 512)]
+    weights = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    gradients = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    # The same numbers as small stacks: no stack of which has 2^20 elements.
+    pieces = [np.reshape(w, (-1, 4)) for w in weights]
+    pieces_of_gradients = [np.reshape(g, (-1, 4)) for g in gradients]
+    cut = lambda values: [part for v in values for part in np.array_split(v, 8) if len(part)]  # noqa: E731
+
+    def train(values, gradients):
+        variables = [tf.Variable(value) for value in values]
+        optimizer = Adamax(0.1, weight_decay=0.01)
+        optimizer.build(variables)
+        averages = MovingAverage(variables, 0.9)
+
+        @tf.function
+        def step(condition):
+            optimizer.apply_gradients(list(map(tf.constant, gradients)), condition)
+            averages.update(optimizer.iterations, condition)
+
+        for condition in (True, False, True):
+            step(tf.constant(condition))
+        return [
+            np.concatenate([np.ravel(v) for v in values]) for values in (variables, averages.stacks)
+        ]
+
+    large = train(weights, gradients)
+    small = train(cut(pieces), cut(pieces_of_gradients))
+    for one, other in zip(large, small, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

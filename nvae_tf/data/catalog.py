@@ -111,7 +111,7 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
 
 
 def with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
-    """The data set, mirrored at random or not as the configuration says, which may leave it open."""
+    """The data set, mirrored at random or not as the configuration says; ``auto`` keeps its own way."""
     flip = dataset.flip if config.flip == AUTO else bool(config.flip)
     return dataclasses.replace(dataset, flip=flip)
 

@@ -58,14 +58,14 @@ def mean_over_replicas(values):
 
 
 def _packs(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
-    """What is exchanged at once: lists of (number of a tensor, first and last + 1 of its elements).
+    """What is exchanged at once: lists of (a tensor's index, first element, the one after the last).
 
     Args:
         lengths: Number of elements of each tensor.
     """
     most, packs, size = PACK_BYTES // tf.float32.size, [[]], 0
     for number, length in enumerate(lengths):
-        for start in range(0, length, most):
+        for start in range(0, max(length, 1), most):
             stop = min(start + most, length)
             if packs[-1] and size + stop - start > most:
                 packs.append([])

@@ -162,7 +162,7 @@ class ElementwiseUpdate:
         self._formula = formula
 
         def in_place(*arguments):
-            self._in_place(*arguments)  # returning what it returns would be a copy
+            self._in_place(*arguments)  # an output would be a copy of the weights
 
         self._in_place_xla = tf.function(in_place, autograph=False, jit_compile=True)
 
@@ -208,6 +208,7 @@ class ElementwiseUpdate:
                 state.assign(variable, value)
 
     def _in_place(self, variables, tensor, coefficients, condition):
+        """Changes a stack and its slots; returns the stack's new values."""
         values = [variable.read_value() for variable in variables]
         after = self._formula(_where(condition), *values, tensor, coefficients)
         for variable, value in zip(variables, after, strict=True):

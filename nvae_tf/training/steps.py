@@ -156,7 +156,7 @@ def several_steps(step, strategy):
 
 
 def steps_in_a_call(trainer: Trainer, strategy):
-    """How a run takes steps: several replicas several in a call (see `several_steps`), one replica one.
+    """How a run takes steps: several in a call with several replicas (see `several_steps`), else one.
 
     Args:
         trainer: The trainer.

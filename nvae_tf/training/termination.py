@@ -11,7 +11,7 @@ class Pace:
     """How many steps several workers take before they ask each other whether to go on.
 
     So many that it takes some seconds: more would make them slow to stop, fewer cost time, and memory
-    (see `several_steps`). They end where something is due after a step.
+    (see `nvae_tf.training.steps.several_steps`). They end where something is due after a step.
 
     Args:
         steps_per_epoch: Steps in an epoch.

@@ -290,7 +290,9 @@ class Trainer(tf.Module):
         self.spectral.update_vectors(result.vectors, condition, state)
 
     def train_step(self, images, state=None):
-        """Takes one step on this replica, with each pass traced separately; `whole_step` loops.
+        """Takes one step on this replica, with each pass traced separately.
+
+        A run's steps of several passes loop instead (`nvae_tf.training.steps.whole_step`).
 
         Args:
             images: As for `compute_pass`.
