@@ -59,7 +59,9 @@ TRAINING = (
     "nvae_tf/data/photographs.py",
     "nvae_tf/data/pipeline.py",
     "nvae_tf/training/optimizers.py",
+    "nvae_tf/training/batches.py",
     "nvae_tf/training/schedules.py",
+    "nvae_tf/training/steps.py",
     "nvae_tf/training/trainer.py",
 )
 # The trained models, and the flags of their training besides the recipe.
