@@ -62,10 +62,11 @@ def keras_of(first: str, legacy: str | None) -> str:
 @pytest.mark.parametrize(
     "first",
     [
-        first
-        if first in ("nvae_tf", "nvae_tf, then keras", "keras")
-        else pytest.param(first, marks=pytest.mark.slow)
-        for first in FIRST
+        *("nvae_tf", "nvae_tf, then keras", "keras"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("tensorflow", "tf.keras in use", "tf_keras")
+        ),
     ],
 )
 def test_any_order_of_imports(first):

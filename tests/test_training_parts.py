@@ -86,10 +86,11 @@ def test_large_stacks_change_as_small_ones_do():
     shapes = [(2, 1024, 512), (4,), (3, 1024, 512)]
     weights = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     gradients = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    # The same numbers as small stacks: no stack of which has 2^20 elements.
-    pieces = [np.reshape(w, (-1, 4)) for w in weights]
-    pieces_of_gradients = [np.reshape(g, (-1, 4)) for g in gradients]
-    cut = lambda values: [part for v in values for part in np.array_split(v, 8) if len(part)]  # noqa: E731
+
+    def cut(values):
+        """The same numbers as small stacks, none of which has 2^20 elements."""
+        parts = [part for v in values for part in np.array_split(v.reshape(-1, 4), 8)]
+        return [part for part in parts if len(part)]
 
     def train(values, gradients):
         variables = [tf.Variable(value) for value in values]
@@ -109,7 +110,7 @@ def test_large_stacks_change_as_small_ones_do():
         ]
 
     large = train(weights, gradients)
-    small = train(cut(pieces), cut(pieces_of_gradients))
+    small = train(cut(weights), cut(gradients))
     for one, other in zip(large, small, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 

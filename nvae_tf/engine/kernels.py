@@ -296,7 +296,7 @@ def _kernel_gradients(d_effective, left, right, stack: _Stack):
         return per_output[:, None, None, None, :]
 
     kernels, norm, scale = stack
-    # Else TensorFlow would compute these products, as large as all kernels, before the forward pass.
+    # Otherwise TensorFlow computes these products, as large as the kernels, before the forward pass.
     with tf.control_dependencies([d_effective]):
         right, left = tf.identity(right), tf.identity(left)
     d_effective += tf.reshape(right, [*kernels.shape[:-1], 1]) * wide(left)

@@ -186,8 +186,8 @@ class ElementwiseUpdate:
                 if scope.xla_regions:
                     self._in_place_xla(local, tensor, coefficients, condition)
                     continue
-                # One after the other: TensorFlow would else compute products of all weights and slots
-                # with the coefficients at once, and before the forward pass.
+                # Otherwise TensorFlow multiplies all weights and slots by the coefficients at once,
+                # before the forward pass. So the coefficients wait for the previous stack.
                 with tf.control_dependencies([before]):
                     numbers = tf.identity(coefficients)
                 before = self._in_place(local, tensor, numbers, condition)
