@@ -42,6 +42,14 @@ MODES = {
     "flows": dict(num_nf=1),
     "all": dict(gradient_checkpointing="cells", accumulate_steps=2, ema_decay=0.9, num_nf=1),
     "off": dict(jit_compile="off"),
+    # One stack of weights has 42 MiB: its gradient is exchanged in parts, and it is changed in place.
+    "large": dict(
+        num_channels_enc=80,
+        num_channels_dec=80,
+        jit_compile="off",
+        accumulate_steps=2,
+        ema_decay=0.9,
+    ),
 }
 
 
