@@ -151,7 +151,7 @@ def test_a_root_that_is_not_shared(recipe, tmp_path):
     assert not list((roots[0] / "tiny").glob(".seen*"))
     workers = start_workers(recipe, roots[0], *options, "--epochs", "2", own=own, program=IMPATIENT)
     first, second = said(workers, roots[0])
-    reason = f"{roots[1] / 'tiny' / 'checkpoints' / 'step-14'} is not to be seen on worker 1"
+    reason = f"{roots[1] / 'tiny' / 'checkpoints' / 'step-14'} cannot be seen on worker 1"
     assert first.startswith(f"error: worker 1 refused: {reason}")
     assert second.startswith(f"error: {reason}")
     assert newest_step(roots[0] / "tiny") == 14 and not roots[1].exists()
