@@ -1,9 +1,10 @@
 """Keras's way to train and score an NVAE: compile, fit, evaluate, predict.
 
 They run the same step as the command, which `nvae_tf.training.trainer` holds. Keras gives these methods
-to the model itself, and so `compile` is the one place of the package that imports upwards.
+to the model itself, and so `compile` and `export` are the two places of the package that import upwards.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,65 @@ class KerasTraining(tf_keras.Model):
 
             self.test_function = test_function
         return self.test_function
+
+    def save(self, filepath, overwrite: bool = True, **options):
+        """Writes the model to a file that `nvae_tf.load` and Keras read.
+
+        Args:
+            filepath: Path of the file; its name ends in ``.keras``.
+            overwrite: As in Keras.
+            **options: As in Keras.
+
+        Raises:
+            UserError: The name has another end.
+        """
+        if not str(filepath).endswith(".keras"):
+            raise UserError(
+                f"{filepath}: expected a name that ends in .keras; export() writes a SavedModel, and "
+                "save_weights() the weights alone"
+            )
+        super().save(filepath, overwrite=overwrite, **options)
+
+    def save_weights(self, filepath, overwrite: bool = True, **options):
+        """Writes the weights, and the state of the training in TensorFlow's format, for `load_weights`.
+
+        Args:
+            filepath: A path whose name ends in ``.weights.h5``; or what the names of the files begin
+                with, for TensorFlow's format.
+            overwrite: As in Keras.
+            **options: As in Keras.
+
+        Raises:
+            UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows.
+        """
+        name = str(filepath)
+        if name.endswith((".h5", ".hdf5", ".keras")) and not name.endswith(".weights.h5"):
+            raise UserError(
+                f"{filepath}: expected a name that ends in .weights.h5, or one without an end for "
+                "TensorFlow's format"
+            )
+        super().save_weights(filepath, overwrite=overwrite, **options)
+
+    def export(self, filepath) -> Path:
+        """Writes a SavedModel that needs TensorFlow alone, with the signatures of docs/serving.md.
+
+        With the moving averages of the weights if there are any.
+
+        Args:
+            filepath: The folder that holds all versions, as TensorFlow Serving reads it.
+
+        Returns:
+            The folder of the new version, ``filepath/1`` if it is the first.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        from nvae_tf.evaluation.export import export
+
+        if self.fitting is None:
+            return export(self, {}, Path(filepath))
+        with self.fitting.trainer.evaluated_weights():
+            return export(self, {}, Path(filepath))
 
     def reset_metrics(self):
         """Starts the means of training and of evaluation anew."""

@@ -40,7 +40,14 @@ from nvae_tf.distributions import (
 )
 from nvae_tf.engine.replicas import replica_row
 from nvae_tf.engine.scope import Scope
-from nvae_tf.engine.weights import Weight, layout, rows_of, stack_weights, walk, weights_below
+from nvae_tf.engine.weights import (
+    RowNames,
+    Weight,
+    rows_of,
+    stack_weights,
+    walk,
+    weights_below,
+)
 from nvae_tf.keras_training import KerasTraining
 from nvae_tf.layers.base import Uniform, create_chain
 from nvae_tf.layers.batch_norm import BatchNormAct, update_running_averages
@@ -554,7 +561,7 @@ class NVAE(KerasTraining):
     def save_own_variables(self, store):
         """Writes the stacks, and the names of their rows, to a ``.keras`` or ``.weights.h5`` file."""
         super().save_own_variables(store)
-        store[ROW_NAMES] = np.frombuffer(json.dumps(layout(self)).encode(), np.uint8)
+        store[ROW_NAMES] = np.frombuffer(self.row_names.serialize().encode(), np.uint8)
 
     def load_own_variables(self, store):
         """Reads the stacks.
@@ -564,9 +571,7 @@ class NVAE(KerasTraining):
         """
         if ROW_NAMES not in store:
             raise ValueError("it has no names of weights; expected a file of an NVAE")
-        names = json.loads(np.asarray(store[ROW_NAMES]).tobytes())
-        if names != layout(self):
-            raise ValueError("its weights have other names, or stand in another order")
+        self.row_names.deserialize(np.asarray(store[ROW_NAMES]).tobytes())
         super().load_own_variables({key: store[key] for key in store if key != ROW_NAMES})
 
     def _noise_or_zeros(self, images, noise):
@@ -605,14 +610,16 @@ class NVAE(KerasTraining):
         start = self.top_shape[-1] if self.top is not None else 0
         create_chain([*self.decoder_tower, *self.postprocess, self.image_head], start)
         self.stacks = stack_weights(self)
+        self.row_names = RowNames(self)
         self.built = True
 
 
 def model_digest(model: NVAE) -> str:
     """SHA-256 of a model's configuration and weights."""
     digest = hashlib.sha256()
-    parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.image), layout(model)]
+    parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.image)]
     digest.update(json.dumps(parts, sort_keys=True).encode())
+    digest.update(model.row_names.serialize().encode())
     for stack in model.stacks:
         digest.update(np.ascontiguousarray(stack.numpy(), "<f4").tobytes())
     return digest.hexdigest()

@@ -17,6 +17,7 @@ import nvae_tf
 from nvae_tf import config as configuration
 from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, pipeline
+from nvae_tf.engine.weights import RowNames
 from nvae_tf.io.errors import TrainingDivergedError, UserError
 from nvae_tf.training.optimizers import Adam
 
@@ -214,9 +215,23 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     model, *_ = trained
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "weights")
+    model.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(UserError, match=r"^model: expected a name that ends in \.keras; export\(\)"):
+        model.save("model")
+    with pytest.raises(UserError, match=r"^model\.h5: expected a name that ends in \.weights\.h5"):
+        model.save_weights("model.h5")
     loaded = nvae_tf.load(tmp_path / "model.keras")
     for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    other = new_model()
+    other.row_names = RowNames(other.groups[0])  # as if its rows were those of other weights
+    with pytest.raises(ValueError, match="its weights have other names"):
+        other.load_weights(tmp_path / "weights")
+    exported = tf.saved_model.load(str(model.export(tmp_path / "served")))
+    with model.fitting.trainer.evaluated_weights():
+        expected = model.reconstruct(digits[1][:4])
+    outputs = exported.signatures["reconstruct"](images=tf.constant(digits[1][:4]))
+    np.testing.assert_allclose(outputs["reconstructions"], expected, atol=1e-5)
     continued = new_model(ema_decay=0.5)
     continued.load_weights(tmp_path / "weights")  # the optimiser's state too
     assert int(continued.optimizer.iterations) == int(model.optimizer.iterations)

@@ -5,6 +5,7 @@ would cost tens of thousands of graph nodes; as stacks they cost a few dozen. A 
 which says where its values are; the variables themselves belong to the outermost layer or model.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -213,3 +214,32 @@ def layout(root) -> list[list[str]]:
         if isinstance(content, Weight):
             names.setdefault(content.stack.ref(), []).append(path)
     return list(names.values())
+
+
+class RowNames(tf.train.experimental.PythonState):
+    """The names of the rows of a root's stacks, which are saved beside them and compared when they are restored.
+
+    Stacks of equal shapes would otherwise take each other's rows, if another model made them.
+
+    Args:
+        root: A layer or model whose stacks are made.
+    """
+
+    def __init__(self, root):
+        self._names = layout(root)
+
+    def serialize(self) -> str:
+        """Returns the names as JSON."""
+        return json.dumps(self._names)
+
+    def deserialize(self, value) -> None:
+        """Compares saved names with those here.
+
+        Args:
+            value: What `serialize` returned, when the stacks were saved.
+
+        Raises:
+            ValueError: They differ.
+        """
+        if json.loads(value) != self._names:
+            raise ValueError("its weights have other names, or stand in another order")

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.sampling import SAMPLING_STREAM, NormStatistics
+from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import make_folder, temporary_folder, write_error
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, GroupOutput
 from nvae_tf.model import NVAE
@@ -112,8 +113,10 @@ def export(model: NVAE, readjusted: dict[float, NormStatistics], folder: Path) -
         The version's folder. It appears only when it is complete.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or the model does not compute in float32.
     """
+    if model.precision != "float32":
+        raise UserError(f"precision: {model.precision} cannot be exported; load the model in float32")
     make_folder(folder)
     module = ServingModule(model, readjusted)
     signatures = {name: getattr(module, name) for name in SIGNATURES}
