@@ -51,6 +51,10 @@ MODEL = (
     "nvae_tf/model.py",
     "nvae_tf/layers/*.py",
     "nvae_tf/distributions.py",
+    "nvae_tf/engine/batch_statistics.py",
+    "nvae_tf/engine/kernels.py",
+    "nvae_tf/engine/weights.py",
+    "nvae_tf/stateless_random.py",
 )
 TRAINING = (
     *MODEL,
@@ -86,7 +90,7 @@ class Product(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-LATENTS = (*MODEL, "nvae_tf/evaluation/latents.py", "nvae_tf/stateless_random.py")
+LATENTS = (*MODEL, "nvae_tf/evaluation/latents.py")
 PICTURE = (
     *LATENTS,
     "nvae_tf/evaluation/sampling.py",

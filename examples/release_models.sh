@@ -3,7 +3,7 @@
 #
 #   bash examples/release_models.sh OUT
 #
-# "digits" takes a few minutes on two CPU cores, "photos" half an hour. OUT gets nvae-tf-NAME.tar.gz, a run's
+# "digits" takes a few minutes on two CPU cores, "photos" some twenty. OUT gets nvae-tf-NAME.tar.gz, a run's
 # folder (nvae_tf.load reads it); nvae-tf-NAME.md and nvae-tf-NAME.png, its model card and that card's picture;
 # and nvae-tf-NAME.html, its gallery. Where it stopped, it continues.
 set -euo pipefail
@@ -15,7 +15,7 @@ for name in digits photos; do
     [ -e "$run/config.yaml" ] && begun=(--cont_training)
     nvae-train --config "$name" --root "$out/runs" ${begun[@]+"${begun[@]}"}
     nvae-evaluate --checkpoint "$run" --eval_mode evaluate --num_iw_samples 10
-    nvae-evaluate --checkpoint "$run" --eval_mode card --temp 0.7
+    nvae-evaluate --checkpoint "$run" --eval_mode card
     nvae-gallery "$run"
     sed "s/(model_card\.png)/(nvae-tf-$name.png)/" "$run/MODEL_CARD.md" > "$out/nvae-tf-$name.md"
     cp "$run/model_card.png" "$out/nvae-tf-$name.png"

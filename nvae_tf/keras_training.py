@@ -1,7 +1,7 @@
 """Keras's way to train and score an NVAE: compile, fit, evaluate, predict.
 
 They run the same step as the command, which `nvae_tf.training.trainer` holds. Keras gives these methods
-to the model itself, and so `compile` and `export` are the two places of the package that import upwards.
+to the model itself, and so `compile` and `export` are the only ones in the package that import upwards.
 """
 
 from pathlib import Path

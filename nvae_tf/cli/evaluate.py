@@ -87,14 +87,15 @@ def _parser() -> Parser:
         help="GPUs of this machine that share each batch, with the same results as one alone "
         "(default: all)",
     )
-    images = parser.add_argument_group("which images (all modes but sample)")
+    images = parser.add_argument_group("which images (modes that look at images)")
     images.add_argument(
         "--data", metavar="DIR", help="where the data set is (default: where training had it)"
     )
     images.add_argument(
         "--eval_on_train",
         action="store_true",
-        help="the training images instead of the test images",
+        help="evaluate, reconstruct, interpolate, traverse, encode, ood: the training images instead "
+        "of the test images",
     )
     images.add_argument(
         "--images",
@@ -156,7 +157,7 @@ def _parser() -> Parser:
         metavar="N",
         help="training images that typicality is fitted to, at equal distances (default: 500)",
     )
-    sampling = parser.add_argument_group("sample, evaluate_fid, interpolate, traverse and export")
+    sampling = parser.add_argument_group("sample, evaluate_fid, interpolate and traverse")
     sampling.add_argument(
         "--temp", type=positive, default=1.0, metavar="T", help="temperature (default: 1.0)"
     )

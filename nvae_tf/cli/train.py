@@ -158,6 +158,6 @@ def _train(arguments) -> int | None:
     print(f"written: {folder.path} (samples.png, reconstructions.png, checkpoints/)")
     print(f"curves: tensorboard --logdir {folder.logs}")
     print(
-        f"next: python evaluate_keras.py --checkpoint {folder.path} --eval_mode sample --temp 0.7"
+        f"next: nvae-evaluate --checkpoint {folder.path} --eval_mode sample --temp 0.7"
     )
     return None

@@ -129,7 +129,7 @@ def _tune(arguments) -> None:
     if best is None:
         raise UserError(f"no trial was completed; {folder / TABLE} says why")
     print(f"best: trial {best.id}, {arguments.objective} {best.score:.4f}")
-    print(f"train with it: python train_keras.py --config {folder / BEST} --save NAME")
+    print(f"train with it: nvae-train --config {folder / BEST} --save NAME")
 
 
 def _found(recipe, given) -> dict:

@@ -217,9 +217,9 @@ def layout(root) -> list[list[str]]:
 
 
 class RowNames(tf.train.experimental.PythonState):
-    """The names of the rows of a root's stacks, which are saved beside them and compared when they are restored.
+    """The names of the rows of stacks, saved beside them and compared when they are restored.
 
-    Stacks of equal shapes would otherwise take each other's rows, if another model made them.
+    Rows have no names of their own, so a stack of another model would fit wherever its shape does.
 
     Args:
         root: A layer or model whose stacks are made.

@@ -32,7 +32,7 @@ def check_xla_steps(config: TrainConfig, replicas: int) -> None:
     if config.jit_compile == "on" and replicas > 1 and not gpu_found():
         raise ConfigError(
             f"jit_compile: on is not allowed with {replicas} replicas on CPUs, whose exchanges XLA "
-            "cannot compile; expected auto or off"
+            "cannot compile; expected auto, parts or off"
         )
 
 

@@ -148,7 +148,7 @@ def test_a_reader_that_leaves(recipe, tmp_path):
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait() == 2
-    assert own_lines(errors) == ["error: nobody reads the output any more"]
+    assert own_lines(errors) == ["error: the output's reader has closed it"]
 
 
 @pytest.mark.slow
