@@ -123,8 +123,8 @@ def train(
     cluster = cluster_of(tf.distribute.get_strategy())
     if own is None:
         check_data(recipe.data)
-    if note and cluster.is_chief:
-        print(note, flush=True)
+    if note:
+        cluster.say(note)
     with cluster.agreement():
         start_from = None if init_from is None else load(init_from)
     return run.train(

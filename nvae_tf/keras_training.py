@@ -4,6 +4,7 @@ They run the same step as the command, which `nvae_tf.training.trainer` holds. K
 to the model itself, and so `compile` and `export` are the only ones in the package that import upwards.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tf_keras
 
 from nvae_tf import checks
 from nvae_tf.io.errors import UserError, short_repr
+from nvae_tf.io.paths import user_path
 
 
 class KerasTraining(tf_keras.Model):
@@ -41,8 +43,8 @@ class KerasTraining(tf_keras.Model):
                 Keras's defaults. Or an optimiser, `nvae_tf.Adamax` or one of Keras's, which keeps its
                 own learning rate.
             seed: Seed of the noise, and of the order in which `fit` takes the images of an array.
-            steps_per_execution: Steps in one call of the graph. With several replicas, a few dozen keep
-                TensorFlow's record of exchanges small.
+            steps_per_execution: Training steps in one call of the graph. With several replicas, a few
+                dozen keep TensorFlow's record of exchanges small.
             initialize_from_data: Whether the first batch initialises convolutions that ask for it
                 (``res_elu`` only); False for weights that were loaded.
             **settings: Keys of `TrainConfig` that concern the step: objective, schedule, averages and
@@ -120,7 +122,10 @@ class KerasTraining(tf_keras.Model):
             TrainingDivergedError: Too many steps in a row were not finite.
         """
         fitting = self._require_fitting()
-        batches, steps = fitting.training_data(x, batch_size, steps_per_epoch, shuffle)
+        fitting.read_step()
+        batches, steps = fitting.batching.training(
+            x, batch_size, steps_per_epoch, shuffle, fitting.step
+        )
         if isinstance(validation_freq, (list, tuple, set)):  # numbers of epochs
             validation_freq = list(validation_freq)
         else:
@@ -131,18 +136,21 @@ class KerasTraining(tf_keras.Model):
             if isinstance(validation_data, tuple) and validation_data:  # with labels
                 validation_data = validation_data[0]
             try:
-                validation_data = fitting.evaluation_data(validation_data, size, validation_steps)
+                validation_data, validation_steps = fitting.batching.evaluation(
+                    validation_data, size, validation_steps
+                )
             except UserError as error:
                 raise UserError(f"validation_data: {error}") from None
         if fitting.plan(batches, epochs, initial_epoch, steps):
             self.train_function = None
         fitting.prepare(batches)
-        with fitting.running():
+        callbacks = fitting.training_callbacks(callbacks, verbose)
+        with fitting.running(callbacks):
             return super().fit(
-                fitting.for_replicas(batches),
+                fitting.batching.for_replicas(batches),
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=fitting.training_callbacks(callbacks, verbose),
+                callbacks=callbacks,
                 validation_data=validation_data,
                 initial_epoch=initial_epoch,
                 steps_per_epoch=steps,
@@ -169,10 +177,10 @@ class KerasTraining(tf_keras.Model):
             UserError: The images have another type or shape, or other values.
         """
         fitting = self._require_fitting()
-        fitting.check_batch(x)
+        fitting.batching.check(x)
         fitting.prepare([x])
-        with fitting.running():
-            x = fitting.for_replicas(x)
+        with fitting.running(), self._one_step_in_a_call():
+            x = fitting.batching.for_replicas(x)
             return super().train_on_batch(x, reset_metrics=reset_metrics, return_dict=return_dict)
 
     def evaluate(
@@ -184,7 +192,7 @@ class KerasTraining(tf_keras.Model):
         steps: int | None = None,
         callbacks=None,
         return_dict: bool = True,
-        **cached,
+        **keras_options,
     ):
         """Scores images with one draw of z each; with moving averages of the weights if there are any.
 
@@ -197,7 +205,7 @@ class KerasTraining(tf_keras.Model):
             steps: Batches to score; default: all.
             callbacks: Callbacks of Keras.
             return_dict: Whether the result has names; otherwise it is a list in the same order.
-            **cached: Further arguments of Keras's `evaluate`; its `fit` has one of its own.
+            **keras_options: Further arguments of Keras's `evaluate`; its `fit` has one of its own.
 
         Returns:
             Means over the images: ``nelbo``, ``recon``, ``kl`` in nats, ``bpd`` in bits per dimension.
@@ -206,17 +214,25 @@ class KerasTraining(tf_keras.Model):
             UserError: An argument is wrong.
         """
         fitting = self._require_fitting()
-        if "_use_cached_eval_dataset" not in cached:  # `fit` has made its validation data ready
-            x = fitting.evaluation_data(x, batch_size, steps)
+        if (
+            "_use_cached_eval_dataset" not in keras_options
+        ):  # `fit` has made its validation data ready
+            x, steps = fitting.batching.evaluation(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
-        scores = super().evaluate(
-            x, verbose=verbose, steps=steps, callbacks=callbacks, return_dict=True, **cached
-        )
+        with self._one_step_in_a_call():  # several need a data set that knows its size
+            scores = super().evaluate(
+                x,
+                verbose=verbose,
+                steps=steps,
+                callbacks=callbacks,
+                return_dict=True,
+                **keras_options,
+            )
         return scores if return_dict else list(scores.values())
 
-    def test_on_batch(self, x, **_):
-        """`evaluate` of one batch."""
-        return self.evaluate(x, batch_size=max(len(x), 1), verbose=0)
+    def test_on_batch(self, x, *, return_dict: bool = False):
+        """`evaluate` of one batch: ``nelbo``, ``bpd``, ``recon``, ``kl`` in a list, or with names."""
+        return self.evaluate(x, batch_size=max(len(x), 1), verbose=0, return_dict=return_dict)
 
     def set_weights(self, weights):
         """Gives the model other weights, from which moving averages then start anew."""
@@ -272,11 +288,11 @@ class KerasTraining(tf_keras.Model):
     def make_test_function(self, force=False):
         """The validation of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
         if self.test_function is None or force:
-            run = self._require_fitting().test_function(self._steps_per_execution)
+            run = self._require_fitting().test_function()
 
             def test_function(iterator):
                 logs = run(iterator)
-                self._test_counter.assign_add(int(self._steps_per_execution.numpy()))
+                self._test_counter.assign_add(1)
                 return logs
 
             self.test_function = test_function
@@ -336,10 +352,11 @@ class KerasTraining(tf_keras.Model):
         """
         from nvae_tf.evaluation.export import export
 
+        folder = user_path(str(filepath))
         if self.fitting is None:
-            return export(self, {}, Path(filepath))
+            return export(self, {}, folder)
         with self.fitting.trainer.evaluated_weights():
-            return export(self, {}, Path(filepath))
+            return export(self, {}, folder)
 
     def reset_metrics(self):
         """Starts the means of training and of evaluation anew."""
@@ -357,9 +374,24 @@ class KerasTraining(tf_keras.Model):
             children = {**children, "trainer": self.fitting.trainer}
         return children
 
+    @contextlib.contextmanager
+    def _one_step_in_a_call(self):
+        """Takes no notice of `steps_per_execution` until the block ends."""
+        count = int(self._steps_per_execution.numpy())
+        self._steps_per_execution.assign(1)
+        try:
+            yield
+        finally:
+            self._steps_per_execution.assign(count)
+
     def _require_fitting(self):
         if self.fitting is None:
             raise UserError(
                 f"{short_repr(self.name)}: the model is not compiled; call compile() first"
+            )
+        if not hasattr(self.fitting, "batching"):
+            raise UserError(
+                f"{short_repr(self.name)}: nvae_tf.train trains and scores the model by itself; of "
+                "Keras's methods predict() alone can be called meanwhile"
             )
         return self.fitting

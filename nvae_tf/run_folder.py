@@ -45,8 +45,8 @@ class RunFolder:
         """
         if self.config_file.exists() and not resume:
             raise UserError(
-                f"{self.path} holds a run already: continue it with --cont_training, or choose "
-                "another name with --save"
+                f"{self.path} holds a run already: continue it (--cont_training; resume=True of "
+                "nvae_tf.train), or choose another folder (--save)"
             )
 
     def check(
@@ -76,7 +76,7 @@ class RunFolder:
                 if before.get(name) != value:
                     raise UserError(
                         f"dataset: other images than those of the run in {self.path} ({name}: {value}, "
-                        f"and {before.get(name)} there); start another with --save"
+                        f"and {before.get(name)} there); start another run, in a folder of its own"
                     )
 
     def create(
@@ -123,5 +123,5 @@ class RunFolder:
             if not may_change and before[name] != after[name]:
                 raise UserError(
                     f"{name}: {after[name]} does not continue the run in {self.path}, which has "
-                    f"{before[name]}; start another with --save"
+                    f"{before[name]}; start another run, in a folder of its own"
                 )

@@ -24,7 +24,7 @@ from nvae_tf.data.source import reading
 from nvae_tf.training import run
 from nvae_tf.training.batches import TrainingData, step_counts
 from nvae_tf.training.cluster import Cluster, connect
-from nvae_tf.training.steps import grappler_disabled, steps_in_a_call
+from nvae_tf.training.steps import Steps, grappler_disabled
 
 STEPS, GLOBAL_BATCH = 6, 24
 SMALL = dict(num_channels_enc=4, num_channels_dec=4, num_groups_per_scale=2, num_latent_scales=2)
@@ -94,12 +94,12 @@ def train(name, cluster):
         data = TrainingData(config, cluster, counts, dataset, sources)
         trainer = run.build_trainer(config, dataset, counts, config.train.jit_compile)
         trainer.prepare(data.first_images(1))
-        take_steps, _ = steps_in_a_call(trainer, cluster.strategy)
+        steps = Steps(trainer, cluster.strategy, several=cluster.replicas > 1)
         batches, count = data.training(0), STEPS if cluster.replicas > 1 else 1
         losses = []
         while len(losses) < STEPS:
-            logs_of = take_steps(batches, count)
-            losses += [float(logs_of(place)["loss"]) for place in range(-count, 0)]
+            steps.take(batches, count)
+            losses += [float(steps.report(place)["loss"]) for place in range(-count, 0)]
         stacks = [*trainer.weights, *trainer.model.stacks, *trainer.spectral.vectors]
         stacks += trainer.averages.stacks if trainer.averages else []
         values = [copies(cluster, stack) for stack in stacks]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_fit_gives_the_commands_weights_on_every_topology(topology, passes, tmp_
     for name, value in by_command.items():
         np.testing.assert_array_equal(by_fit[name], value, err_msg=name)
     assert results["averages_follow"]
+    two_batches, their_images = results["two batches"]
+    assert two_batches == pytest.approx(their_images, rel=1e-5)
     for name, value in results["command"].items():
         np.testing.assert_allclose(results["fit"][f"val_{name}"], value, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(results["evaluated"][name], value, rtol=1e-5, err_msg=name)
@@ -216,7 +219,9 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "weights")
     model.save_weights(tmp_path / "model.weights.h5")
-    with pytest.raises(UserError, match=r"^model: expected a name that ends in \.keras; export\(\)"):
+    with pytest.raises(
+        UserError, match=r"^model: expected a name that ends in \.keras; export\(\)"
+    ):
         model.save("model")
     with pytest.raises(UserError, match=r"^model\.h5: expected a name that ends in \.weights\.h5"):
         model.save_weights("model.h5")
@@ -239,6 +244,43 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     before = continued.fitting.trainer.spectral.vectors[0].numpy()
     np.testing.assert_array_equal(before, model.fitting.trainer.spectral.vectors[0])
     assert np.isfinite(continued.train_on_batch(batch)).all()
+
+
+def test_several_steps_in_a_call_score_and_train_on_batches_too(digits):
+    model, once = new_model(steps_per_execution=4), new_model()
+    expected = once.evaluate(digits[1], verbose=0)
+    everything = tf.data.Dataset.from_tensor_slices(digits[1]).filter(lambda image: True)
+    for size in (15, 40):  # 6 batches and 3, and Keras does not know how many
+        scores = model.evaluate(everything.batch(size), verbose=0)
+        assert scores["nelbo"] == pytest.approx(expected["nelbo"], rel=1e-5)
+    one, other = (m.train_on_batch(digits[0][:50], return_dict=True) for m in (model, once))
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert model.test_on_batch(digits[1])[0] != pytest.approx(expected["nelbo"])
+
+
+class Failing(tf_keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise RuntimeError("from a callback")
+
+
+def test_a_failure_in_fit_gives_sigterm_back(digits):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="from a callback"):
+        new_model().fit(
+            digits[0], callbacks=[nvae_tf.callbacks.Termination(), Failing()], verbose=0
+        )
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_every_call_of_fit_takes_the_images_in_another_order(digits):
+    batching = new_model().fitting.batching
+    orders = []
+    for first_step in (0, 0, 2):
+        batches, steps = batching.training(digits[0], 250, None, True, first_step)
+        assert steps == 2
+        orders.append(np.concatenate(list(batches)))
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert (orders[0] != orders[2]).any()
 
 
 class SetBack(tf_keras.callbacks.Callback):

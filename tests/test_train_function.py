@@ -13,7 +13,7 @@ import nvae_tf
 from nvae_tf.cli.evaluate import main as evaluate
 from nvae_tf.cli.train import main
 from nvae_tf.config import DataConfig
-from nvae_tf.data import catalog
+from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.own import own_images
 from nvae_tf.evaluation.loading import load
 from nvae_tf.io.errors import UserError
@@ -71,6 +71,33 @@ def test_own_images_train_as_the_same_images_by_name_do(own, run):
     assert by_name.keys() == by_array.keys()
     for name, value in by_name.items():
         np.testing.assert_array_equal(by_array[name], value, err_msg=name)
+
+
+class StopsInAnEpoch(tf_keras.callbacks.Callback):
+    """Ends training within the second epoch, and asks the model for a score."""
+
+    refused = ""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = self.model.fitting.step == 20
+        try:
+            self.model.evaluate(np.zeros((2, 32, 32, 1), np.float32), verbose=0)
+        except UserError as error:
+            self.refused = str(error)
+
+
+def test_a_callback_that_ends_training_within_an_epoch(recipe, digits, tmp_path):
+    stops, folder = StopsInAnEpoch(), tmp_path / "run"
+    results = nvae_tf.train(str(recipe), digits, [stops], folder=folder, image=BINARY)
+    assert "nvae_tf.train trains and scores the model by itself" in stops.refused
+    assert [path.name for path in (folder / "checkpoints").iterdir() if "20" in path.name]
+    info = own_images(digits, BINARY).info
+    batches = pipeline.evaluation_batches(info.open("")[1], info, batch_size=50, seed=1)
+    images = np.concatenate(list(batches))
+    model = nvae_tf.load(folder)
+    model.compile()
+    scores = model.evaluate(images, verbose=0)
+    assert results["nelbo"] == pytest.approx(scores["nelbo"], rel=1e-4)
 
 
 def test_callbacks_are_called_as_by_fit(own):

@@ -131,8 +131,8 @@ def _train(arguments) -> int | None:
 
     xla_problem = probe(config.train.jit_compile)  # before this process takes the GPUs' memory
     cluster = connect(arguments.world_size, arguments.join_timeout)
-    if note and cluster.is_chief:
-        print(note, flush=True)
+    if note:
+        cluster.say(note)
     start_from = None
     if arguments.init_from is not None:
         from nvae_tf.evaluation.loading import load
@@ -157,7 +157,5 @@ def _train(arguments) -> int | None:
     print(f"time: {duration(time.monotonic() - start)}")
     print(f"written: {folder.path} (samples.png, reconstructions.png, checkpoints/)")
     print(f"curves: tensorboard --logdir {folder.logs}")
-    print(
-        f"next: nvae-evaluate --checkpoint {folder.path} --eval_mode sample --temp 0.7"
-    )
+    print(f"next: nvae-evaluate --checkpoint {folder.path} --eval_mode sample --temp 0.7")
     return None

@@ -39,7 +39,7 @@ class BatchStatistics(NamedTuple):
     @property
     def unbiased(self):
         """The unbiased variance, which running averages take."""
-        return self.variance * (self.count / (self.count - 1.0))
+        return self.variance * (self.count / tf.maximum(self.count - 1.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

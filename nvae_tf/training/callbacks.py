@@ -26,6 +26,9 @@ class Callback(tf_keras.callbacks.Callback):
 
     _supports_tf_logs = True
 
+    def release(self) -> None:
+        """Gives back what the process lent, such as signals; also after a failure, maybe twice."""
+
     @property
     def trainer(self):
         """The trainer of the model."""
@@ -42,7 +45,7 @@ class Callback(tf_keras.callbacks.Callback):
         return self.model.fitting.report
 
     def passed(self, every: int) -> bool:
-        """Whether the latest steps, of one call, completed another `every` steps."""
+        """Whether the steps of the latest call passed a multiple of `every`."""
         return self.step % every < self.model.fitting.count
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -90,16 +93,16 @@ class Checkpoints(Callback):
         self.model.fitting.weights_were_set = False
 
     def on_train_batch_end(self, batch, logs=None):
-        """Saves if it is time to."""
+        """Saves a checkpoint if one is due after the latest steps."""
         if self._files.due(self.step, self.model.fitting.count):
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Saves."""
+        """Saves a checkpoint."""
         self._save()
 
     def on_train_end(self, logs=None):
-        """Saves."""
+        """Saves a checkpoint, with the weights that other callbacks have left."""
         self._save(again=self.model.fitting.weights_were_set)
 
     def _save(self, again=False):
@@ -209,7 +212,7 @@ class KLPerGroup(Callback):
         self.history: list[np.ndarray] = []
 
     def on_epoch_end(self, epoch, logs=None):
-        """Keeps the values."""
+        """Adds the epoch's values to `history`."""
         self.history.append(self.report["kl_per_group"].numpy())
 
 
@@ -231,21 +234,21 @@ class Termination(Callback):
         self.stopped, self._every, self._signal, self._cluster = False, every, Signal(), None
 
     def on_train_begin(self, logs=None):
-        """Begins to listen."""
+        """Begins to watch for SIGTERM."""
         self._cluster = cluster_of(self.model.distribute_strategy)
         self._signal.__enter__()
 
     def on_train_batch_end(self, batch, logs=None):
-        """Asks whether to stop."""
+        """Ends training if SIGTERM has arrived."""
         if self._cluster.num_workers == 1 or self.passed(self._every):
             self._stop_if_told()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Asks whether to stop."""
+        """Ends training if SIGTERM has arrived."""
         self._stop_if_told()
 
-    def on_train_end(self, logs=None):
-        """Listens no longer."""
+    def release(self):
+        """Restores what SIGTERM did before."""
         self._signal.__exit__()
 
     def _stop_if_told(self):
@@ -254,12 +257,12 @@ class Termination(Callback):
 
 
 class Divergence(Callback):
-    """Ends training with an error if too many steps in a row were not finite (``max_bad_steps``).
+    """Ends training with an error if too many steps in a row were skipped (``max_bad_steps``).
 
     `fit` always adds one, so that training does not continue when it no longer changes anything.
 
     Args:
-        every: Steps between looks; each waits for the device.
+        every: Steps between checks; a check waits for the device.
     """
 
     def __init__(self, every: int = 100):
@@ -268,17 +271,20 @@ class Divergence(Callback):
         self._every = every
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks if it is time to."""
+        """Raises TrainingDivergedError if training has diverged, every `every` steps."""
         if self.passed(self._every):
-            self._look()
+            self._check()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks."""
-        self._look()
+        """Raises TrainingDivergedError if training has diverged."""
+        self._check()
 
-    def _look(self):
+    def _check(self):
         if self.trainer.diverged:
-            raise TrainingDivergedError(reports.divergence(self.trainer, self.step, None))
+            checkpoint = (
+                "continue from a checkpoint of before, if the callback Checkpoints saved one"
+            )
+            raise TrainingDivergedError(reports.divergence(self.trainer, self.step, checkpoint))
 
 
 def _config(model) -> Config:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
-from nvae_tf.io.files import atomic_write_dir, write_error
+from nvae_tf.io.files import atomic_write_dir, put_back, write_error
 from nvae_tf.run_folder import RunFolder
 
 PARTIAL = ".step-*.part"
@@ -69,6 +69,7 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         parent = self.folder.checkpoints
         path = parent / f"step-{int(self._iterations.numpy())}"
+        put_back(parent)
         try:
             for leftover in parent.glob(PARTIAL):  # by a process that was killed
                 shutil.rmtree(leftover)
@@ -92,9 +93,10 @@ class Checkpoints:
             Number of steps taken so far.
 
         Raises:
-            UserError: All are damaged, or they are of another model.
+            UserError: All are damaged, they are of another model, or the folder cannot be written.
             ConfigError: The run had another number of images per step.
         """
+        put_back(self.folder.checkpoints)
         paths = self.folder.list_checkpoints()
         if paths:
             self._newest = restore_newest(paths, self._read)
@@ -126,7 +128,7 @@ class Checkpoints:
         )
 
     def _read(self, path: Path) -> None:
-        """Reads a checkpoint; what a run may have only if both the checkpoint and this run have it."""
+        """Reads a checkpoint. Optional parts are read only if it and this run both have them."""
         self._layout.check(path)
         without = tuple(part for part in OPTIONAL if not has_part(path, part))
         status = self._parts(without).read(str(path / PREFIX))

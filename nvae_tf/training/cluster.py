@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from nvae_tf.engine.devices import gpu_found, local_strategy
 from nvae_tf.io.errors import UserError, one_line, short_message
+from nvae_tf.io.machine import usable_cores
 from nvae_tf.training.rendezvous import JOIN_SECONDS, tell_others, wait_for_all
 from nvae_tf.training.slurm import workers_of_step
 from nvae_tf.training.tf_config import TASKS, read_tf_config
@@ -54,6 +55,11 @@ class Cluster(NamedTuple):
         by_replica = _gathering(self.strategy)(tf.constant(values, tf.int64)).numpy()
         replicas_per_worker = self.replicas // self.num_workers
         return by_replica[::replicas_per_worker].tolist()
+
+    def say(self, text: str) -> None:
+        """Prints a line, in the process that writes."""
+        if self.is_chief:
+            print(text, flush=True)
 
     def sum_over_workers(self, values: list[int]) -> list[int]:
         """Sums over the workers of what `gather_from_workers` gathers."""
@@ -169,7 +175,7 @@ def _divide_cores(hosts: list[str], worker: int) -> None:
     """
     names = [address.rpartition(":")[0] for address in hosts]
     here, cores = names.count(names[worker]), os.cpu_count() or 1
-    bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < cores
+    bound = usable_cores() < cores
     if here == 1 or bound or gpu_found():
         return
     threading, threads = tf.config.threading, max(cores // here, 1)

@@ -17,14 +17,17 @@ MEAN = "in training the mean over the epoch so far"
 # What a step or a validation reports -> the tag, and what it is. Vectors have one tag per group.
 TAGS = {
     "nelbo": ("elbo/nelbo", f"Negative ELBO in nats per image; {MEAN}"),
-    "bpd": ("elbo/bpd", f"The same in bits per dimension; {MEAN}"),
+    "bpd": ("elbo/bpd", f"Negative ELBO in bits per dimension; {MEAN}"),
     "recon": ("elbo/recon", f"-log p(x | z) in nats per image; {MEAN}"),
     "kl": ("elbo/kl", f"KL of all groups in nats per image; {MEAN}"),
     "loss": ("elbo/loss", "What this step minimised, in nats per image, regularisation included"),
     "beta": ("elbo/beta", "KL coefficient"),
     "active_latents": ("elbo/active_latents", "Latent channels with a mean KL above 0.1 nats"),
     "kl_per_group": ("kl_per_group", "KL of this group in nats per image; group 0 is the coarsest"),
-    "active_latents_per_group": ("active_latents_per_group", "The active ones of this group"),
+    "active_latents_per_group": (
+        "active_latents_per_group",
+        "Latent channels of this group with a mean KL above 0.1 nats",
+    ),
     "gamma_per_group": ("gamma_per_group", "Balancing coefficient of this group's KL"),
     "learning_rate": ("optimizer/learning_rate", "Learning rate of this step"),
     "gradient_norm": ("optimizer/gradient_norm", "Norm of the gradient, over all weights"),

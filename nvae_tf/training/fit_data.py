@@ -25,7 +25,9 @@ class Batching:
     def __init__(self, model, replicas: int, passes: int, seed: int):
         self.model, self.replicas, self.passes, self.seed = model, replicas, passes, seed
 
-    def training(self, x, batch_size: int | None, steps: int | None, shuffle: bool):
+    def training(
+        self, x, batch_size: int | None, steps: int | None, shuffle: bool, first_step: int
+    ):
         """Batches of images for training.
 
         Args:
@@ -33,6 +35,7 @@ class Batching:
             batch_size: Images of a step, for an array.
             steps: Steps of an epoch, or None.
             shuffle: Whether the images of an array come in another order in each epoch.
+            first_step: Steps taken before, so that another call has other orders.
 
         Returns:
             A data set of batches of images, and the number of steps of an epoch.
@@ -51,7 +54,8 @@ class Batching:
             )
         places = tf.data.Dataset.range(len(images))
         if shuffle:
-            places = places.shuffle(len(images), self.seed, reshuffle_each_iteration=True)
+            (seed,) = np.random.SeedSequence([self.seed, first_step]).generate_state(1)
+            places = places.shuffle(len(images), int(seed), reshuffle_each_iteration=True)
         if steps is not None:
             places = places.repeat()
         batches = places.batch(size, drop_remainder=True).map(lambda rows: tf.gather(images, rows))
@@ -65,6 +69,9 @@ class Batching:
             batch_size: Images of a batch, for an array.
             steps: Number of batches, or None for all.
 
+        Returns:
+            The batches, and how many of them to take, or None for all.
+
         Raises:
             UserError: An argument is wrong.
         """
@@ -75,7 +82,7 @@ class Batching:
                     "x: a distributed data set of other elements; expected tuples of images, their "
                     "places among all, and weights"
                 )
-            return x
+            return x, steps
         if not _is_array(x):
             images = self._images_of_dataset(x, batch_size, whole=False)
             checks.check_ends(images, steps)
@@ -86,16 +93,18 @@ class Batching:
 
             size = images.element_spec.shape[0]
             if self.replicas > 1 and (size is None or size % self.replicas):
-                return self._filled(images)
-            return images.scan(tf.constant(0, tf.int64), numbered)
+                # The batches change their size, so that their number changes, too.
+                return self._filled(images if steps is None else images.take(steps)), None
+            return images.scan(tf.constant(0, tf.int64), numbered), steps
         size, images = self._checked_array(x, batch_size, 1)
-        total = -(-len(images) // size) * size
+        total, last = -(-len(images) // size) * size, len(images) - 1
 
-        def example(place):
-            index = tf.minimum(place, len(images) - 1)
-            return images[index], index, tf.cast(place < len(images), tf.float32)
+        def batch(places):
+            rows = tf.minimum(places, last)
+            return tf.gather(images, rows), rows, tf.cast(places <= last, tf.float32)
 
-        return tf.data.Dataset.range(total).map(example).batch(size, drop_remainder=True)
+        batches = tf.data.Dataset.range(total).batch(size, drop_remainder=True).map(batch)
+        return batches.prefetch(tf.data.AUTOTUNE), steps
 
     def for_replicas(self, images):
         """The images of a step, reordered so that each replica receives one contiguous row of them.
@@ -155,7 +164,7 @@ class Batching:
         if isinstance(x, tf.distribute.DistributedDataset):
             if steps is None:
                 raise UserError(
-                    "steps_per_epoch: None; a distributed data set does not know its size"
+                    "steps_per_epoch: is needed for a distributed data set, whose size is unknown"
                 )
             return x, steps
         images = self._images_of_dataset(x, batch_size)

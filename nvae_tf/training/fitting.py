@@ -17,13 +17,10 @@ from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.steps import (
+    Steps,
     check_xla_steps,
-    distributed_function,
     distributed_validation,
     grappler_disabled,
-    several_steps,
-    step_results,
-    whole_step,
 )
 from nvae_tf.training.trainer import Trainer
 
@@ -97,6 +94,9 @@ class Fitting(TrainingView):
         seed: Seed of noise and order.
         initialize: Whether the first batch initialises convolutions that ask for it.
         settings: Keys of `TrainConfig` and their values.
+
+    Attributes:
+        batching: Makes batches of the images that Keras's methods are given.
     """
 
     reported = REPORTED
@@ -120,7 +120,7 @@ class Fitting(TrainingView):
             for key in _SCHEDULED:
                 if key in settings:
                     raise ConfigError(
-                        f"{key}: is not allowed beside an optimiser that has its own; expected it there"
+                        f"{key}: the optimiser that was given has its own; set it there"
                     )
         self._settings = dataclasses.replace(self._settings, optimizer=name)
         trainer = Trainer(
@@ -130,24 +130,7 @@ class Fitting(TrainingView):
         self._needs_preparing, self._initialize = True, initialize
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
         self._sums: list = []  # of the batches of an evaluation
-        passes = self._settings.accumulate_steps
-        self._batching = Batching(model, replicas, passes, seed)
-
-    def training_data(self, x, batch_size, steps, shuffle):
-        """Batches for training, and steps of an epoch; see `Batching.training`."""
-        return self._batching.training(x, batch_size, steps, shuffle)
-
-    def evaluation_data(self, x, batch_size, steps):
-        """Batches for evaluation; see `Batching.evaluation`."""
-        return self._batching.evaluation(x, batch_size, steps)
-
-    def check_batch(self, images) -> None:
-        """Checks the images of a training step; see `Batching.check`."""
-        self._batching.check(images)
-
-    def for_replicas(self, images):
-        """Images in the order in which replicas take them; see `Batching.for_replicas`."""
-        return self._batching.for_replicas(images)
+        self.batching = Batching(model, replicas, self._settings.accumulate_steps, seed)
 
     def plan(self, batches, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
         """Makes schedules span the steps taken so far and those of a call of `fit`.
@@ -214,10 +197,20 @@ class Fitting(TrainingView):
         self._needs_preparing = False
 
     @contextlib.contextmanager
-    def running(self):
-        """A context in which steps are taken as in the command."""
+    def running(self, callbacks=()):
+        """A context in which steps are taken as in the command.
+
+        Args:
+            callbacks: The callbacks of these steps; ours release what they hold, also after a failure.
+        """
+        callbacks = getattr(callbacks, "callbacks", callbacks)  # of a list of Keras's own kind
         with self.strategy.scope(), grappler_disabled():
-            yield
+            try:
+                yield
+            finally:
+                for callback in callbacks:
+                    if isinstance(callback, Callback):
+                        callback.release()
 
     def train_function(self, steps_per_call: tf.Variable):
         """A training step for Keras.
@@ -228,31 +221,26 @@ class Fitting(TrainingView):
         Returns:
             A function of an iterator over batches to what is reported, and the graph that it runs.
         """
+        several = int(steps_per_call.numpy()) > 1
         with self.strategy.scope():
-            step = whole_step(self.trainer, self.strategy)
-        several = several_steps(lambda batch: step(_images(batch)), self.strategy)
-        one = distributed_function(step, self.strategy)
-        several_in_a_call = int(steps_per_call.numpy()) > 1
+            steps = Steps(self.trainer, self.strategy, several)
 
         def run(iterator):
             count = int(steps_per_call.numpy())  # the last call of an epoch may take fewer
-            if several_in_a_call or count > 1:
-                report = step_results(several(iterator, tf.constant(count)), -1)
-            else:
-                report = one(_images(next(iterator)))
+            steps.take(iterator, count)
+            report = steps.report()
             self.note_steps(count, report)
             return {name: report[name] for name in REPORTED}
 
-        return run, several if several_in_a_call else one
+        return run, steps.function
 
-    def test_function(self, steps_per_call: tf.Variable):
+    def test_function(self):
         """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
         with self.strategy.scope():
             run_step = distributed_validation(self.trainer, self.strategy)
 
         def run(iterator):
-            for _ in range(int(steps_per_call.numpy())):
-                self._sums.append(run_step(*next(iterator)))
+            self._sums.append(run_step(*next(iterator)))
             means = self.trainer.means(self._sums)
             return {name: means[name] for name in SCORES}
 
@@ -324,11 +312,6 @@ def _without_annealing(settings: TrainConfig) -> TrainConfig:
         kl_const_portion=0.0,
         kl_const_coeff=settings.kl_max_coeff,
     )
-
-
-def _images(batch):
-    """The images of a batch, which Keras may have put into a tuple."""
-    return batch[0] if isinstance(batch, tuple) else batch
 
 
 def checked_callbacks(callbacks):

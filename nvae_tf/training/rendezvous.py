@@ -456,8 +456,8 @@ def listening(address: str):
         )
     except OSError as error:
         raise UserError(
-            f"{address}: this worker cannot listen there ({error.strerror}); choose another port in "
-            "TF_CONFIG, or end the process that has it"
+            f"{address}: this worker cannot listen there ({error.strerror}); end the program that "
+            "has the port, or name another one in TF_CONFIG, which wins over Slurm's variables"
         ) from None
     with listener:
         yield listener

@@ -206,19 +206,19 @@ class Reports:
         """Notes how this process was started: the step from which it trains, and a text."""
         self._curves.session(step, text)
 
-    def steps(self, step: int, count: int, logs_of: Callable) -> None:
+    def steps(self, step: int, count: int, report_of: Callable) -> None:
         """Reports training steps.
 
         Args:
             step: Number of steps so far.
             count: How many of them, the latest, are reported.
-            logs_of: Returns what a step reports, for its place among those; -1 is the last.
+            report_of: Returns what a step reports, for its place among those; -1 is the last.
         """
-        self._progress.step(step, logs_of(-1))
+        self._progress.step(step, report_of(-1))
         reported = range(step - count + 1, step + 1)
         due = [number for number in reported if number % self._every == 0 or number == 1]
         for number in due:
-            logs = logs_of(number - step - 1)
+            logs = report_of(number - step - 1)
             self._curves.step(number, logs, step if number == due[-1] else None)
 
     def trained(self, step: int) -> None:
@@ -250,8 +250,14 @@ class Reports:
         self._progress.close()
 
 
-def divergence(trainer, step: int, latest) -> str:
-    """What went wrong, as a text for the user, when too many steps in a row were skipped."""
+def divergence(trainer, step: int, checkpoint: str) -> str:
+    """What went wrong, as a text for the user, when too many steps in a row were skipped.
+
+    Args:
+        trainer: The trainer.
+        step: Steps taken so far.
+        checkpoint: From which checkpoint training can continue, as a part of the sentence.
+    """
     terms = ["the reconstruction", "the spectral norms", "the batch norms", "the gradient"]
     bad = trainer.first_skip_causes.numpy()
     groups = np.flatnonzero(bad[len(terms) :])
@@ -260,12 +266,6 @@ def divergence(trainer, step: int, latest) -> str:
         causes.insert(0, f"the KL of groups {', '.join(map(str, groups))} (0 the coarsest)")
     first = (
         f"first not finite: {', '.join(causes)}" if causes else "gradients over skip_gradient_norm"
-    )
-    checkpoint = (
-        f"the newest checkpoint, {latest}, was saved before that (if training diverges again from "
-        "there, remove it and continue from the one before)"
-        if latest
-        else "there is no checkpoint yet"
     )
     return (
         f"{trainer.skipped_in_row} steps in a row, up to step {step}, were skipped; {first}; "

@@ -35,17 +35,17 @@ from nvae_tf.training.same_start import check_same_flags, check_same_images, che
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.shared_folder import compare_folders
 from nvae_tf.training.steps import (
+    Steps,
     check_xla_steps,
     distributed_validation,
     grappler_disabled,
-    steps_in_a_call,
 )
 from nvae_tf.training.termination import Pace, Termination
 from nvae_tf.training.trainer import Trainer
 
 # Keys of the model's configuration and of its images that weights do not depend on.
-WITHOUT_WEIGHTS = ("likelihood", "min_log_scale", "num_x_bits")
-OF_VALUES = ("bits", "value_range", "scored_size")
+MODEL_KEYS_WITHOUT_WEIGHTS = ("likelihood", "min_log_scale", "num_x_bits")
+IMAGE_KEYS_WITHOUT_WEIGHTS = ("bits", "value_range", "scored_size")
 
 AGREEING_EVERY = 10  # batches of a validation, after which several workers agree whether to go on
 
@@ -128,9 +128,8 @@ def train(
         )
         results = _train(config, folder, cluster, run, termination, callbacks)
         cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
-        if cluster.is_chief:
-            for line in dataset.skipped:
-                print(line, flush=True)
+        for line in dataset.skipped:
+            cluster.say(line)
         return results
 
 
@@ -139,9 +138,8 @@ def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> s
     # All of them, since replicas have to compute identical updates.
     if not any(broken for (broken,) in cluster.gather_from_workers([int(xla_problem is not None)])):
         return config.train.jit_compile
-    if cluster.is_chief:
-        where = f"here ({xla_problem})" if xla_problem else "in another worker"
-        print(f"XLA does not work {where}: training goes on as with --jit_compile off", flush=True)
+    where = f"here ({xla_problem})" if xla_problem else "in another worker"
+    cluster.say(f"XLA does not work {where}: training goes on as with --jit_compile off")
     return "off"
 
 
@@ -168,8 +166,7 @@ class _Run(NamedTuple):
         report: What is told and drawn; None in processes that do not write.
         start_step: Steps taken before.
         end: Step after which training is complete.
-        steps_per_epoch: Steps in an epoch.
-        images_per_step: Images in a step, over all replicas.
+        counts: Steps of an epoch, and images of a step.
     """
 
     trainer: Trainer
@@ -178,8 +175,7 @@ class _Run(NamedTuple):
     report: reports.Reports | None
     start_step: int
     end: int
-    steps_per_epoch: int
-    images_per_step: int
+    counts: StepCounts
 
 
 def _set_up(
@@ -195,7 +191,7 @@ def _set_up(
     hparams: dict | None,
 ) -> _Run:
     """Builds everything, and restores the newest checkpoint or prepares a new training."""
-    settings, say = config.train, _say(cluster)
+    settings, say = config.train, cluster.say
     shared = f"; {cluster.replicas} replicas in {cluster.num_workers} processes"
     devices = describe_devices(cluster.strategy) + (shared if cluster.replicas > 1 else "")
     say(f"device: {devices}")
@@ -219,9 +215,20 @@ def _set_up(
     checkpoints = Checkpoints(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
-    image = dataset.image if facts else None
-    create = functools.partial(folder.create, config, image, facts)
-    start_step = _start(create, cluster, trainer, checkpoints, data, counts, start_from)
+    with cluster.agreement():
+        start_step = checkpoints.restore()
+    check_same_start(cluster, start_step)
+    with cluster.agreement():
+        # Only some architectures need images here, and those need all images of a step.
+        needed = counts.images_per_step if model.needs_data_initialization else 1
+        images = data.first_images(needed) if start_step == 0 else None
+        if cluster.is_chief:
+            folder.create(config, dataset.image if facts else None, facts)
+    if start_step == 0 and start_from is not None:
+        model.set_weights(start_from.get_weights())
+        trainer.warm_up_spectral_norms()
+    elif start_step == 0:
+        trainer.prepare(images)
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
@@ -233,8 +240,7 @@ def _set_up(
         report = reports.Reports(folder, config, progress, model, test_images, hparams)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         report.session(start_step, f"nvae-tf {__version__}: {command}; {devices}")
-    sizes = counts.steps_per_epoch, counts.images_per_step
-    return _Run(trainer, data, checkpoints, report, start_step, end, *sizes)
+    return _Run(trainer, data, checkpoints, report, start_step, end, counts)
 
 
 def _train(
@@ -245,74 +251,79 @@ def _train(
     termination: Termination,
     callbacks: Sequence[tf_keras.callbacks.Callback],
 ) -> dict[str, float] | None:
-    settings, say = config.train, _say(cluster)
+    settings, steps_per_epoch = config.train, run.counts.steps_per_epoch
     trainer, report, step = run.trainer, run.report, run.start_step
-    watched = KerasLoop(
-        callbacks, trainer, settings.epochs, run.steps_per_epoch, run.images_per_step
+    loop = KerasLoop(
+        callbacks, trainer, settings.epochs, steps_per_epoch, run.counts.images_per_step
     )
     validate = _validation(trainer, run.data, cluster, termination)
     if step < run.end:
-        say("compiling: the first step takes longer than the others, minutes for deep models")
+        cluster.say(
+            "compiling: the first step takes longer than the others, minutes for deep models"
+        )
 
-    take_steps, graph = steps_in_a_call(trainer, cluster.strategy)
+    steps = Steps(trainer, cluster.strategy, several=cluster.replicas > 1)
     batches, results = run.data.training(step), None
-    log_every = interval(settings.log_every, run.steps_per_epoch)
-    pace = Pace(run.steps_per_epoch, settings.save_every)
-    watched.begin()
+    log_every = interval(settings.log_every, steps_per_epoch)
+    pace = Pace(steps_per_epoch, settings.save_every)
+    loop.begin()
     while step < run.end:
-        watched.before(step)
+        loop.before(step)
         count = pace.steps(step) if cluster.replicas > 1 else 1
-        logs_of = take_steps(batches, count)
-        logs, step = logs_of(-1), step + count
-        epoch, left = divmod(step, run.steps_per_epoch)
+        steps.take(batches, count)
+        logs, step = steps.report(), step + count
+        epoch, left = divmod(step, steps_per_epoch)
         last = step == run.end
         if cluster.replicas > 1:
             pace.done(logs)
         if left == 0 or step % log_every < count:
             _check_divergence(trainer, step, folder)
         if report:
-            _report_steps(run, report, step, count, logs_of, left == 0)
-        watched.after(step, count, logs)
+            _report_steps(run, report, step, count, steps, left == 0)
+        loop.after(step, count, logs)
+        results = None
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
-            watched.epoch(epoch, logs, results)
-        if not (last and results) and termination.agreed(cluster, pace):
+            loop.epoch(epoch, logs, results)
+        if not (last and results) and termination.agreed(cluster, pace, loop.stopped):
             _check_divergence(trainer, step, folder)
-            changed = watched.end()
-            _save_early(run, say, f"stopped by SIGTERM after step {step}", again=changed)
+            changed = loop.end()
+            _save_early(run, cluster, f"stopped by SIGTERM after step {step}", again=changed)
             return None
         if report and left == 0:
-            report.epoch(epoch, step, logs, results, functools.partial(graph, batches))
+            report.epoch(epoch, step, logs, results, functools.partial(steps.graph, batches))
             if last or epoch % settings.images_every == 0:
                 _draw(report, trainer, step)
-        if watched.stopped:
+        if termination.stop_agreed:
             break
 
-    return _finish(run, step, results, watched.end(), validate, say)
+    return _finish(run, cluster, step, results, loop.end(), validate)
 
 
-def _finish(run: _Run, step: int, results, changed: bool, validate, say) -> dict[str, float] | None:
+def _finish(
+    run: _Run, cluster: Cluster, step: int, results, changed: bool, validate
+) -> dict[str, float] | None:
     """Saves and scores what training ended with.
 
     Args:
         run: What training worked with.
+        cluster: Who took part.
         step: Steps taken.
-        results: The last validation, or None.
+        results: The validation after the last of them, or None.
         changed: Whether callbacks have given the model other weights since.
-        validate: Scores the test set; None if SIGTERM ended that.
-        say: Prints a line.
+        validate: Scores the test set; returns None if SIGTERM ended that.
 
     Returns:
         As for `train`.
     """
     if step < run.end:
-        _save_early(run, say, f"stopped by a callback after step {step}", again=True)
+        _save_early(run, cluster, f"stopped by a callback after step {step}", again=True)
     elif changed and run.report:
         run.checkpoints.save(again=True)
     if results is None or changed:
         results = validate()
     if results is None:
-        say("stopped by SIGTERM; training was complete")
+        cluster.say("stopped by SIGTERM; training was complete")
         return None
     if run.report and (changed or run.start_step >= run.end):
         _draw(run.report, run.trainer, step)
@@ -320,49 +331,22 @@ def _finish(run: _Run, step: int, results, changed: bool, validate, say) -> dict
 
 
 def _report_steps(
-    run: _Run, report: reports.Reports, step: int, count: int, logs_of, ends_epoch: bool
+    run: _Run, report: reports.Reports, step: int, count: int, steps: Steps, ends_epoch: bool
 ) -> None:
-    report.steps(step, count, logs_of)
-    # Not in a row of skipped steps, which may be the start of a divergence; and before validation,
-    # which may take long.
+    report.steps(step, count, steps.report)
+    # An epoch's end is always saved, before validation, which may take long; between, nothing is saved
+    # in a row of skipped steps, which may be the start of a divergence.
     if ends_epoch or (run.checkpoints.due(step) and not run.trainer.skipped_in_row):
         run.checkpoints.save()
     if ends_epoch:
         report.trained(step)
 
 
-def _save_early(run: _Run, say, what: str, again: bool = False) -> None:
+def _save_early(run: _Run, cluster: Cluster, what: str, again: bool) -> None:
     """Saves, and says so, in the process that writes."""
     if run.report:
         run.report.close()
-        say(f"{what}: {run.checkpoints.save(again)}")
-
-
-def _start(
-    create,
-    cluster: Cluster,
-    trainer: Trainer,
-    checkpoints: Checkpoints,
-    data: TrainingData,
-    counts: StepCounts,
-    start_from: NVAE | None,
-) -> int:
-    """Restores the newest checkpoint, or prepares a new training; returns the steps taken so far."""
-    with cluster.agreement():
-        start_step = checkpoints.restore()
-    check_same_start(cluster, start_step)
-    with cluster.agreement():
-        # Only some architectures need images here, and those need all images of a step.
-        needed = counts.images_per_step if trainer.model.needs_data_initialization else 1
-        images = data.first_images(needed) if start_step == 0 else None
-        if cluster.is_chief:
-            create()
-    if start_step == 0 and start_from is not None:
-        trainer.model.set_weights(start_from.get_weights())
-        trainer.warm_up_spectral_norms()
-    elif start_step == 0:
-        trainer.prepare(images)
-    return start_step
+        cluster.say(f"{what}: {run.checkpoints.save(again)}")
 
 
 def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
@@ -376,7 +360,10 @@ def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
     Raises:
         ConfigError: They are not the same model.
     """
-    sections = ((config, model.config, WITHOUT_WEIGHTS), (image, model.image, OF_VALUES))
+    sections = (
+        (config, model.config, MODEL_KEYS_WITHOUT_WEIGHTS),
+        (image, model.image, IMAGE_KEYS_WITHOUT_WEIGHTS),
+    )
     for ours, theirs, ignored in sections:
         for name, value in dataclasses.asdict(ours).items():
             before = getattr(theirs, name)
@@ -385,11 +372,6 @@ def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
                     f"{name}: {value} does not start from the model of --init_from, which has "
                     f"{before}; expected the same model and images of the same size and kind"
                 )
-
-
-def _say(cluster: Cluster):
-    """A function that prints a line, in the process that writes."""
-    return functools.partial(print, flush=True) if cluster.is_chief else lambda *_: None
 
 
 def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
@@ -436,7 +418,13 @@ def _validation(trainer: Trainer, data: TrainingData, cluster: Cluster, terminat
 def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
     if trainer.diverged:
         latest = next(iter(folder.list_checkpoints()), None)
-        raise TrainingDivergedError(reports.divergence(trainer, step, latest))
+        checkpoint = (
+            f"the newest checkpoint is {latest} (if training diverges again from there, remove it and "
+            "continue from the one before)"
+            if latest
+            else "there is no checkpoint yet"
+        )
+        raise TrainingDivergedError(reports.divergence(trainer, step, checkpoint))
 
 
 def _settle(
@@ -446,7 +434,6 @@ def _settle(
     if own:
         return config, catalog.with_flip(own.info, config.data)
     settled = catalog.settle(config.data)
-    if cluster.is_chief:
-        for line in settled.lines:
-            print(line, flush=True)
+    for line in settled.lines:
+        cluster.say(line)
     return dataclasses.replace(config, data=settled.config), settled.dataset

@@ -4,8 +4,8 @@ Every replica runs `nvae_tf.training.trainer` on its part of a batch.
 """
 
 import contextlib
-import functools
 import os
+from typing import Any
 
 import tensorflow as tf
 
@@ -49,13 +49,13 @@ def on_replicas(function, strategy, jit: bool):
     return lambda *arguments: strategy.run(inner, arguments)
 
 
-def of_one_replica(values, strategy):
+def first_replica(values, strategy):
     """This process's first replica's part of a structure of values, which are identical on all."""
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
 
 
 def whole_step(trainer: Trainer, strategy):
-    """A step of all replicas, a function of their images; called in a graph.
+    """A step of all replicas, a function of their batch; called in a graph.
 
     The passes of a step are a loop around the replicas, since a loop within a replica cannot hold
     exchanges.
@@ -66,7 +66,7 @@ def whole_step(trainer: Trainer, strategy):
     """
     passes, jit = trainer.config.accumulate_steps, trainer.xla_steps
     if passes == 1:
-        return on_replicas(trainer.train_step, strategy, jit)
+        return on_replicas(trainer.one_pass_step, strategy, jit)
     add = on_replicas(trainer.add_pass, strategy, jit)
     update = on_replicas(trainer.update, strategy, jit)
 
@@ -82,16 +82,6 @@ def whole_step(trainer: Trainer, strategy):
     return step
 
 
-def step_results(results, place: int):
-    """What one of the steps of `several_steps` reports.
-
-    Args:
-        results: The results of all steps.
-        place: The step's place among them; -1 is the last.
-    """
-    return tf.nest.map_structure(lambda values: values[place], results)
-
-
 def distributed_function(function, strategy):
     """A graph of a function of all replicas, with results that are identical on all, from one.
 
@@ -102,7 +92,7 @@ def distributed_function(function, strategy):
 
     @tf.function(autograph=False)
     def run(*arguments):
-        return of_one_replica(function(*arguments), strategy)
+        return first_replica(function(*arguments), strategy)
 
     return run
 
@@ -132,7 +122,7 @@ def several_steps(step, strategy):
 
     def next_step(number, batches, results):
         nonlocal structure
-        structure = of_one_replica(step(next(batches)), strategy)
+        structure = first_replica(step(next(batches)), strategy)
         flat = [tf.reshape(tf.cast(v, tf.float64), [-1]) for v in tf.nest.flatten(structure)]
         return number + 1, results.write(number, tf.concat(flat, 0))
 
@@ -155,39 +145,58 @@ def several_steps(step, strategy):
     return run
 
 
-def steps_in_a_call(trainer: Trainer, strategy):
-    """How a run takes steps: several in a call with several replicas (see `several_steps`), else one.
+class Steps:
+    """Takes the steps of a training, one or several in a call of the graph.
 
     Args:
         trainer: The trainer.
         strategy: Strategy over the replicas.
+        several: Whether to take several in a call (see `several_steps`).
 
-    Returns:
-        A function of an iterator over batches and a number of steps, to a function of a step's place
-        among those (-1 is the last) to what it reports; and a function of the iterator to the graph
-        that it runs.
+    Attributes:
+        function: The graph.
     """
-    step = whole_step(trainer, strategy)
-    if strategy.num_replicas_in_sync > 1:
-        take = several_steps(step, strategy)
 
-        def take_several(batches, count):
-            return functools.partial(step_results, take(batches, tf.constant(count)))
+    def __init__(self, trainer: Trainer, strategy, several: bool):
+        whole = whole_step(trainer, strategy)
 
-        return (
-            take_several,
-            lambda batches: take.get_concrete_function(batches, tf.constant(1)).graph,
-        )
-    run_step = distributed_function(step, strategy)
+        def step(batch):  # of which Keras may have made a tuple
+            return whole(batch[0] if isinstance(batch, tuple) else batch)
 
-    def take_one(batches, _):
-        logs = run_step(next(batches))
-        return lambda _: logs
+        make = several_steps if several else distributed_function
+        self.function, self._several = make(step, strategy), several
+        self._reports: Any = None  # of the latest call
 
-    return (
-        take_one,
-        lambda batches: run_step.get_concrete_function(batches.element_spec).graph,
-    )
+    def take(self, batches, count: int) -> None:
+        """Takes `count` steps, 1 unless several are taken in a call.
+
+        Args:
+            batches: An iterator over batches of images.
+            count: Number of steps.
+        """
+        if self._several:
+            self._reports = self.function(batches, tf.constant(count))
+        else:
+            self._reports = self.function(next(batches))
+
+    def report(self, place: int = -1) -> dict[str, tf.Tensor]:
+        """What one of the steps of the latest call reports (see `Trainer.update`).
+
+        Args:
+            place: The step's place in the call; -1 is the last.
+        """
+        if not self._several:
+            return self._reports
+        return tf.nest.map_structure(lambda values: values[place], self._reports)
+
+    def graph(self, batches):
+        """The graph as TensorFlow shows it.
+
+        Args:
+            batches: As for `take`.
+        """
+        arguments = (batches, tf.constant(1)) if self._several else (batches.element_spec,)
+        return self.function.get_concrete_function(*arguments).graph
 
 
 @contextlib.contextmanager

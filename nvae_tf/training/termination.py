@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from typing import Any
 
 from nvae_tf.training.cluster import Cluster
 
@@ -44,10 +45,15 @@ class Pace:
 
 
 class Termination:
-    """Notes SIGTERM, which announces that the machine is about to be taken away."""
+    """Notes SIGTERM, which announces that the machine is about to be taken away.
+
+    Attributes:
+        stop_agreed: Whether a callback of any worker has ended training.
+    """
 
     def __init__(self):
-        self._requested = self._agreed = False
+        self._requested = self._agreed = self.stop_agreed = False
+        self._before: Any = None  # what SIGTERM does outside of the block
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -55,23 +61,27 @@ class Termination:
         return self
 
     def __exit__(self, *_):
-        if threading.current_thread() is threading.main_thread():
+        if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
     def _note(self, *_):
         self._requested = True
 
-    def agreed(self, cluster: Cluster, pace: Pace | None = None) -> bool:
-        """Whether any worker was told to stop; all workers have to ask at the same time.
+    def agreed(self, cluster: Cluster, pace: Pace | None = None, stop: bool = False) -> bool:
+        """Whether SIGTERM has told any worker to stop; all workers have to ask at the same time.
 
         Args:
             cluster: The workers.
             pace: Adapted to what the workers' latest steps took, if it is given.
+            stop: Whether a callback of this worker has ended training.
         """
         if not self._agreed:
             milliseconds = pace.milliseconds if pace else 0
-            told, total = cluster.sum_over_workers([int(self._requested), milliseconds])
-            self._agreed = told > 0
+            told, total, stops = cluster.sum_over_workers(
+                [int(self._requested), milliseconds, int(stop)]
+            )
+            self._agreed, self.stop_agreed = told > 0, stops > 0
             if pace:
                 pace.adapt(total / cluster.num_workers)
         return self._agreed

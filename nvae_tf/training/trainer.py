@@ -289,23 +289,16 @@ class Trainer(tf.Module):
         update_running_averages(by_norm, condition, state)
         self.spectral.update_vectors(result.vectors, condition, state)
 
-    def train_step(self, images, state=None):
-        """Takes one step on this replica, with each pass traced separately.
-
-        A run's steps of several passes loop instead (`nvae_tf.training.steps.whole_step`).
+    def one_pass_step(self, images):
+        """Takes one step on this replica, where a step is one pass.
 
         Args:
             images: As for `compute_pass`.
-            state: As for `update`.
 
         Returns:
             What `update` returns.
         """
-        state = state or VariableState()
-        total = self.compute_pass(images, 0, state)
-        for number in range(1, self.config.accumulate_steps):
-            total = self.add_pass(total, images, number, state)
-        return self.update(total, state)
+        return self.update(self.compute_pass(images))
 
     def compute_pass(self, images, number=0, state=None) -> PassResult:
         """One of the passes that make a step, on this replica.
@@ -422,13 +415,16 @@ class Trainer(tf.Module):
 
         Args:
             values: A tensor for each of `changed_variables`.
-            images: As for `train_step`.
+            images: As for `compute_pass`.
 
         Returns:
             The tensors after the step, and what `update` returns.
         """
         state = TensorState(self.changed_variables, values)
-        logs = self.train_step(images, state)
+        total = self.compute_pass(images, 0, state)
+        for number in range(1, self.config.accumulate_steps):
+            total = self.add_pass(total, images, number, state)
+        logs = self.update(total, state)
         return state.tensors, logs
 
     def _coefficients(self, step):
@@ -542,25 +538,25 @@ class Trainer(tf.Module):
             stop: Asked after every batch; True ends the validation.
 
         Returns:
-            What `train_step` reports, for the data set; None if validation was stopped.
+            What `update` reports, for the data set; None if validation was stopped.
         """
-        of_batches = []
+        batch_sums = []
         for batch in batches:
-            of_batches.append(run_step(*batch))
+            batch_sums.append(run_step(*batch))
             if stop():
                 return None
-        return self.means(of_batches)
+        return self.means(batch_sums)
 
-    def means(self, of_batches: list) -> dict[str, tf.Tensor]:
+    def means(self, batch_sums: list) -> dict[str, tf.Tensor]:
         """Means over images.
 
         Args:
-            of_batches: What `validation_step` returned for each batch.
+            batch_sums: What `validation_step` returned for each batch.
 
         Returns:
             As for `validate`.
         """
-        count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*of_batches, strict=True))
+        count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*batch_sums, strict=True))
         channel_kl = channel_kl / count
         return {
             **self._summary(recon / count, tf.reduce_sum(channel_kl)),
