@@ -100,7 +100,9 @@ PICTURE = (
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRODUCTS = {
     "configuration": Product(
-        "python docs/make_configuration.py", ("nvae_tf/config.py",), ("docs/configuration.md",)
+        "python docs/make_configuration.py",
+        ("nvae_tf/config.py", "nvae_tf/config_keys.py"),
+        ("docs/configuration.md",),
     ),
     "latents": Product(
         "python docs/make_latents_table.py runs/docs/digits",

@@ -3,7 +3,8 @@
 
 from pathlib import Path
 
-from nvae_tf.config import KEYS, SECTIONS, allowed_range
+from nvae_tf.config import KEYS, SECTIONS
+from nvae_tf.config_keys import allowed_range
 from nvae_tf.io.files import write_text
 
 PAGE = Path(__file__).parent / "configuration.md"

@@ -15,14 +15,8 @@ from nvae_tf.version import __version__
 if TYPE_CHECKING:
     from nvae_tf import config
     from nvae_tf.api import load, train
-    from nvae_tf.config import (
-        Config,
-        DataConfig,
-        ImageSpec,
-        ModelConfig,
-        TrainConfig,
-        list_recipes,
-    )
+    from nvae_tf.config import Config, DataConfig, ModelConfig, TrainConfig, list_recipes
+    from nvae_tf.image_spec import ImageSpec
     from nvae_tf.model import NVAE
     from nvae_tf.training import callbacks
     from nvae_tf.training.optimizers import Adamax
@@ -33,7 +27,7 @@ _MODULES = {
     "Adamax": "nvae_tf.training.optimizers",
     "Config": "nvae_tf.config",
     "DataConfig": "nvae_tf.config",
-    "ImageSpec": "nvae_tf.config",
+    "ImageSpec": "nvae_tf.image_spec",
     "ModelConfig": "nvae_tf.config",
     "NVAE": "nvae_tf.model",
     "TrainConfig": "nvae_tf.config",

@@ -7,12 +7,13 @@ from pathlib import Path
 import tensorflow as tf
 
 from nvae_tf import config as configuration
-from nvae_tf.config import Config, ImageSpec
+from nvae_tf.config import Config
 from nvae_tf.data.catalog import OWN
 from nvae_tf.data.own import own_images
 from nvae_tf.data.where import check_data
 from nvae_tf.engine.xla_probe import probe
 from nvae_tf.evaluation import loading
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.model import NVAE
@@ -88,7 +89,7 @@ def train(
 
     Raises:
         UserError: An argument is wrong, or the data or the folder do not allow it.
-        TrainingDivergedError: Too many steps in a row were not finite.
+        TrainingDivergedError: Too many steps in a row were skipped.
     """
     if not isinstance(config, (str, Path, Config)):
         raise UserError(

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ImageSpec
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError, short_repr
 
 ROUNDING = 1e-3  # by which pixels may lie outside [0, 1]

@@ -2,8 +2,8 @@
 
 Keys carry the names of the official implementation's flags. A configuration is three frozen
 dataclasses that share one flat name space: `ModelConfig` (what is computed), `DataConfig` (on what)
-and `TrainConfig` (how it is trained). This module knows neither TensorFlow nor flags, and of files
-only YAML.
+and `TrainConfig` (how it is trained). `nvae_tf.config_keys` says what a key is, and checks values.
+This module knows neither TensorFlow nor flags, and of files only YAML.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import yaml
 
 from nvae_tf.architectures import ARCHITECTURES
-from nvae_tf.io.errors import ConfigError, short_message, short_repr
+from nvae_tf.config_keys import LARGEST_INT, NUMBER, Section, checked, key
+from nvae_tf.image_spec import MAX_BITS, MAX_CHANNELS, OFFICIAL_BITS, OFFICIAL_CHANNELS, ImageSpec
+from nvae_tf.io.errors import ConfigError, counted, short_message, short_repr
 from nvae_tf.io.paths import is_regular, user_path
 
 # A wheel has the recipes inside the package; a checkout has them beside it.
@@ -32,207 +34,64 @@ FULL = "full"  # the value range that the type of the values allows
 DROP, WHITE, BLACK, KEEP = ALPHA_MODES = ("drop", "white", "black", "keep")
 CENTRE, RANDOM, NONE = CROPS = ("centre", "random", "none")  # how images become square
 VALIDATION_PORTION, SPLIT_SEED = 0.1, 0  # for images that are not split yet
-LARGEST_INT = 2**31 - 1  # whole numbers are TensorFlow's int32
-LARGEST_FLOAT = 3e38  # other numbers are float32
 MAX_HALVINGS = 16  # how often a model may halve an image's height and width
-MAX_CHANNELS, MAX_BITS = 16, 16  # of images
-OFFICIAL_CHANNELS, OFFICIAL_BITS = 3, 8  # of images, at most, that the official likelihood is for
 LARGEST_FILE = 100_000  # bytes of a YAML file; the recipes have 1,000
 BUILT_IN_OPTIMIZERS = ("adamax", "adam", "adamw")
 
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-_RANGE = f"{AUTO}|{FULL}|{_NUMBER.pattern},{_NUMBER.pattern}"
+_RANGE = f"{AUTO}|{FULL}|{NUMBER.pattern},{NUMBER.pattern}"
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """What the model has to know about images.
-
-    Attributes:
-        height: Height in pixels of the images that enter the model.
-        width: Their width in pixels.
-        channels: Number of channels, 1 to 16.
-        bits: Bits per value of the images, 1 to 16: a value of 1 is level 2**bits - 1.
-        binary: Whether pixels are 0 or 1 and scored under a Bernoulli distribution.
-        scored_size: Height and width of the centre that the reconstruction term counts; None: the whole
-            image. (Images of 28x28 are zero-padded to 32x32, and the padding is not scored.)
-        value_range: The stored values that level 0 and the last level stand for, as Hounsfield units or
-            counts of a detector; None: the levels themselves.
-
-    Raises:
-        ConfigError: A value is not allowed.
-    """
-
-    height: int
-    width: int
-    channels: int
-    bits: int = 8
-    binary: bool = False
-    scored_size: tuple[int, int] | None = None
-    value_range: tuple[float, float] | None = None
-
-    def __post_init__(self):
-        for name in ("scored_size", "value_range"):
-            if isinstance(getattr(self, name), list):  # as JSON has it
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        limits = {
-            "height": LARGEST_INT,
-            "width": LARGEST_INT,
-            "channels": MAX_CHANNELS,
-            "bits": MAX_BITS,
-        }
-        for name, largest in limits.items():
-            value = getattr(self, name)
-            if not _is_count(value) or value > largest:
-                expected = "above 0" if largest == LARGEST_INT else f"from 1 to {largest}"
-                raise ConfigError(
-                    f"{name}: {short_repr(value)} is not allowed in an ImageSpec; expected a whole "
-                    f"number {expected}"
-                )
-        if not isinstance(self.binary, bool):
-            raise ConfigError(
-                f"binary: {short_repr(self.binary)} is not allowed in an ImageSpec; expected True or "
-                "False"
-            )
-        scored = (1, 1) if self.scored_size is None else self.scored_size
-        is_pair = isinstance(scored, tuple) and len(scored) == 2 and all(map(_is_count, scored))
-        if not is_pair or scored[0] > self.height or scored[1] > self.width:
-            raise ConfigError(
-                f"scored_size: {short_repr(scored)} is not allowed; expected the height and width of "
-                f"a part of images of {self.height}x{self.width}"
-            )
-        if self.value_range is not None and not _is_interval(self.value_range):
-            raise ConfigError(
-                f"value_range: {short_repr(self.value_range)} is not allowed; expected the smallest "
-                "and the largest value"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        return (self.height, self.width, self.channels)
-
-    @property
-    def size_text(self) -> str:
-        """Width x height as text, as users write it."""
-        return f"{self.width}x{self.height}"
-
-    @property
-    def scored_part(self) -> tuple[slice, slice]:
-        """The rows and the columns that are scored."""
-        inner_height, inner_width = self.scored_size or (self.height, self.width)
-        top, left = (self.height - inner_height) // 2, (self.width - inner_width) // 2
-        return slice(top, top + inner_height), slice(left, left + inner_width)
-
-    @property
-    def num_dims(self) -> int:
-        """Number of scored values per image: the divisor of bits per dimension."""
-        return math.prod(self.scored_size or (self.height, self.width)) * self.channels
-
-    def bits_per_dim(self, nats):
-        """Converts nats per image to bits per dimension (elementwise)."""
-        return nats / (math.log(2.0) * self.num_dims)
-
-
-def _is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_interval(value) -> bool:
-    """Whether a value is a pair of finite numbers in rising order."""
-    is_pair = isinstance(value, tuple) and len(value) == 2
-    if not is_pair or not all(isinstance(end, (int, float)) for end in value):
-        return False
-    return -LARGEST_FLOAT <= value[0] < value[1] <= LARGEST_FLOAT
-
-
-def _field(
-    default,
-    help,
-    *,
-    minimum=None,
-    above=None,
-    maximum=None,
-    below=None,
-    choices=None,
-    even=False,
-    words=(),
-    pattern=None,
-):
-    """A configuration key: its default, its help text and the values it may take.
-
-    A key with `words` takes one of those in place of a value of its type. A `pattern` is a regular
-    expression for a text, and what it stands for in words; such a text may be given as an integer.
-    """
-    metadata = dict(
-        help=help, minimum=minimum, above=above, maximum=maximum, below=below, choices=choices,
-        even=even, words=words, pattern=pattern,
-    )  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class _Section:
-    """The base of a recipe's sections: every value is checked, and converted to its key's type."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-
-
-@dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The hierarchy of the model (paper, section 3 and figure 3)."""
 
-    arch_instance: str = _field(
+    arch_instance: str = key(
         "res_mbconv", "kinds of residual cells in encoder and decoder", choices=tuple(ARCHITECTURES)
     )
-    num_latent_scales: int = _field(
+    num_latent_scales: int = key(
         1, "spatial scales that hold latent groups", minimum=1, maximum=MAX_HALVINGS
     )
-    num_groups_per_scale: int = _field(10, "latent groups per scale", minimum=1)
-    ada_groups: bool = _field(False, "halve the number of groups at each coarser scale")
-    min_groups_per_scale: int = _field(
-        1, "with ada_groups: groups that every scale keeps", minimum=1
-    )
-    num_latent_per_group: int = _field(20, "latent channels per group", minimum=1)
-    num_channels_enc: int = _field(32, "encoder channels at full resolution", minimum=2, even=True)
-    num_channels_dec: int = _field(32, "decoder channels at full resolution", minimum=2, even=True)
-    num_preprocess_blocks: int = _field(
+    num_groups_per_scale: int = key(10, "latent groups per scale", minimum=1)
+    ada_groups: bool = key(False, "halve the number of groups at each coarser scale")
+    min_groups_per_scale: int = key(1, "with ada_groups: groups that every scale keeps", minimum=1)
+    num_latent_per_group: int = key(20, "latent channels per group", minimum=1)
+    num_channels_enc: int = key(32, "encoder channels at full resolution", minimum=2, even=True)
+    num_channels_dec: int = key(32, "decoder channels at full resolution", minimum=2, even=True)
+    num_preprocess_blocks: int = key(
         2,
         "blocks before the encoder tower; each halves the image",
         minimum=0,
         maximum=MAX_HALVINGS,
     )
-    num_preprocess_cells: int = _field(3, "cells per preprocess block", minimum=1)
-    num_postprocess_blocks: int = _field(
+    num_preprocess_cells: int = key(3, "cells per preprocess block", minimum=1)
+    num_postprocess_blocks: int = key(
         2,
         "blocks after the decoder tower; each doubles the map",
         minimum=0,
         maximum=MAX_HALVINGS,
     )
-    num_postprocess_cells: int = _field(3, "cells per postprocess block", minimum=1)
-    num_cell_per_cond_enc: int = _field(1, "encoder cells per latent group", minimum=1)
-    num_cell_per_cond_dec: int = _field(1, "decoder cells per latent group", minimum=1)
-    use_se: bool = _field(False, "squeeze-and-excitation at the end of every residual cell")
-    res_dist: bool = _field(False, "posterior parameters relative to the prior's")
-    num_nf: int = _field(0, "normalizing-flow cells per latent group", minimum=0)
-    num_mixture_dec: int = _field(
+    num_postprocess_cells: int = key(3, "cells per postprocess block", minimum=1)
+    num_cell_per_cond_enc: int = key(1, "encoder cells per latent group", minimum=1)
+    num_cell_per_cond_dec: int = key(1, "decoder cells per latent group", minimum=1)
+    use_se: bool = key(False, "squeeze-and-excitation at the end of every residual cell")
+    res_dist: bool = key(False, "posterior parameters relative to the prior's")
+    num_nf: int = key(0, "normalizing-flow cells per latent group", minimum=0)
+    num_mixture_dec: int = key(
         10, "logistics in the mixture of a colour pixel; 1: a normal distribution", minimum=1
     )
-    latent_stddev: str = _field(
+    latent_stddev: str = key(
         "exp",
         "deviations of latents: exp of what the network says, or softplus with beta ln 2, which grows "
         "linearly (Efficient-VDVAE, Hazami et al., 2022)",
         choices=("exp", "softplus"),
     )
-    likelihood: str = _field(
+    likelihood: str = key(
         AUTO,
         "probabilities of colour pixels: official (3 channels of at most 8 bits; approximates small "
         "ones, and counts level 255 twice) or exact; auto: official where it applies",
         choices=(AUTO, OFFICIAL, EXACT),
     )
-    min_log_scale: float | str = _field(
+    min_log_scale: float | str = key(
         OFFICIAL,
         "smallest log-scale of the logistics of a colour pixel; official: -7 for at most 8 bits; "
         "auto, and official for more bits: as many levels wide as -7 is with 8 bits",
@@ -240,7 +99,7 @@ class ModelConfig(_Section):
         maximum=0,
         words=(OFFICIAL, AUTO),
     )
-    num_x_bits: int | str = _field(
+    num_x_bits: int | str = key(
         AUTO,
         "bits per colour value that the model sees; auto: those of the images",
         minimum=1,
@@ -263,61 +122,61 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which images, where they are, and how they are batched."""
 
-    dataset: str = _field("mnist", "name of the data set")
-    data: str = _field("", "folder that holds the data set; empty: the library's own cache")
-    image_size: str = _field(
+    dataset: str = key("mnist", "name of the data set")
+    data: str = key("", "folder that holds the data set; empty: the library's own cache")
+    image_size: str = key(
         "0",
         "size of the images in pixels, for images and tfrecords: 64, or width x height as 96x64; 0: "
         "the data set's own",
         pattern=(r"0|[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side (64), or width x height (96x64)"),
     )
-    channels: int = _field(
+    channels: int = key(
         0,
         "channels, for images and tfrecords: 1 makes colours grey; 0: those that the files have",
         minimum=0,
         maximum=MAX_CHANNELS,
     )
-    bits: int = _field(
+    bits: int = key(
         0,
         "bits per value, for images and tfrecords; 0: as many as the files need",
         minimum=0,
         maximum=MAX_BITS,
     )
-    value_range: str = _field(
+    value_range: str = key(
         AUTO,
         "values in the files that become black and white, for images: MIN,MAX; full: all that their "
         "type allows; auto: 0 to the smallest 2^bits - 1, 255 at least, that holds the largest value, "
         "for floats 0 to 1 or else from the smallest to the largest",
         pattern=(_RANGE, "auto, full or MIN,MAX (0,4095)"),
     )
-    alpha: str = _field(
+    alpha: str = key(
         DROP,
         "what becomes of transparency, for images: dropped, laid on white or black, or kept as a "
         "channel",
         choices=ALPHA_MODES,
     )
-    flip: bool | str = _field(
+    flip: bool | str = key(
         AUTO,
         "mirror images at random in training; auto: as is usual for the data set, and never for "
         "images of your own",
         words=(AUTO,),
     )
-    strict: bool = _field(
+    strict: bool = key(
         False, "refuse images that are too small or unreadable, instead of skipping them"
     )
-    crop: str = _field(
+    crop: str = key(
         CENTRE,
         "how images of a folder get the shape that is asked for: cut to the centre, or at random "
         "anew on every visit (in evaluation to the centre), or none: squeezed; random also for "
         "tfrecords prepared so",
         choices=CROPS,
     )
-    batch_size: int = _field(200, "images per replica (GPU) and pass", minimum=1)
-    seed: int = _field(
-        1, "seed of weights, noise, order and augmentation", minimum=0, maximum=2**31 - 1
+    batch_size: int = key(200, "images per replica (GPU) and pass", minimum=1)
+    seed: int = key(
+        1, "seed of weights, noise, order and augmentation", minimum=0, maximum=LARGEST_INT
     )
 
     @property
@@ -330,76 +189,76 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Objective, optimiser, schedule and what is recorded of a run."""
 
-    epochs: int = _field(200, "passes over the training set", minimum=1)
-    warmup_epochs: int = _field(
+    epochs: int = key(200, "passes over the training set", minimum=1)
+    warmup_epochs: int = key(
         5,
         "epochs of linear learning-rate warm-up; a recipe's own is shortened if fewer epochs are "
         "asked for",
         minimum=0,
     )
-    optimizer: str = _field(
+    optimizer: str = key(
         "adamax",
         "adamax (as in the official implementation), adam or adamw; with TensorFlow Addons any of its "
         "optimisers, for example lamb, or lookahead around Adamax",
     )
-    learning_rate: float = _field(1e-2, "learning rate after warm-up", above=0)
-    learning_rate_min: float = _field(1e-4, "learning rate at the end of the cosine", minimum=0)
-    weight_decay: float = _field(3e-4, "coefficient of weight decay, on all parameters", minimum=0)
-    weight_decay_norm: float = _field(
+    learning_rate: float = key(1e-2, "learning rate after warm-up", above=0)
+    learning_rate_min: float = key(1e-4, "learning rate at the end of the cosine", minimum=0)
+    weight_decay: float = key(3e-4, "coefficient of weight decay, on all parameters", minimum=0)
+    weight_decay_norm: float = key(
         0.0, "coefficient lambda of the spectral and batch-norm regularisation", minimum=0
     )
-    weight_decay_norm_anneal: bool = _field(
+    weight_decay_norm_anneal: bool = key(
         False, "anneal lambda, log-linearly, from weight_decay_norm_init to weight_decay_norm"
     )
-    weight_decay_norm_init: float = _field(10.0, "lambda at the start of its annealing", above=0)
-    kl_anneal_portion: float = _field(
+    weight_decay_norm_init: float = key(10.0, "lambda at the start of its annealing", above=0)
+    kl_anneal_portion: float = key(
         0.3, "portion of all steps over which the KL coefficient rises to 1", minimum=0, maximum=1
     )
-    kl_const_portion: float = _field(
+    kl_const_portion: float = key(
         1e-4, "portion of all steps before the KL coefficient starts to rise", minimum=0, maximum=1
     )
-    kl_const_coeff: float = _field(
+    kl_const_coeff: float = key(
         1e-4, "KL coefficient before it starts to rise", minimum=0, maximum=1
     )
-    kl_max_coeff: float = _field(
+    kl_max_coeff: float = key(
         1.0,
         "KL coefficient at which it stops to rise; 0.7 for the VAE of LSGM (Vahdat et al., 2021)",
         above=0,
         maximum=1,
     )
-    accumulate_steps: int = _field(
+    accumulate_steps: int = key(
         1, "passes whose gradients make one step: batches larger than memory", minimum=1
     )
-    precision: str = _field(
+    precision: str = key(
         "float32",
         "precision of activations; weights, distributions, losses and statistics are float32 always",
         choices=("float32", "mixed_float16", "mixed_bfloat16"),
     )
-    jit_compile: str = _field(
+    jit_compile: str = key(
         "auto",
         "compile the step with XLA; parts: what stands between convolutions and exchanges; auto: on "
         "one GPU the whole step, elsewhere parts",
         choices=("auto", "on", "parts", "off"),
     )
-    gradient_checkpointing: str = _field(
+    gradient_checkpointing: str = key(
         "none",
         "recompute activations in the backward pass, to save memory: those of batch norms, or of "
         "whole cells",
         choices=REMAT_MODES,
     )
-    deterministic: bool = _field(False, "the same weights to the bit from the same seed; slower")
-    ema_decay: float = _field(
+    deterministic: bool = key(False, "the same weights to the bit from the same seed; slower")
+    ema_decay: float = key(
         0.0,
         "decay of moving averages of the weights, used in evaluation (Polyak and Juditsky, 1992); 0: "
         "none",
         minimum=0,
         below=1,
     )
-    clip_gradient_norm: float = _field(0.0, "largest norm of the gradient; 0: any", minimum=0)
-    skip_gradient_norm: float | str = _field(
+    clip_gradient_norm: float = key(0.0, "largest norm of the gradient; 0: any", minimum=0)
+    skip_gradient_norm: float | str = key(
         0.0,
         "a step is skipped if the norm of its gradient is above this (Child, 2021), in nats per unit "
         "of the weights; 0: no step is; auto: above a running bound, at least ten times the typical "
@@ -407,24 +266,22 @@ class TrainConfig(_Section):
         minimum=0,
         words=(AUTO,),
     )
-    max_bad_steps: int = _field(
+    max_bad_steps: int = key(
         20, "skipped steps in a row (not finite, or too large) that end training", minimum=1
     )
-    save_every: str = _field(
+    save_every: str = key(
         "10m",
         "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs",
         pattern=(r"[1-9]\d*m?", "steps (500) or minutes (10m)"),
     )
-    log_every: int = _field(
+    log_every: int = key(
         100,
         "steps between training scalars in TensorBoard; each epoch has ten at least",
         minimum=1,
     )
-    eval_every: int = _field(1, "epochs between validations (the last epoch always is)", minimum=1)
-    images_every: int = _field(
-        5, "epochs between image grids (the last epoch always is)", minimum=1
-    )
-    keep: int = _field(3, "checkpoints kept; older ones are removed", minimum=1)
+    eval_every: int = key(1, "epochs between validations (the last epoch always is)", minimum=1)
+    images_every: int = key(5, "epochs between image grids (the last epoch always is)", minimum=1)
+    keep: int = key(3, "checkpoints kept; older ones are removed", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -506,8 +363,8 @@ def override(recipe: Config, given: dict[str, Any]) -> Overridden:
     if "warmup_epochs" not in given and warmup >= epochs:
         given["warmup_epochs"] = epochs - 1
         note = (
-            f"warmup_epochs: {epochs - 1} instead of the recipe's {warmup}, to fit into {epochs} "
-            f"epoch{'s' if epochs > 1 else ''}"
+            f"warmup_epochs: {epochs - 1} instead of the recipe's {warmup}, to fit into "
+            f"{counted(epochs, 'epoch')}"
         )
     return Overridden(from_dict(given, recipe), note)
 
@@ -529,7 +386,7 @@ def check_value(name: str, value: Any) -> Any:
         near = difflib.get_close_matches(short_repr(name).strip("'"), KEYS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
         raise ConfigError(f"unknown configuration key {short_repr(name)}; {hint}")
-    return _checked(KEYS[name][1], value)
+    return checked(KEYS[name][1], value)
 
 
 def list_recipes() -> list[str]:
@@ -671,40 +528,6 @@ def model_config(config: ModelConfig | None, keys: dict[str, Any]) -> ModelConfi
     return from_dict(keys, Config(model=config or ModelConfig())).model
 
 
-def image_spec(
-    image: ImageSpec | tuple[int, int, int] | None, binary: bool | None = None
-) -> ImageSpec:
-    """Images as a model takes them.
-
-    Args:
-        image: An `ImageSpec`, or height, width and channels.
-        binary: Whether pixels are 0 or 1; default: what an `ImageSpec` says, or False.
-
-    Raises:
-        ConfigError: It is neither, or a value is not allowed.
-    """
-    if isinstance(image, ImageSpec):
-        if binary not in (None, image.binary):
-            raise ConfigError(
-                f"binary: {short_repr(binary)} is not allowed beside an ImageSpec that says "
-                f"{image.binary}"
-            )
-        return image
-    if isinstance(image, (tuple, list)) and len(image) == 3:
-        return ImageSpec(*image, binary=False if binary is None else binary)
-    raise ConfigError(
-        f"image: {short_repr(image)} is not allowed; expected (height, width, channels) or an ImageSpec"
-    )
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises a `ConfigError` unless a value is one of the choices."""
-    if value not in choices:
-        raise ConfigError(
-            f"{name}: {short_repr(value)} is not allowed; expected one of {', '.join(choices)}"
-        )
-
-
 class _PlainLoader(yaml.SafeLoader):
     """PyYAML's safe loader, without the features that would surprise in a recipe.
 
@@ -728,86 +551,6 @@ class _PlainLoader(yaml.SafeLoader):
 _PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
 )
-
-
-def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """Converts a value to the field's type, or raises a ConfigError that says what is allowed."""
-
-    def refuse(allowed: str):
-        raise ConfigError(
-            f"{field.name}: {short_repr(value)} is not allowed; expected {allowed}"
-        ) from None
-
-    converted = value
-    number, words = number_type(field), field.metadata["words"]
-    alternative = f"{', '.join(words)} or " if words else ""
-    if isinstance(value, str) and value in words:
-        return value
-    if value_type(field) is bool:
-        converted = BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
-        if not isinstance(converted, bool):
-            refuse(alternative + "true or false")
-    elif number:
-        kind = alternative + ("a whole number" if number is int else "a number")
-        try:
-            if isinstance(value, bool) or (number is int and isinstance(value, float)):
-                raise ValueError
-            # Python would read 8_0 as 80, and accept the digits of every script.
-            if isinstance(value, str) and not _NUMBER.fullmatch(value):
-                raise ValueError
-            converted = number(value)
-        except (ValueError, TypeError, OverflowError):
-            refuse(kind + allowed_range(field))
-        if not _in_range(field, converted):
-            refuse(kind + allowed_range(field))
-        largest = LARGEST_INT if number is int else LARGEST_FLOAT
-        if not -largest <= converted <= largest:  # NaN is refused, too
-            refuse(f"{kind} of at most {largest}")
-    else:
-        pattern, meaning = field.metadata["pattern"] or (".*", "text")
-        if field.metadata["pattern"] and isinstance(value, int) and not isinstance(value, bool):
-            converted = str(value)
-        if field.metadata["choices"]:
-            meaning = f"one of {', '.join(field.metadata['choices'])}"
-        if not isinstance(converted, str) or not re.fullmatch(pattern, converted, re.ASCII | re.S):
-            refuse(meaning)
-    if field.metadata["choices"]:
-        check_choice(field.name, converted, field.metadata["choices"])
-    return converted
-
-
-def value_type(field: dataclasses.Field) -> type:
-    """The type of a key's values, apart from words that it takes as well."""
-    return (get_args(field.type) or (field.type,))[0]
-
-
-def number_type(field: dataclasses.Field) -> type[int] | type[float] | None:
-    """The type of a key's numbers; None if its values are not numbers."""
-    return value_type(field) if value_type(field) in (int, float) else None
-
-
-def _in_range(field: dataclasses.Field, value: float) -> bool:
-    limits = field.metadata
-    return not (
-        (limits["minimum"] is not None and value < limits["minimum"])
-        or (limits["above"] is not None and value <= limits["above"])
-        or (limits["maximum"] is not None and value > limits["maximum"])
-        or (limits["below"] is not None and value >= limits["below"])
-        or (limits["even"] and value % 2)
-    )
-
-
-def allowed_range(field: dataclasses.Field) -> str:
-    """The limits of a key's values as text to append: ``", at least 1, even"``, or an empty text."""
-    limits = field.metadata
-    texts = [
-        limits["minimum"] is not None and f"at least {limits['minimum']}",
-        limits["above"] is not None and f"above {limits['above']}",
-        limits["maximum"] is not None and f"at most {limits['maximum']}",
-        limits["below"] is not None and f"below {limits['below']}",
-        limits["even"] and "even",
-    ]
-    return "".join(f", {text}" for text in texts if text)
 
 
 def _check_combinations(config: Config) -> None:

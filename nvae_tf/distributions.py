@@ -14,7 +14,8 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
 from nvae_tf import stateless_random
-from nvae_tf.config import OFFICIAL, OFFICIAL_BITS
+from nvae_tf.config import OFFICIAL
+from nvae_tf.image_spec import OFFICIAL_BITS
 
 CLAMP = 5.0
 MINIMUM_SCALE = 1e-2  # added to the scale of a normal distribution

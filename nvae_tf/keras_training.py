@@ -119,7 +119,7 @@ class KerasTraining(tf_keras.Model):
 
         Raises:
             UserError: An argument is wrong.
-            TrainingDivergedError: Too many steps in a row were not finite.
+            TrainingDivergedError: Too many steps in a row were skipped.
         """
         fitting = self._require_fitting()
         fitting.read_step()

@@ -20,15 +20,13 @@ from nvae_tf.config import (
     AUTO,
     EXACT,
     OFFICIAL,
-    ImageSpec,
     ModelConfig,
-    check_choice,
     check_image,
     has_official_likelihood,
-    image_spec,
     load,
     model_config,
 )
+from nvae_tf.config_keys import check_choice
 from nvae_tf.data.catalog import get_dataset_info
 from nvae_tf.distributions import (
     DiscretizedLogisticMixture,
@@ -48,6 +46,7 @@ from nvae_tf.engine.weights import (
     walk,
     weights_below,
 )
+from nvae_tf.image_spec import ImageSpec, image_spec
 from nvae_tf.keras_training import KerasTraining
 from nvae_tf.layers.base import Uniform, create_chain
 from nvae_tf.layers.batch_norm import BatchNormAct, update_running_averages

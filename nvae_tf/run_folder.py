@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from nvae_tf import config as configuration
-from nvae_tf.config import Config, ImageSpec
+from nvae_tf.config import Config
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import make_folder, read_json, write_text
 

@@ -8,12 +8,23 @@ SMALLEST = 2.0**-126  # the smallest normal number above 0 in float32
 
 
 def normal(shapes, indices, seed):
-    """Draws standard-normal noise; arguments and result as for `_draw`."""
+    """Draws standard-normal noise for each image of a batch.
+
+    An image's noise depends only on the seed and on its index.
+
+    Args:
+        shapes: Shapes of the tensors that one image needs.
+        indices: Number of images, for the indices from 0 on, or the index of each, integers (batch,).
+        seed: Two integers.
+
+    Returns:
+        Tensors (batch, *shape), float32, one per shape.
+    """
     return _draw(tf.random.stateless_normal, shapes, indices, seed)
 
 
 def uniform(shapes, indices, seed):
-    """Draws uniform noise in the open interval (0, 1); arguments and result as for `_draw`."""
+    """Draws uniform noise in the open interval (0, 1); arguments and result as for `normal`."""
 
     def draw(shape, seed):
         return tf.random.stateless_uniform(shape, seed, minval=SMALLEST)
@@ -22,18 +33,7 @@ def uniform(shapes, indices, seed):
 
 
 def _draw(draw, shapes, indices, seed):
-    """Draws noise for each image of a batch.
-
-    Args:
-        draw: Function from a shape and a seed to noise.
-        shapes: Shapes of the tensors that one image needs.
-        indices: Number of images, for the indices from 0 on, or the index of each, integers (batch,).
-            An image's noise depends only on the seed and on its index.
-        seed: Two integers.
-
-    Returns:
-        Tensors (batch, *shape), float32, one per shape.
-    """
+    """As `normal`; `draw` is a function from a shape and a seed to noise."""
     indices = tf.convert_to_tensor(indices)
     indices = tf.cast(tf.range(indices) if indices.shape.rank == 0 else indices, tf.int64)
     sizes = [math.prod(shape) for shape in shapes]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import KEYS, LARGEST_INT, Config, ModelConfig, from_dict
+from nvae_tf.config import KEYS, Config, ModelConfig, from_dict
+from nvae_tf.config_keys import LARGEST_INT
 from nvae_tf.engine.weights import Weight, assign_all
 from nvae_tf.io import torch_file
 from nvae_tf.io.errors import UserError

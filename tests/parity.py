@@ -19,8 +19,9 @@ import numpy as np
 
 from nvae_tf import torch_import
 from nvae_tf.cli.flags import Parser, add_key_flags, overrides
-from nvae_tf.config import ImageSpec, TrainConfig
+from nvae_tf.config import TrainConfig
 from nvae_tf.engine.weights import rows_of, weights_below
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 
 # After Python's own modules but before TensorFlow: nvae_tf chooses the Keras that TensorFlow shows.

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.model import NVAE
 

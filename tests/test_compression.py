@@ -494,6 +494,21 @@ def test_nothing_that_is_there_is_lost(packed, tmp_path, photographs):
     assert "another file" in refusal(files.compress, model, pictures, tmp_path / "mine.txt")
 
 
+class Unread(ArrayPictures):
+    """Images of which none is ever looked at."""
+
+    def levels(self, index):
+        """Fails."""
+        raise AssertionError(f"image {index} was read")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_coding(packed, tmp_path, photographs):
+    (tmp_path / "file").write_text("in the way")
+    pictures = Unread(photographs[:1].astype(np.int64))
+    error = refusal(files.compress, packed[0], pictures, tmp_path / "file" / "images.nvae")
+    assert "cannot be written" in error
+
+
 def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
 

@@ -6,7 +6,8 @@ import pytest
 
 from nvae_tf import config
 from nvae_tf.cli.train import main
-from nvae_tf.config import ImageSpec, ModelConfig, check_image
+from nvae_tf.config import ModelConfig, check_image
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError
 
 pytestmark = pytest.mark.core

@@ -7,10 +7,11 @@ import struct
 import numpy as np
 import pytest
 
-from nvae_tf.config import DataConfig, ImageSpec
+from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import ArraySource
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 
 COLOUR = DatasetInfo("photographs", ImageSpec(32, 32, 3), read=None, flip=False)

@@ -11,6 +11,8 @@ PACKAGE = ROOT / "nvae_tf"
 FLOORS = [
     {"version", "architectures"},
     {"io"},
+    {"config_keys"},
+    {"image_spec"},
     {"config"},
     {"run_folder", "engine", "stateless_random", "data"},
     {"distributions", "checkpoint_files", "checks"},

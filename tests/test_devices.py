@@ -38,14 +38,15 @@ def fid_files(tmp_path_factory):
         read_digits()[1].images.numpy()[:, 2:-2, 2:-2, 0].reshape(-1, 28 * 28)[:, ::30][:, :27]
     )
     accumulator.statistics().save(folder / "stats.npz")
-    return ["--inception", str(folder / "graph.pb"), "--fid_stats", str(folder / "stats.npz")]
+    return f" --inception {folder / 'graph.pb'} --fid_stats {folder / 'stats.npz'}"
 
 
 @pytest.mark.slow
 def test_two_devices_find_what_one_finds(run, fid_files, tmp_path):
     def commands(output, *more):
-        common = ["--checkpoint", str(run), "--output", str(output), *fid_files, *more]
-        return [[*common, "--eval_mode", mode, *text.split()] for mode, text in COMMANDS.items()]
+        common = ["--checkpoint", str(run), "--output", str(output), *more]
+        modes = {**COMMANDS, "evaluate_fid": COMMANDS["evaluate_fid"] + fid_files}
+        return [[*common, "--eval_mode", mode, *text.split()] for mode, text in modes.items()]
 
     for arguments in commands(tmp_path / "one"):
         assert main(arguments) == 0

@@ -13,7 +13,7 @@ from nvae_tf import config as configuration
 from nvae_tf.diagnosis import memory_needs
 from nvae_tf.diagnosis.cuda_libraries import check_libraries
 from nvae_tf.diagnosis.findings import OK, PROBLEM, WARNING
-from nvae_tf.diagnosis.system import check_gpus, check_limits
+from nvae_tf.diagnosis.system import check_gpus, check_limits, gpu_memory, half_precision
 from nvae_tf.diagnosis.versions import check_versions
 from nvae_tf.diagnosis.workers import check_workers
 from nvae_tf.engine.xla_flags import make_deterministic
@@ -56,16 +56,23 @@ def test_everything_at_once_is_told_line_by_line(tmp_path, ports):
     *lines, total = done.stdout.splitlines()
     assert all(re.match(r"(ok|warning|problem) +\S", line) for line in lines)
     problems = [line for line in lines if line.startswith("problem")]
-    assert total == f"{len(problems)} problems, 1 warnings"
+    assert total.startswith(f"problem  {len(problems)} problems, 1 warning;")
     for text in ("CUDA_VISIBLE_DEVICES is '0'", str(tmp_path), "XLA does not work", "cannot listen",
                  "takes about"):  # fmt: skip
         assert any(text in line for line in problems), text
     assert any("worker 0 (127.0.0.1:1): the machine answers" in line for line in lines)
 
 
-def test_wrong_flags_are_one_line():
-    done = doctor("--config", "no_such_recipe")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "no_such_recipe"], "no_such_recipe"),
+        (["--batch_size", "8"], "--batch_size: changes a recipe; name that with --config"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message):
+    done = doctor(*flags)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
 
 
 def test_workers(ports):
@@ -107,6 +114,22 @@ def test_gpus(monkeypatch):
     assert levels(found) == [WARNING, WARNING, OK, OK]
 
 
+def test_hidden_gpus_have_no_memory(tmp_path, monkeypatch):
+    """With a stand-in for NVIDIA's tool, which lists two GPUs, or those that `--id` names."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in *--id=1*) ;; *) echo 1024, 2048;; esac\necho 3072, 4096\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_memory() == [(1.0, 2.0), (3.0, 4.0)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpu_memory() == [(3.0, 4.0)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_memory() == []
+
+
 def test_versions_and_limits_of_this_machine():
     assert levels(check_versions()) == [OK]
     assert OK in levels(check_limits())
@@ -116,12 +139,23 @@ def test_flags_that_make_a_recipe_fit():
     config = configuration.load("cifar10")
     counts = memory_needs.Counts(parameters=10**8, map_values=10**8)
     needed = memory_needs.estimate(counts, config)
-    smaller = [memory_needs.estimate(counts, c) for _, c in memory_needs.cheaper(config)]
+    changes = list(memory_needs.cheaper(config, "mixed_bfloat16"))
+    smaller = [memory_needs.estimate(counts, c) for _, c in changes]
     assert smaller[0] == needed and min(smaller) < needed / 2
-    for flags, changed in memory_needs.cheaper(config):
+    for flags, changed in changes:
         images = changed.data.batch_size * changed.train.accumulate_steps
         assert 0.5 * config.data.batch_size <= images <= config.data.batch_size
         assert ("--batch_size" in flags) == (changed.data.batch_size != config.data.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [([6, 1], "float32"), ([7, 5], "mixed_float16"), ([8, 0], "mixed_bfloat16")],
+)
+def test_no_gpu_is_advised_a_precision_that_it_lacks(capability, precision):
+    config = configuration.load("cifar10")
+    changes = memory_needs.cheaper(config, half_precision(capability))
+    assert {changed.train.precision for _, changed in changes} == {"float32", precision}
 
 
 def test_the_probe_outlives_a_child_that_dies_or_hangs(monkeypatch):

@@ -172,6 +172,18 @@ def test_a_checkpoint_is_found_from_wherever_it_is_named(run, tmp_path, monkeypa
         (["--checkpoint", "/", "--temp", "-1"], "--temp"),
         (["--checkpoint", "/", "--num_iw_samples", "0"], "--num_iw_samples"),
         (["--eval_mode", "sample"], "--checkpoint"),
+        (
+            ["--checkpoint", "/", "--indices", "3"],
+            "--indices: not for --eval_mode evaluate; it is for reconstruct, interpolate and traverse",
+        ),
+        (
+            ["--checkpoint", "/", "--eval_mode", "reconstruct", "--readjust_bn"],
+            "--readjust_bn: not for --eval_mode reconstruct; it is for sample and evaluate_fid",
+        ),
+        (
+            ["--checkpoint", "/", "--eval_mode", "card", "--temp", "1.0"],
+            "--temp: not for --eval_mode card",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

@@ -161,7 +161,8 @@ def test_versions_count_up_and_nothing_half_written_stays(exported, run, tmp_pat
 
 
 def test_colours_are_exported_too(photographs, tmp_path):
-    from nvae_tf.config import ImageSpec, ModelConfig
+    from nvae_tf.config import ModelConfig
+    from nvae_tf.image_spec import ImageSpec
 
     config = ModelConfig(
         num_latent_scales=1, num_groups_per_scale=2, num_latent_per_group=2, num_channels_enc=4,

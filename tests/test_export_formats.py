@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
 from nvae_tf.evaluation import loading
 from nvae_tf.evaluation.export import export
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import sys
 import numpy as np
 import pytest
 
+from nvae_tf import config
 from nvae_tf.cli import prepare
+from nvae_tf.data import catalog
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import (
     atomic_write,
@@ -21,6 +24,11 @@ from nvae_tf.io.files import (
     write_png,
 )
 from nvae_tf.io.lock import exclusive_lock
+from nvae_tf.model import NVAE
+from nvae_tf.run_folder import RunFolder
+from nvae_tf.training.checkpoints import Checkpoints
+from nvae_tf.training.optimizers import Adamax
+from nvae_tf.training.trainer import Trainer
 
 # Replaces a folder and kills itself just before the system call of that number.
 KILLED = """
@@ -108,6 +116,31 @@ def test_where_folders_cannot_be_exchanged_nothing_is_lost_and_the_next_start_me
         assert content(folder) in (OLD, NEW)
     assert gaps == 1
     assert content(folder) == NEW
+
+
+def test_a_checkpoint_that_a_killed_process_moved_aside_is_continued_from(recipe, tmp_path):
+    loaded = config.load(str(recipe))
+    model = NVAE(loaded.model, catalog.get_dataset_info(loaded.data).image)
+    trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    checkpoints = Checkpoints(folder, trainer, keep=2)
+    trainer.optimizer.iterations.assign(7)
+    path = checkpoints.save()
+    aside = path.with_name(".step-7.4567cdef.old.part")
+
+    def leave_both_aside():
+        shutil.copytree(path, path.with_name(".step-7.0123abcd.part"))
+        path.rename(aside)
+
+    leave_both_aside()
+    trainer.optimizer.iterations.assign(0)
+    assert checkpoints.restore() == 7 and not aside.exists()
+    shutil.rmtree(path.with_name(".step-7.0123abcd.part"))
+    leave_both_aside()
+    trainer.optimizer.iterations.assign(8)
+    checkpoints.save()
+    assert {each.name for each in folder.checkpoints.iterdir()} == {"step-7", "step-8"}
 
 
 def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(folder):

@@ -15,12 +15,13 @@ from PIL import Image
 
 from nvae_tf.cli.gallery import main
 from nvae_tf.cli.train import main as train
+from nvae_tf.evaluation import card
 from nvae_tf.evaluation.gallery.amounts import SMALL, TEMPERATURES
 from nvae_tf.evaluation.gallery.charts import chart, labels, readable, short, ticks, vertical_range
-from nvae_tf.evaluation.gallery.scores import evaluated, fid
-from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.evaluation.loading import LoadedModel, load
 from nvae_tf.evaluation.logs import read_logs
 from nvae_tf.evaluation.neighbours import nearest
+from nvae_tf.evaluation.scores import evaluated, fid
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -133,6 +134,20 @@ def test_results_of_this_step_alone_are_quoted(tmp_path):
     for other in (report(41), report(42, "train"), [], {"step": 42}, {**report(42), "nelbo": "x"}):
         (tmp_path / "evaluate.json").write_text(json.dumps(other))
         assert evaluated(loaded) == []
+
+
+def test_the_card_quotes_results_of_this_step_alone(run, tmp_path):
+    loaded = load(str(run))._replace(folder=tmp_path)
+    both = {**report(loaded.step), "likelihood": "official", "exact": report(loaded.step)}
+    (tmp_path / "evaluate.json").write_text(json.dumps(both))
+    text = card.text(loaded)
+    for name in ("NELBO", "NELBO, exact"):
+        assert f"| {name} | 99.50 ± 0.50 nats, 2.0000 ± 0.5000 bits per dim (1,234 test" in text
+    for other in (report(loaded.step + 1), {"nelbo": 1.0, "step": loaded.step}):  # other versions
+        (tmp_path / "evaluate.json").write_text(json.dumps(other))
+        (tmp_path / "fid.json").write_text(json.dumps({"fid": 1.0, "step": loaded.step}))
+        text = card.text(loaded)
+        assert "NELBO" not in text and "FID" not in text
 
 
 def test_the_first_points_do_not_flatten_a_curve():

@@ -11,9 +11,10 @@ import tensorflow_probability as tfp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
 from nvae_tf.distributions import DiscretizedLogisticMixture, bernoulli_image, clamped_normal
 from nvae_tf.evaluation import likelihood
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.model import NVAE
 
 pytestmark = pytest.mark.core

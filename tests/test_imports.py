@@ -22,7 +22,8 @@ SCRIPT = """
 import os
 before = os.environ.get("TF_USE_LEGACY_KERAS")
 {first}
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.model import NVAE
 import tensorflow as tf, tensorflow_probability as tfp, tf_keras
 

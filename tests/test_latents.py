@@ -11,8 +11,9 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.cli.evaluate import main
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
 from nvae_tf.evaluation import latents, likelihood
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.layers.latent_group import FromPrior
 from nvae_tf.model import NVAE
 

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.architectures import ARCHITECTURES
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, Given
 from nvae_tf.model import NVAE
 

@@ -15,9 +15,10 @@ from test_torch_file import FILES, Rebuilt, Storage, torch_names, write_zip  # n
 
 from nvae_tf import torch_import
 from nvae_tf.architectures import ARCHITECTURES
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
 from nvae_tf.engine.weights import weights_below
 from nvae_tf.evaluation import loading
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.model import NVAE
 

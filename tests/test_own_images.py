@@ -16,9 +16,10 @@ from PIL import Image
 
 from nvae_tf import config as configuration
 from nvae_tf.cli import inspect, train
-from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig, ImageSpec
+from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig
 from nvae_tf.data import catalog, image_files, images, levels, pipeline
 from nvae_tf.data.stored import Item, Stored
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -299,6 +300,15 @@ def test_a_stack_of_many_pages_is_read_page_by_page(tmp_path, grey):
         np.testing.assert_array_equal(reader.read(items[place]).values[..., 0], pages[place])
 
 
+def test_no_more_than_64_stacks_are_open_at_a_time(tmp_path, grey):
+    reader, before = image_files.ImageReader(), len(os.listdir("/proc/self/fd"))
+    for i in range(70):
+        pages = np.stack([grey[i : i + 8, :8]] * 2)
+        tifffile.imwrite(tmp_path / f"{i}.tif", pages, photometric="minisblack")
+        reader.read(reader.items(tmp_path / f"{i}.tif")[1])
+    assert len(os.listdir("/proc/self/fd")) - before == image_files.MOST_OPEN
+
+
 def test_an_array_of_twelve_channels_is_one_image(tmp_path, grey):
     cube = np.stack([grey[i : i + 40, :40] for i in range(12)], -1)
     np.save(tmp_path / "cube.npy", cube)
@@ -333,6 +343,24 @@ def test_a_given_range_clips_and_counts(tmp_path, grey):
     )
     with pytest.raises(ConfigError, match="value_range: 5,3 is not allowed"):
         settled(tmp_path, value_range="5,3")
+
+
+def test_a_settled_folder_is_opened_with_its_warnings_alone(tmp_path, grey, capsys):
+    for i, crop in enumerate(crops(grey)):
+        values = crop.astype(np.float32)
+        values[3, 4] = np.nan
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", values)
+    for value_range, warned in (
+        ("1000,1500", ["clipped: ", "not numbers: "]),
+        ("0,1e6", ["not numbers: ", "dark: "]),
+        ("-1000000,1000000", ["not numbers: ", "flat: "]),
+    ):
+        found = settled(tmp_path, image_size="40", value_range=value_range)
+        capsys.readouterr()
+        catalog.get_dataset_info(found.config).open(str(tmp_path))
+        lines = capsys.readouterr().out.splitlines()
+        assert all(line.startswith(kind) for line, kind in zip(lines, warned, strict=True))
+        assert set(lines) <= set(found.lines)
 
 
 def test_masks_of_few_values_get_a_notice(tmp_path, grey):

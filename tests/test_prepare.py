@@ -15,9 +15,10 @@ from PIL import Image
 
 from nvae_tf.cli import prepare as prepare_command
 from nvae_tf.cli import train
-from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig, ImageSpec
+from nvae_tf.config import CENTRE, NONE, RANDOM, DataConfig
 from nvae_tf.data import catalog, images, pipeline, prepare, tfrecords
 from nvae_tf.data.source import reading
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.lock import exclusive_lock
 
@@ -256,7 +257,11 @@ def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
         (["images", "--size", "1x2x3"], "--size: 1x2x3 is not allowed; expected a side"),
         (["celeba", "--size", "33"], "--size: 33 is not allowed for celeba; expected a power"),
         (["ffhq", "--size", "96x64"], "--size: 96x64 is not allowed for ffhq"),
-        (["celeba", "--bits", "5"], "--bits is for images alone, not for celeba"),
+        (["celeba", "--bits", "5"], "--bits: not for celeba; it is for images "),
+        (["celeba", "--crop", "none"], "--crop: not for celeba; it is for images and ffhq "),
+        (["lsun", "--seed", "1"], "--seed: not for lsun; it is for images and ffhq "),
+        (["tar", "--size", "64"], "--size: not for tar"),
+        (["lsun"], "--size is needed for lsun"),
         (["images", "--size", "32", "--validation", "0"], "leave a split empty"),
         (["celeba"], "no list_eval_partition.txt"),
         (["lsun", "--size", "32"], "expected one folder .*_train_lmdb"),
@@ -264,7 +269,10 @@ def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
     ],
 )
 def test_mistakes_are_one_line(arguments, message, folder, tmp_path, capsys):
-    status = run(*arguments, "--input", folder, "--output", tmp_path / "out")
+    try:
+        status = run(*arguments, "--input", folder, "--output", tmp_path / "out")
+    except SystemExit as error:  # a mistake in a flag
+        status = error.code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert status == 2 and len(lines) == 1
     assert re.search(message, lines[0])
@@ -429,3 +437,12 @@ def test_training_on_a_plain_folder(folder, tmp_path, capsys):
     last = capsys.readouterr().out.splitlines()
     assert "skipped: 1 of 21 images (1 unreadable)" in last
     assert any("broken.png: not a readable image" in line for line in last)
+
+
+def test_an_lsun_database_without_images_is_one_line(tmp_path, capsys):
+    lmdb = pytest.importorskip("lmdb")
+    (tmp_path / "in").mkdir()
+    for part in ("train", "val"):
+        lmdb.open(str(tmp_path / "in" / f"church_outdoor_{part}_lmdb"), map_size=1 << 20).close()
+    assert run("lsun", "--input", tmp_path / "in", "--output", tmp_path / "out", "--size", 64) == 2
+    assert "church_outdoor_train_lmdb: holds no images" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import weakref
 import numpy as np
 import pytest
 
-from nvae_tf.config import ImageSpec, ModelConfig
+from nvae_tf.config import ModelConfig
 from nvae_tf.evaluation import sampling
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.model import NVAE
 
 pytestmark = pytest.mark.core

@@ -6,8 +6,8 @@ import tensorflow as tf
 import tifffile
 from PIL import Image
 
-from nvae_tf.config import ImageSpec
 from nvae_tf.evaluation import stored_images
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.image_grid import to_bytes, to_rgb
 from nvae_tf.io.labelled_grid import Band, labelled_grid
 

@@ -108,7 +108,9 @@ def test_nan_ends_training_with_the_last_checkpoint_intact(run, recipe, tmp_path
     error = capsys.readouterr().err
     assert "3 steps in a row" in error and error.count("\n") == 1
     assert "first not finite: the KL of groups 0, 1" in error
-    assert "learning_rate" in error and "the newest checkpoint is " in error and "step-42 (" in error
+    assert (
+        "learning_rate" in error and "the newest checkpoint is " in error and "step-42 (" in error
+    )
     after = weights(tmp_path / "tiny")
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)

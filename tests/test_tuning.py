@@ -2,9 +2,12 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,9 @@ import tensorflow as tf
 
 from nvae_tf import config
 from nvae_tf.cli.tune import main
-from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.tuning.space import Dimension, load_space
+from nvae_tf.tuning.trial import run_trial
 
 COMMAND = Path(__file__).parent.parent / "tune_keras.py"
 # A trial must end within seconds.
@@ -49,6 +53,7 @@ def test_a_space_is_read(tmp_path):
         ("num_nf: {int: [0, 2], log: true, step: 1}", "step 1 is not allowed"),
         ("num_nf: {int: [0, 2], step: 1_0}", "step 1_0 is not allowed"),
         ("num_nf: {int: [0, 2], log: maybe}", "log: 'maybe' is not true or false"),
+        ("num_x_bits: {int: [auto, 8]}", "its ends are not numbers"),
         ("use_se: {choice: [true, true]}", "a value is given twice"),
         ("use_se: {choice: [maybe]}", "expected true or false"),
         ("use_se: {choice: []}", "not a list of values"),
@@ -84,6 +89,7 @@ def searched(recipe, tmp_path_factory):
         "learning_rate: {choice: [1e-2, 1e30]}\n"
         "warmup_epochs: {choice: [0, 5]}\n"
         "use_se: {choice: [true]}\n"
+        "flip: {choice: [true]}\n"
     )
     flags = ["--algorithm", "random", "--max_trials", "4"]
     assert tune(folder, recipe, space, *flags) == 0
@@ -97,6 +103,23 @@ def test_failed_trials_do_not_end_a_search(searched):
     assert rows["1e+30", "0"]["status"] == "failed"
     assert "2 steps in a row" in rows["1e+30", "0"]["message"]
     assert "warmup_epochs: 5 is not allowed" in rows["0.01", "5"]["message"]
+
+
+def test_a_trial_that_fails_is_one_line(recipe, tmp_path):
+    settings = config.load(str(recipe))
+    with pytest.raises(UserError, match="^FileNotFoundError: No such file"):
+        run_trial(settings, tmp_path / "failed", {}, parent=tmp_path / "removed")
+
+    def kill():
+        while not multiprocessing.active_children():
+            time.sleep(0.05)
+        multiprocessing.active_children()[0].kill()
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        with pytest.raises(UserError, match="^its process was killed by SIGKILL, possibly out of"):
+            run_trial(settings, tmp_path / "killed", {})
+        killed.result()
 
 
 @pytest.mark.slow
@@ -118,6 +141,7 @@ def test_the_best_trial_becomes_a_recipe(searched):
     (done,) = [row for row in table(searched) if row["status"] == "completed"]
     assert best == config.load(str(searched / "search" / f"trial_{done['trial']}" / "config.yaml"))
     assert best.train.learning_rate == 1e-2 and best.train.epochs == 1 and best.model.use_se is True
+    assert best.data.flip is True
 
 
 def test_trials_are_in_tensorboards_hparams_tab(searched):
@@ -143,7 +167,11 @@ def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
 
 @pytest.mark.parametrize("algorithm", ["hyperband", "bayesian", "random"])
 def test_no_trial_starts_after_the_time_is_over(algorithm, recipe, tmp_path, capsys):
-    space = "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
+    space = (
+        "learning_rate: {float: [1e-3, 3e-2], log: true}\n"
+        "flip: {choice: [auto, true]}\n"
+        "skip_gradient_norm: {choice: [auto, 100]}\n"
+    )
     flags = ["--algorithm", algorithm, "--max_minutes", "1e-9"]
     assert tune(tmp_path, recipe, space, *flags) == 2
     assert "no trial was completed" in capsys.readouterr().err

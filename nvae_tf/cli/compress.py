@@ -1,6 +1,7 @@
 """The command ``nvae-compress``."""
 
 import sys
+from dataclasses import replace
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
@@ -50,7 +51,7 @@ def _compress(arguments) -> None:
 def _pictures(arguments, loaded):
     """The images that the flags name."""
     from nvae_tf.compression.pictures import FolderPictures, dataset_pictures
-    from nvae_tf.config import DataConfig
+    from nvae_tf.config import DataConfig, data_override
     from nvae_tf.data import catalog
 
     model, trained_on = loaded.model, loaded.config.data
@@ -60,8 +61,7 @@ def _pictures(arguments, loaded):
         return FolderPictures(folder, model.image, max_level, arguments.limit)
     own = arguments.input == trained_on.dataset
     data = trained_on if own else DataConfig(dataset=arguments.input)
-    if arguments.data:
-        data = DataConfig(**{**vars(data), "data": arguments.data})
+    data = replace(data, **data_override(arguments.data))
     try:
         dataset = catalog.get_dataset_info(data)
     except UserError as error:

@@ -3,9 +3,9 @@
 import sys
 
 from nvae_tf.cli.errors import SOFTWARE_ERROR, run_command
-from nvae_tf.cli.flags import Parser, add_config_flags, configured, program
+from nvae_tf.cli.flags import Parser, add_config_flags, configured, overrides, program
 from nvae_tf.diagnosis.findings import LEVELS, OK, PROBLEM, WARNING, Finding
-from nvae_tf.io.errors import one_line
+from nvae_tf.io.errors import UserError, counted, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def command():
         config = configured(arguments).config if arguments.config else None
+        if config is None and (given := overrides(arguments)):
+            raise UserError(f"--{next(iter(given))}: changes a recipe; name that with --config")
         from nvae_tf.diagnosis.checks import diagnose
 
         counts = dict.fromkeys(LEVELS, 0)
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             counts[finding.level] += 1
             print(one_line(str(finding)), flush=True)
         level = PROBLEM if counts[PROBLEM] else WARNING if counts[WARNING] else OK
-        text = f"{counts[PROBLEM]} problems, {counts[WARNING]} warnings"
+        text = ", ".join(counted(counts[level], level) for level in (PROBLEM, WARNING))
         print(Finding(level, text, "do what the lines above say" if level != OK else ""))
         return SOFTWARE_ERROR if counts[PROBLEM] else 0
 

@@ -1,25 +1,58 @@
 """The command ``evaluate_keras.py``."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from nvae_tf.cli import measure, ood, show, tile
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, positive, program
-from nvae_tf.cli.measure import FID_SAMPLES, GRID_IMAGES, READJUSTING_BATCH, READJUSTING_BATCHES
+from nvae_tf.cli.flags import Parser, at_least, parse_for_choice, positive, program
+from nvae_tf.cli.measure import FID_SAMPLES, GRID_IMAGES
+from nvae_tf.cli.model import READJUSTING_BATCH, READJUSTING_BATCHES
 from nvae_tf.evaluation.locate import locate
 
+
+class Mode(NamedTuple):
+    """What ``--eval_mode`` names.
+
+    Attributes:
+        run: The function that does it.
+        flags: The flags that it uses, apart from those that all modes use.
+    """
+
+    run: Callable
+    flags: tuple[str, ...] = ()
+
+
+IMAGES = ("eval_on_train", "images", "indices")
+DRAWN = ("num_iw_samples", "iw_chunk")
+READJUSTED = ("readjust_bn", "readjust_batches")
 MODES = {
-    "evaluate": measure.evaluate,
-    "sample": measure.sample,
-    "fid_stats": measure.fid_stats,
-    "evaluate_fid": measure.evaluate_fid,
-    "reconstruct": show.reconstruct,
-    "interpolate": show.interpolate,
-    "traverse": show.traverse,
-    "encode": show.encode,
-    "export": show.export,
-    "card": show.card,
-    "tiles": tile.tiles,
-    "ood": ood.ood,
+    "evaluate": Mode(measure.evaluate, ("eval_on_train", *DRAWN, "likelihood")),
+    "sample": Mode(measure.sample, ("temp", *READJUSTED, "num_samples", "format")),
+    "fid_stats": Mode(measure.fid_stats, ("inception",)),
+    "evaluate_fid": Mode(
+        measure.evaluate_fid, ("temp", *READJUSTED, "num_samples", "inception", "fid_stats")
+    ),
+    "reconstruct": Mode(show.reconstruct, IMAGES),
+    "interpolate": Mode(show.interpolate, (*IMAGES, "temp", "num_samples", "steps", "animation")),
+    "traverse": Mode(show.traverse, (*IMAGES, "temp", "steps", "groups")),
+    "encode": Mode(show.encode, ("eval_on_train", "images", "groups")),
+    "export": Mode(show.export, ("readjust_temps", "readjust_batches")),
+    "card": Mode(show.card),
+    "tiles": Mode(tile.tiles, ("images", "stride")),
+    "ood": Mode(
+        ood.ood,
+        (
+            "eval_on_train",
+            "images",
+            *DRAWN,
+            "against",
+            "against_data",
+            "max_images",
+            "fit_images",
+        ),
+    ),
 }
 DRAWS = {"ood": 10}  # of z for each image, where they are not USUAL_DRAWS
 USUAL_DRAWS = 100
@@ -34,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
-    arguments = _parser().parse_args(argv)
+    flags = {name: mode.flags for name, mode in MODES.items()}
+    arguments = parse_for_choice(_parser(), argv, "--eval_mode", flags)
     if arguments.num_iw_samples is None:
         arguments.num_iw_samples = DRAWS.get(arguments.eval_mode, USUAL_DRAWS)
     if argv is None:  # this process is the command
@@ -46,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         from nvae_tf.engine.devices import local_strategy
 
         with local_strategy(arguments.world_size).scope():
-            MODES[arguments.eval_mode](arguments)
+            MODES[arguments.eval_mode].run(arguments)
 
     return run_command(run, if_interrupted="no half-written file is left")
 
@@ -87,152 +121,174 @@ def _parser() -> Parser:
         help="GPUs of this machine that share each batch, with the same results as one alone "
         "(default: all)",
     )
-    images = parser.add_argument_group("which images (modes that look at images)")
-    images.add_argument(
+    parser.add_argument(
         "--data", metavar="DIR", help="where the data set is (default: where training had it)"
     )
-    images.add_argument(
-        "--eval_on_train",
+
+    def add(group, name: str, help: str, **options) -> None:
+        """Adds a flag that some modes use."""
+        modes = ", ".join(mode for mode, (_, flags) in MODES.items() if name in flags)
+        group.add_argument(f"--{name}", help=f"{modes}: {help}", **options)
+
+    images = parser.add_argument_group("which images")
+    add(
+        images,
+        "eval_on_train",
+        "the training images instead of the test images",
         action="store_true",
-        help="evaluate, reconstruct, interpolate, traverse, encode, ood: the training images instead "
-        "of the test images",
     )
-    images.add_argument(
-        "--images",
+    add(
+        images,
+        "images",
+        "image files and folders of them, instead of the data set; tiles: image files of any size",
         nargs="+",
         metavar="PATH",
-        help="reconstruct, interpolate, traverse, encode, ood: image files and folders of them, "
-        "instead of the data set; tiles: image files of any size",
     )
-    images.add_argument(
-        "--indices",
+    add(
+        images,
+        "indices",
+        "indices of images, from 0",
         nargs="+",
         type=at_least(0),
         metavar="N",
-        help="reconstruct, interpolate, traverse, encode: indices of images, from 0",
     )
-    likelihood = parser.add_argument_group("evaluate and ood")
-    likelihood.add_argument(
-        "--num_iw_samples",
+    likelihood = parser.add_argument_group("likelihood")
+    add(
+        likelihood,
+        "num_iw_samples",
+        "draws of z for each image; the paper's numbers take 1000 (default: "
+        f"{USUAL_DRAWS}; ood: {DRAWS['ood']})",
         type=at_least(1),
         metavar="K",
-        help="draws of z for each image; the paper's numbers take 1000 (default: "
-        f"{USUAL_DRAWS}; ood: {DRAWS['ood']})",
     )
-    likelihood.add_argument(
-        "--iw_chunk",
+    add(
+        likelihood,
+        "iw_chunk",
+        "draws of an image computed at once; more is faster and takes more memory (default: 1)",
         type=at_least(1),
         default=1,
         metavar="N",
-        help="draws of an image computed at once; more is faster and takes more memory (default: 1)",
     )
-    likelihood.add_argument(
-        "--likelihood",
+    add(
+        likelihood,
+        "likelihood",
+        "which probabilities of colour pixels to report (default: those of training)",
         choices=("official", "exact", "both"),
-        help="which probabilities of colour pixels to report (default: those of training)",
     )
-    outliers = parser.add_argument_group("ood")
-    outliers.add_argument(
-        "--against",
+    outliers = parser.add_argument_group("outliers")
+    add(
+        outliers,
+        "against",
+        "images to tell from the test images: a folder, or the name of a data set of the same size "
+        "(default: none; the test images or --images are ranked and outliers among them marked)",
         metavar="DIR|DATASET",
-        help="images to tell from the test images: a folder, or the name of a data set of the same "
-        "size (default: none; the test images or --images are ranked and outliers among them marked)",
     )
-    outliers.add_argument(
-        "--against_data",
+    add(
+        outliers,
+        "against_data",
+        "where the data set that --against names is, if it needs a folder",
         metavar="DIR",
-        help="where the data set that --against names is, if it needs a folder",
     )
-    outliers.add_argument(
-        "--max_images",
+    add(
+        outliers,
+        "max_images",
+        "images of each set; of a larger set, N at equal distances (default: 500)",
         type=at_least(2),
         default=500,
         metavar="N",
-        help="images of each set; of a larger set, N at equal distances (default: 500)",
     )
-    outliers.add_argument(
-        "--fit_images",
+    add(
+        outliers,
+        "fit_images",
+        "training images that typicality is fitted to, at equal distances (default: 500)",
         type=at_least(2),
         default=500,
         metavar="N",
-        help="training images that typicality is fitted to, at equal distances (default: 500)",
     )
-    sampling = parser.add_argument_group("sample, evaluate_fid, interpolate and traverse")
-    sampling.add_argument(
-        "--temp", type=positive, default=1.0, metavar="T", help="temperature (default: 1.0)"
-    )
-    sampling.add_argument(
-        "--readjust_bn",
-        action="store_true",
-        help="sample, evaluate_fid: first replace batch norm's statistics by those of samples at "
-        "this temperature",
-    )
-    sampling.add_argument(
-        "--readjust_batches",
-        type=at_least(1),
-        default=READJUSTING_BATCHES,
-        metavar="N",
-        help=f"batches of {READJUSTING_BATCH} samples for that (default: {READJUSTING_BATCHES})",
-    )
-    sampling.add_argument(
-        "--num_samples",
+    sampling = parser.add_argument_group("samples")
+    add(sampling, "temp", "temperature (default: 1.0)", type=positive, default=1.0, metavar="T")
+    add(
+        sampling,
+        "num_samples",
+        f"images to draw (default: {GRID_IMAGES}; evaluate_fid: {FID_SAMPLES}); interpolate: pairs of "
+        "images (default: 1)",
         type=at_least(1),
         metavar="N",
-        help=f"images to draw (default: {GRID_IMAGES}; for FID {FID_SAMPLES})",
     )
-    sampling.add_argument(
-        "--format",
+    add(
+        sampling,
+        "format",
+        "also write every sample: as PNG files, or as one .npz array (default: none)",
         choices=("none", "png", "npz"),
         default="none",
-        help="sample: also write every sample: as PNG files, or as one .npz array (default: none)",
     )
-    fid = parser.add_argument_group("fid_stats and evaluate_fid")
-    fid.add_argument(
-        "--inception",
-        metavar="FILE",
-        help="Inception's weights: pytorch-fid's .pth file, or the frozen graph of 2015 or its "
-        "archive (default: the .pth file in Keras's cache, fetched once)",
+    add(
+        sampling,
+        "readjust_bn",
+        "first replace batch norm's statistics by those of samples at this temperature",
+        action="store_true",
     )
-    fid.add_argument(
-        "--fid_stats",
-        metavar="FILE",
-        help="statistics of the data, from --eval_mode fid_stats or from pytorch-fid",
-    )
-    latents = parser.add_argument_group("interpolate, traverse and encode")
-    latents.add_argument(
-        "--steps",
-        type=at_least(2),
-        default=10,
-        metavar="N",
-        help="images in a row, both ends included (default: 10)",
-    )
-    latents.add_argument(
-        "--animation",
-        choices=("gif", "webp"),
-        default="gif",
-        help="kind of the animation beside the strip (default: gif)",
-    )
-    latents.add_argument(
-        "--groups",
-        nargs="+",
-        type=at_least(0),
-        metavar="N",
-        help="latent groups, 0 the coarsest (default: all)",
-    )
-    tiles = parser.add_argument_group("tiles")
-    tiles.add_argument(
-        "--stride",
-        type=at_least(1),
-        metavar="N",
-        help="pixels from a tile to the next (default: half a tile)",
-    )
-    export = parser.add_argument_group("export")
-    export.add_argument(
-        "--readjust_temps",
+    add(
+        sampling,
+        "readjust_temps",
+        "bake in batch-norm statistics readjusted for samples at these temperatures",
         nargs="+",
         type=positive,
         default=[],
         metavar="T",
-        help="bake in batch-norm statistics readjusted for samples at these temperatures",
+    )
+    add(
+        sampling,
+        "readjust_batches",
+        f"batches of {READJUSTING_BATCH} samples for such statistics (default: "
+        f"{READJUSTING_BATCHES})",
+        type=at_least(1),
+        default=READJUSTING_BATCHES,
+        metavar="N",
+    )
+    fid = parser.add_argument_group("FID")
+    add(
+        fid,
+        "inception",
+        "Inception's weights: pytorch-fid's .pth file, or the frozen graph of 2015 or its archive "
+        "(default: the .pth file in Keras's cache, fetched once)",
+        metavar="FILE",
+    )
+    add(
+        fid,
+        "fid_stats",
+        "statistics of the data, from --eval_mode fid_stats or from pytorch-fid",
+        metavar="FILE",
+    )
+    latents = parser.add_argument_group("latents and tiles")
+    add(
+        latents,
+        "steps",
+        "images in a row, both ends included (default: 10)",
+        type=at_least(2),
+        default=10,
+        metavar="N",
+    )
+    add(
+        latents,
+        "animation",
+        "kind of the animation beside the strip (default: gif)",
+        choices=("gif", "webp"),
+        default="gif",
+    )
+    add(
+        latents,
+        "groups",
+        "latent groups, 0 the coarsest (default: all)",
+        nargs="+",
+        type=at_least(0),
+        metavar="N",
+    )
+    add(
+        latents,
+        "stride",
+        "pixels from a tile to the next (default: half a tile)",
+        type=at_least(1),
+        metavar="N",
     )
     return parser

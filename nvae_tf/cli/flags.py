@@ -5,22 +5,12 @@ import difflib
 import itertools
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvae_tf.config import (
-    KEYS,
-    LARGEST_INT,
-    SECTIONS,
-    Overridden,
-    allowed_range,
-    check_value,
-    data_override,
-    load,
-    number_type,
-    override,
-    value_type,
-)
+from nvae_tf.config import KEYS, SECTIONS, Overridden, check_value, data_override, load, override
+from nvae_tf.config_keys import LARGEST_INT, allowed_range, number_type, value_type
 from nvae_tf.io.errors import ConfigError, UserError, one_line
 from nvae_tf.io.paths import user_path
 
@@ -93,7 +83,14 @@ def add_key_flags(group, names) -> None:
         options: dict[str, Any] = dict(
             dest=name, default=argparse.SUPPRESS, help=help_text.replace("%", "%%")
         )
-        if value_type(field) is bool:
+        if value_type(field) is bool and field.metadata["words"]:
+            metavar = "|".join(["true", "false", *field.metadata["words"]])
+            options.update(nargs="?", const=True, metavar=metavar)
+            group.add_argument(
+                f"--no-{name}", dest=name, action="store_const", const=False,
+                default=argparse.SUPPRESS, help=f"the same as --{name} false",
+            )  # fmt: skip
+        elif value_type(field) is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
@@ -144,6 +141,42 @@ def named_folder(arguments: argparse.Namespace) -> Path:
     if outside or name in ("", "."):
         raise UserError(f"--save: {name!r} is not allowed; expected the name of a folder in --root")
     return user_path(arguments.root) / user_path(name)
+
+
+def parse_for_choice(
+    parser: Parser, argv: list[str] | None, choice: str, used: Mapping[str, Iterable[str]]
+) -> argparse.Namespace:
+    """Parses the arguments of a command that does one of several things.
+
+    A flag that the chosen one does not use ends the command, as every other mistake in a flag.
+
+    Args:
+        parser: The parser.
+        argv: Arguments of the command; None: those of the process.
+        choice: Name of the argument that chooses: ``"--eval_mode"``, for example.
+        used: Names of the flags that only some choices use, by the choices that use them.
+    """
+    not_given = object()
+    names = list(dict.fromkeys(itertools.chain(*used.values())))
+    arguments = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, not_given)))
+    chosen = getattr(arguments, choice.lstrip("-"))
+    for name in names:
+        if getattr(arguments, name) is not not_given and name not in used[chosen]:
+            title = f"{choice} {chosen}" if choice.startswith("-") else chosen
+            users = listed([other for other in used if name in used[other]])
+            parser.error(f"--{name}: not for {title}; it is for {users}")
+        if getattr(arguments, name) is not_given:
+            default = parser.get_default(name)
+            if default is argparse.SUPPRESS:
+                delattr(arguments, name)
+            else:
+                setattr(arguments, name, default)
+    return arguments
+
+
+def listed(names: list[str]) -> str:
+    """Names as a part of a sentence: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def at_least(minimum: int):

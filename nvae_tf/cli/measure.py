@@ -5,26 +5,12 @@ Functions import what needs TensorFlow, which takes seconds: by then the flags a
 
 import json
 
-from nvae_tf.config import data_override
+from nvae_tf.cli.model import load, origin, statistics_at
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import make_folder
 from nvae_tf.io.paths import user_path
 
-READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as in the official implementation
 GRID_COLUMNS, GRID_IMAGES = 10, 100
 FID_SAMPLES, FID_CHANNELS = 50_000, (1, 3)
-
-
-def load(arguments):
-    """Loads the model that the flags name, and makes the folder for results."""
-    from nvae_tf.evaluation import loading
-
-    loaded = loading.load(arguments.checkpoint, data_override(arguments.data))
-    output = user_path(arguments.output) if arguments.output else loaded.folder
-    make_folder(output)
-    name, groups = loaded.config.data.dataset, len(loaded.model.groups)
-    print(f"model: {name}, {groups} latent groups, step {loaded.step}")
-    return loaded, output
 
 
 def evaluate(arguments) -> None:
@@ -33,6 +19,7 @@ def evaluate(arguments) -> None:
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import likelihood
+    from nvae_tf.evaluation.scores import likelihood_scores
     from nvae_tf.io.files import write_text
 
     config, kinds = loaded.config, likelihood.kinds_of(loaded.model, arguments.likelihood)
@@ -77,30 +64,9 @@ def evaluate(arguments) -> None:
     write_text(path, json.dumps(report, indent=1) + "\n")
     for kind, summary in summaries.items():
         print(f"likelihood: {kind}")
-        for name, bits, title in (
-            ("nelbo", "bpd_nelbo", "NELBO"),
-            ("neg_log_likelihood", "bpd_log_likelihood", "-log p(x)"),
-        ):
-            nats, error = summary[name]["mean"], summary[name]["standard_error"]
-            spread = "" if error is None else f" +- {error:.2f}"
-            print(f"{title}: {nats:.2f}{spread} nats, {summary[bits]['mean']:.4f} bits per dim")
+        for score in likelihood_scores(summary, arguments.num_iw_samples, "", kind):
+            print(f"{score.name}: {score.text('+-')}")
     print(f"written: {path}")
-
-
-def statistics_at(arguments, model, temperature: float):
-    """Computes batch-norm statistics over samples at a temperature."""
-    from nvae_tf.evaluation.sampling import batch_norm_statistics
-
-    statistics, left_out = batch_norm_statistics(
-        model,
-        temperature,
-        batches=arguments.readjust_batches,
-        batch_size=READJUSTING_BATCH,
-        seed=arguments.seed,
-    )
-    if left_out:
-        print(f"readjust: left out {left_out} of {arguments.readjust_batches} batches, not finite")
-    return statistics
 
 
 def _readjust(arguments, model) -> None:
@@ -132,7 +98,7 @@ def sample(arguments) -> None:
     name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
     written = [output / f"{name}.png"]
     pictures = stored_images.from_levels(levels[:GRID_IMAGES], spec)
-    note = f"{loaded.config.data.dataset}, step {loaded.step:,}; temperature {arguments.temp:g}"
+    note = f"{origin(loaded)}; temperature {arguments.temp:g}"
     note += (", readjusted batch norm" if arguments.readjust_bn else "") + "; "
     picture = labelled_grid(
         [Band(pictures)],

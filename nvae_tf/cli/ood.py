@@ -8,7 +8,7 @@ import io
 import json
 import math
 
-from nvae_tf.cli.measure import load
+from nvae_tf.cli.model import load
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import write_png, write_text
 
@@ -25,11 +25,6 @@ def ood(arguments) -> None:
         )
     if arguments.against_data is not None and arguments.against is None:
         raise UserError("--against_data is the folder of a data set that --against names")
-    if arguments.indices:
-        raise UserError(
-            "--indices is not for --eval_mode ood, which scores whole sets; name files with --images, "
-            "or take fewer images with --max_images"
-        )
     loaded, output = load(arguments)
     from nvae_tf.evaluation import ood_run, typicality
     from nvae_tf.evaluation.ood import chosen_k

@@ -6,19 +6,27 @@ from pathlib import Path
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_key_flags, at_least, overrides, portion, program
-from nvae_tf.config import (
-    CENTRE,
-    CROPS,
-    SPLIT_SEED,
-    VALIDATION_PORTION,
-    DataConfig,
-    check_value,
+from nvae_tf.cli.flags import (
+    Parser,
+    add_key_flags,
+    at_least,
+    overrides,
+    parse_for_choice,
+    portion,
+    program,
 )
+from nvae_tf.config import CENTRE, CROPS, SPLIT_SEED, VALIDATION_PORTION, DataConfig, check_value
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.paths import is_regular, user_path
 
 FOLDER_KEYS = ("channels", "bits", "value_range", "alpha", "strict")
+FLAGS = {  # of the sources, apart from those of all
+    "images": ("size", "crop", *FOLDER_KEYS, "validation", "seed"),
+    "celeba": ("size",),
+    "ffhq": ("size", "crop", "validation", "seed"),
+    "lsun": ("size",),
+    "tar": (),
+}
 USUAL_SIZES = {"celeba": "64", "ffhq": "256", "images": "0"}
 
 
@@ -31,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parse_for_choice(_parser(), argv, "source", FLAGS)
     if argv is None:  # this process is the command
         keep_out()
     return run_command(_prepare, arguments, if_interrupted="the same command continues from here")
@@ -44,7 +52,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "source",
-        choices=("images", "celeba", "ffhq", "lsun", "tar"),
+        choices=tuple(FLAGS),
         help="images: any folder of image files; celeba: aligned images and their split file; ffhq: "
         "the 1024x1024 PNGs; lsun: a scene's LMDBs; tar: GLOW's celeba-tfr.tar or "
         "imagenet-oord-tfr.tar, which is only unpacked",
@@ -62,8 +70,8 @@ def _parser() -> Parser:
         "--crop",
         choices=CROPS,
         default=CENTRE,
-        help="images: cut to the centre; random: cropped anew on every visit of training; none: the "
-        "whole image is squeezed into the size (default: centre)",
+        help="images and ffhq: cut to the centre; random: cropped anew on every visit of training; "
+        "none: the whole image is squeezed into the size (default: centre)",
     )
     add_key_flags(parser.add_argument_group("images"), FOLDER_KEYS)
     parser.add_argument(
@@ -78,7 +86,7 @@ def _parser() -> Parser:
         type=at_least(0),
         default=SPLIT_SEED,
         metavar="N",
-        help="seed of that draw (default: 0)",
+        help="images and ffhq: seed of that draw (default: 0)",
     )
     return parser
 
@@ -113,8 +121,10 @@ def _prepare(arguments) -> None:
 def _task(arguments, source: Path, preparing):
     """What the flags ask to prepare."""
     size = arguments.size or USUAL_SIZES.get(arguments.source)
+    if size is None:
+        raise UserError(f"--size is needed for {arguments.source}: 64, 128 or 256")
     try:
-        config = DataConfig(image_size=check_value("image_size", size or ""))
+        config = DataConfig(image_size=check_value("image_size", size))
     except ConfigError:
         raise UserError(
             f"--size: {size} is not allowed; expected a side (64), or width x height (96x64)"
@@ -129,9 +139,6 @@ def _task(arguments, source: Path, preparing):
         given = {name: v for name, v in overrides(arguments).items() if name in FOLDER_KEYS}
         config = replace(config, data=str(source), crop=arguments.crop, **given)
         return preparing.folder_task(config, arguments.validation, arguments.seed, settings)
-    foreign = [f"--{name}" for name in FOLDER_KEYS if hasattr(arguments, name)]
-    if foreign:
-        raise UserError(f"{foreign[0]} is for images alone, not for {arguments.source}")
     side, width = config.size or (0, 0)
     if side != width or not side or side & (side - 1):
         raise UserError(

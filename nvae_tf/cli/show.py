@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nvae_tf.cli.measure import load, statistics_at
+from nvae_tf.cli.model import load, origin, statistics_at
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write, write_animation, write_png, write_text
 
@@ -35,7 +35,7 @@ def reconstruct(arguments) -> None:
     ]
     picture, report = output / "reconstruct.png", output / "reconstruct.json"
     bands = reconstruction_bands(images, reconstructed, columns, captions)
-    note = f"{_origin(loaded)}; means of p(x | z), one draw of z each; NELBO and squared error"
+    note = f"{origin(loaded)}; means of p(x | z), one draw of z each; NELBO and squared error"
     write_png(picture, labelled_grid(bands, columns, "Images and their reconstructions", note))
     rows = zip(names, results.nelbo.tolist(), results.mse.tolist(), strict=True)
     entries = [{"image": name, "nelbo": nelbo, "mse": mse} for name, nelbo, mse in rows]
@@ -66,7 +66,7 @@ def interpolate(arguments) -> None:
     rows = latents.interpolate(loaded.model, start, end, arguments.steps, temperature)
     written = [output / "interpolate.png", output / f"interpolate.{arguments.animation}"]
     ends = "image to image" if arguments.images or arguments.indices else "sample to sample"
-    note = f"{_origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
+    note = f"{origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
     picture = labelled_grid(
         [Band(np.concatenate(rows))], arguments.steps, f"Interpolation from {ends}", note
     )
@@ -100,7 +100,7 @@ def traverse(arguments) -> None:
         for image in rows
         for group, shape, row in zip(groups, shapes, image, strict=True)
     ]
-    note = f"{_origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
+    note = f"{origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
     title = "One group's noise makes half a turn"
     write_png(picture, labelled_grid(bands, arguments.steps, title, note))
     entries = [
@@ -195,17 +195,13 @@ def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
     options = dict(batch_size=min(arguments.batch_size, CARD_SAMPLES), seed=arguments.seed)
     levels, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)
     picture, path = output / "model_card.png", output / "MODEL_CARD.md"
-    note = f"{_origin(loaded)}; temperature {CARD_TEMPERATURE:g}; {loaded.model.pixels_of_samples}"
+    note = f"{origin(loaded)}; temperature {CARD_TEMPERATURE:g}; {loaded.model.pixels_of_samples}"
     write_png(
         picture,
         labelled_grid([Band(from_levels(levels, loaded.model.image))], COLUMNS, "Samples", note),
     )
     write_text(path, cards.text(loaded, picture.name, usage))
     return [path, picture]
-
-
-def _origin(loaded) -> str:
-    return f"{loaded.config.data.dataset}, step {loaded.step:,}"
 
 
 def _groups(arguments, model) -> list[int]:

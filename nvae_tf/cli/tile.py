@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nvae_tf.cli.measure import load
+from nvae_tf.cli.model import load
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write, write_png
 from nvae_tf.io.paths import user_path

@@ -13,7 +13,7 @@ from nvae_tf.compression.network import Network
 from nvae_tf.compression.pictures import Pictures, check_png, write_png
 from nvae_tf.compression.rans import Exhausted, Stack
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import atomic_write_dir, make_folder
+from nvae_tf.io.files import atomic_write_dir, check_writable, make_folder
 from nvae_tf.model import NVAE
 
 SEED = 1  # of initial bits, and of latents that are not coded
@@ -55,6 +55,7 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
     """
     if path.exists() and not file_format.is_ours(path):
         raise UserError(f"{path}: there is another file already; remove it, or choose another name")
+    check_writable(path)  # before hours of coding, not after them
     network = Network(model)
     check_png(model.image, network.max_level)
     latents, padded = left_out.choose(network, pictures, SEED)
@@ -80,7 +81,6 @@ def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
         initial_words=len(stack.drawn),
         nelbo_bits=nelbo,
     )
-    make_folder(path.parent)
     size = file_format.write(path, header, stack.heads, stack.words)
     return _report(header, stack.bits - before, size)
 

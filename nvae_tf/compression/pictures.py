@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import ImageSpec
 from nvae_tf.data import pipeline
 from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source, reading
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.paths import is_regular
 

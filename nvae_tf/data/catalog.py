@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nvae_tf.config import AUTO, RANDOM, DataConfig, ImageSpec
+from nvae_tf.config import AUTO, RANDOM, DataConfig
 from nvae_tf.data import arrays, images, prepared, settling, survey, tfrecords
 from nvae_tf.data.photographs import SIZES as PHOTO_SIZES
 from nvae_tf.data.photographs import read_photos
 from nvae_tf.data.source import Source
 from nvae_tf.data.where import check_data
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 
 OWN = "own"  # the data set of a run whose images were given in Python
@@ -132,8 +133,8 @@ def given_images(image: ImageSpec) -> DatasetInfo:
 
 def _not_kept(_: str):
     raise UserError(
-        "own: the images of this run were given in Python and are not kept; score images with "
-        "nvae_tf.load(folder) there, or name files with --images"
+        "own: the images of this run were given in Python and are not kept; load the model in Python "
+        "(nvae_tf.load) and score your images, or name files with --images"
     )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from nvae_tf.config import MAX_CHANNELS
 from nvae_tf.data import scans, tiff
 from nvae_tf.data.stored import (
     MAX_IMAGES,
@@ -29,6 +28,7 @@ from nvae_tf.data.stored import (
     check_inflation,
     stored,
 )
+from nvae_tf.image_spec import MAX_CHANNELS
 from nvae_tf.io import npz
 from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.io.paths import is_regular
@@ -37,7 +37,7 @@ from nvae_tf.io.paths import is_regular
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 OTHER_ENDINGS = (".npy", ".npz", ".dcm", ".dicom", ".nii", ".nii.gz")
 LARGEST_KEPT = 2**31  # bytes of files that are kept in memory
-MOST_STACKS = 64  # TIFF files of several images that are kept open
+MOST_OPEN = 64  # files of several images that are kept open
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -49,11 +49,13 @@ class Content(NamedTuple):
         images: Number of images; None: the file is one image.
         read: Reads one by its index; raises anything if it is damaged.
         kept: Bytes that are kept in memory for it.
+        open_files: Number of files that it keeps open.
     """
 
     images: int | None
     read: Callable[[int], Stored]
     kept: int = 0
+    open_files: int = 0
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -84,7 +86,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 class ImageReader:
-    """Reads images, and keeps files in memory that cannot be read image by image."""
+    """Reads images, and keeps files open or in memory from which several images may be read."""
 
     def __init__(self):
         self._kept: collections.OrderedDict[Path, Content] = collections.OrderedDict()
@@ -98,7 +100,7 @@ class ImageReader:
             UnreadableImage: The file cannot be read.
             UserError: A package is missing.
         """
-        with _unreadable(Item(path)):
+        with _unreadable(path):
             count = self._open(path).images
             return [Item(path)] if count is None else [Item(path, i) for i in range(count)]
 
@@ -109,7 +111,7 @@ class ImageReader:
             UnreadableImage: The file is not an image in a known format, is damaged or too large.
             UserError: A package is missing.
         """
-        with _unreadable(item):
+        with _unreadable(item.name):
             return self._open(item.path).read(item.place or 0)
 
     def _open(self, path: Path) -> Content:
@@ -121,24 +123,19 @@ class ImageReader:
         whole = path.name.lower().endswith((".npz", ".gz"))
         with self._unpacking if whole else contextlib.nullcontext():
             content = self._kept.get(path) or _open(path)
-        if content.kept:
+        if content.kept or content.open_files:
             with self._lock:
                 self._kept[path] = content
-                while (
-                    sum(c.kept for c in self._kept.values()) > LARGEST_KEPT and len(self._kept) > 1
-                ):
+                while len(self._kept) > 1 and self._keeps_too_much():
                     self._kept.popitem(last=False)
         return content
 
-
-def all_items(paths: Iterable[Path]) -> list[Item]:
-    """Returns every image of some files.
-
-    Raises:
-        UnreadableImage: A file cannot be read.
-    """
-    reader = ImageReader()
-    return [item for path in paths for item in reader.items(path)]
+    def _keeps_too_much(self) -> bool:
+        contents = self._kept.values()
+        return (
+            sum(content.kept for content in contents) > LARGEST_KEPT
+            or sum(content.open_files for content in contents) > MOST_OPEN
+        )
 
 
 def decode(file, name) -> Stored:
@@ -156,20 +153,17 @@ def decode(file, name) -> Stored:
         return _read_with_pillow(file)
 
 
-class _unreadable:  # noqa: N801 - a context manager
+@contextlib.contextmanager
+def _unreadable(name):
     """Turns whatever a decoder raises for damaged files into an `UnreadableImage`."""
-
-    def __init__(self, item):
-        self._name = item.name if isinstance(item, Item) else item
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            raise UnreadableImage(
-                f"{self._name}: not a readable image ({short_message(error)}); mend or remove it"
-            ) from None
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds
+        raise UnreadableImage(
+            f"{name}: not a readable image ({short_message(error)}); mend or remove it"
+        ) from None
 
 
 def _open(path: Path) -> Content:
@@ -193,9 +187,11 @@ def _open_picture(path: Path, head: bytes) -> Content | None:
 def _open_tiff(path: Path) -> Content:
     stack = tiff.Stack(path)
     several = stack.count > 1
-    kept = LARGEST_KEPT // MOST_STACKS if several else 0  # so that no more than those are open
-    count = stack.count if several else None
-    return Content(count, lambda index: stack.read(index, _read_with_pillow), kept)
+    return Content(
+        stack.count if several else None,
+        lambda index: stack.read(index, _read_with_pillow),
+        open_files=int(several),
+    )
 
 
 def _open_array(path: Path, head: bytes) -> Content | None:

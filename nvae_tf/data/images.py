@@ -8,20 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import (
-    CENTRE,
-    DROP,
-    RANDOM,
-    SPLIT_SEED,
-    VALIDATION_PORTION,
-    DataConfig,
-    ImageSpec,
-)
+from nvae_tf.config import CENTRE, DROP, RANDOM, SPLIT_SEED, VALIDATION_PORTION, DataConfig
 from nvae_tf.data import image_files, levels, settling, survey
 from nvae_tf.data.image_files import ImageReader, find_images
 from nvae_tf.data.settling import Decision
 from nvae_tf.data.source import CachedSource, PythonSource
 from nvae_tf.data.stored import Item, Stored
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import user_path
 
@@ -29,15 +22,16 @@ CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 FEW_FILES = 10  # of which single images are held out, not whole files
 
 
-def load_image(file, name, spec: ImageSpec, crop: str = CENTRE, alpha: str = DROP) -> np.ndarray:
+def load_image(file, name, spec: ImageSpec, crop: str = CENTRE) -> np.ndarray:
     """Decodes one image with Pillow, turns it upright, and makes of it what a spec says.
+
+    Opacity is dropped.
 
     Args:
         file: Path of a file, or a binary file.
         name: Name of the image in errors.
         spec: What the image becomes.
         crop: As for `levels.to_levels`.
-        alpha: As for `levels.to_levels`.
 
     Returns:
         Levels (height, width, channels).
@@ -46,7 +40,7 @@ def load_image(file, name, spec: ImageSpec, crop: str = CENTRE, alpha: str = DRO
         UnreadableImage: The image cannot be decoded.
         UserError: The image is smaller than the size asked for, or has other channels.
     """
-    return _fitted(image_files.decode(file, name), name, spec, crop, alpha)
+    return _fitted(image_files.decode(file, name), name, spec, crop, DROP)
 
 
 def _fitted(image: Stored, name, spec: ImageSpec, crop: str, alpha: str) -> np.ndarray:

@@ -3,8 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import BLACK, CENTRE, DROP, KEEP, RANDOM, ImageSpec
+from nvae_tf.config import BLACK, CENTRE, DROP, KEEP, RANDOM
 from nvae_tf.data.stored import Stored, full_range
+from nvae_tf.image_spec import ImageSpec
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R 601-2
 RESAMPLING = Image.Resampling.BILINEAR

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ImageSpec, image_spec
 from nvae_tf.data.catalog import OWN, DatasetInfo
 from nvae_tf.data.source import ArraySource, Source
+from nvae_tf.image_spec import ImageSpec, image_spec
 from nvae_tf.io.errors import UserError, short_repr
 
 LARGEST = 2**33  # bytes of the images of a data set that is read into memory
@@ -20,7 +20,7 @@ class OwnImages(NamedTuple):
     Attributes:
         info: What they are like.
         sources: Training and test images.
-        facts: What a run's folder says of them: their numbers, and a checksum.
+        facts: What identifies them in a run's folder: their numbers, and a checksum.
     """
 
     info: DatasetInfo
@@ -56,10 +56,12 @@ def own_images(dataset, image: ImageSpec | None = None) -> OwnImages:
     train, test = (
         _fitting(name, images, spec) for name, images in (("training", train), ("test", test))
     )
-    checksum = zlib.crc32(test.tobytes(), zlib.crc32(train.tobytes()))
-    facts = {"training": len(train), "test": len(test), "crc32": checksum}
+    checksum = 0
+    for images in (train, test):
+        checksum = zlib.crc32(np.ascontiguousarray(images).data, checksum)
+    identity = {"training": len(train), "test": len(test), "crc32": checksum}
     sources = ArraySource(train), ArraySource(test)
-    return OwnImages(DatasetInfo(OWN, spec, lambda _: sources, flip=False), sources, facts)
+    return OwnImages(DatasetInfo(OWN, spec, lambda _: sources, flip=False), sources, identity)
 
 
 def _as_array(name: str, images) -> np.ndarray:

@@ -7,9 +7,9 @@ So training can start at any step, and sees what it would have seen without stop
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ImageSpec
 from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source
+from nvae_tf.image_spec import ImageSpec
 
 # Streams of random numbers, which differ in their seeds.
 _ORDER, _FLIP, _CROP, _BINARIZE = range(4)
@@ -158,7 +158,12 @@ def validation_batches(
 
 
 def _evaluation_example(
-    source: Source, spec: ImageSpec, index, seed: int, num_bits: int, by_content: bool = False
+    source: Source,
+    spec: ImageSpec,
+    index,
+    seed: int,
+    num_bits: int | None,
+    by_content: bool = False,
 ):
     """Returns an image as evaluation sees it, and its label."""
     image, label = source.example(index)

@@ -22,13 +22,15 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.config import RANDOM, DataConfig, ImageSpec
+from nvae_tf.config import RANDOM, DataConfig
 from nvae_tf.data import image_files, images, levels, settling, survey, tfrecords
 from nvae_tf.data.prepared import MANIFEST
 from nvae_tf.data.stored import UnreadableImage
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError, one_line, short_message
 from nvae_tf.io.files import atomic_write, make_folder, read_json, write_error, write_text
 from nvae_tf.io.lock import exclusive_lock
+from nvae_tf.io.machine import usable_cores
 from nvae_tf.io.paths import is_regular, user_path
 
 CELEBA_SIZE = 218, 178  # height and width of the aligned images
@@ -41,7 +43,7 @@ LARGEST_LIST = 2**26  # bytes; CelebA's has 3 million
 SMALLEST_SIZE, LARGEST_SIZE = 8, 4096  # height and width of the images in pixels
 
 
-class Item(NamedTuple):
+class ImageToWrite(NamedTuple):
     """One image to write.
 
     Attributes:
@@ -57,7 +59,7 @@ class Job(NamedTuple):
     """One shard to write: its path, its images and their bits per value."""
 
     path: Path
-    items: list[Item]
+    items: list[ImageToWrite]
     bits: int
 
 
@@ -74,7 +76,7 @@ class Task(NamedTuple):
         strict: Whether none may be.
     """
 
-    splits: dict[str, list[Item]]
+    splits: dict[str, list[ImageToWrite]]
     spec: ImageSpec
     settings: dict[str, Any]
     skipped: dict[str, str] = {}
@@ -120,7 +122,7 @@ def _prepare_locked(task: Task, output: Path) -> dict:
     for job in jobs:
         counts[job.path.parent.name] += len(tfrecords.Shard(job.path).offsets)
     for split, items in splits.items():
-        skipped = sum(name in unreadable for name in (item.name for item in items))
+        skipped = sum(item.name in unreadable for item in items)
         if counts[split] + skipped != len(items):
             raise UserError(
                 f"{output / split}: holds {counts[split]} images, expected {len(items) - skipped}; "
@@ -163,7 +165,7 @@ def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
     unreadable = set()
     with (
         # Pillow releases Python's lock while it decodes and resizes, so threads use every core.
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool,
         tqdm(total=total, unit="image", desc="prepare", disable=None) as bar,
     ):
         stop = threading.Event()
@@ -243,7 +245,7 @@ def folder_task(config: DataConfig, validation: float, seed: int, settings: dict
         return source.fetch(0)[0]
 
     splits = {
-        split: [Item(name(item), functools.partial(load, item)) for item in part]
+        split: [ImageToWrite(name(item), functools.partial(load, item)) for item in part]
         for split, part in zip(("train", "validation"), parts, strict=True)
     }
     found = ("channels", "bits", "value_range", "alpha", "crop")
@@ -285,7 +287,10 @@ def faces_task(folder: Path, size: int, validation: float, seed: int, settings: 
 
     def items(paths):
         load = functools.partial(images.load_image, spec=spec, crop=settings["crop"])
-        return [Item(str(p.relative_to(folder)), functools.partial(load, p, p)) for p in paths]
+        return [
+            ImageToWrite(str(path.relative_to(folder)), functools.partial(load, path, path))
+            for path in paths
+        ]
 
     splits = {"train": items(parts[0]), "validation": items(parts[1])}
     return Task(splits, spec, {**settings, "size": size})
@@ -311,7 +316,7 @@ def celeba_task(folder: Path, size: int, settings: dict) -> Task:
         if name not in paths:
             raise UserError(f"{folder}: {name} is missing; extract CelebA's aligned images again")
         load = functools.partial(_load_celeba, paths[name], size)
-        splits[CELEBA_SPLITS[part.strip()]].append(Item(name, load))
+        splits[CELEBA_SPLITS[part.strip()]].append(ImageToWrite(name, load))
     empty = [split for split in ("train", "validation") if not splits[split]]
     if empty:
         raise UserError(f"{lists[0]}: names no image for {empty[0]}; fetch the file again")
@@ -348,7 +353,7 @@ def lsun_task(folder: Path, size: int, settings: dict) -> Task:
     """An LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder.
 
     Raises:
-        UserError: An LMDB is missing or damaged, or the package lmdb is not installed.
+        UserError: An LMDB is missing, damaged or empty, or the package lmdb is not installed.
     """
     try:
         import lmdb
@@ -370,13 +375,17 @@ def lsun_task(folder: Path, size: int, settings: dict) -> Task:
                 keys = list(transaction.cursor().iternext(values=False))
         except lmdb.Error as error:
             raise UserError(f"{path}: not a readable LMDB ({error}); extract it again") from None
+        if not keys:
+            raise UserError(f"{path}: holds no images; fetch and extract it again")
 
         def load(key, database=database, path=path):
             with database.begin() as transaction:
                 content = io.BytesIO(transaction.get(key))
             return images.load_image(content, f"{path}, key {key!r}", spec, RANDOM)
 
-        splits[split] = [Item(f"{path.name} {key!r}", functools.partial(load, key)) for key in keys]
+        splits[split] = [
+            ImageToWrite(f"{path.name} {key!r}", functools.partial(load, key)) for key in keys
+        ]
     return Task(splits, spec, {**settings, "size": size})
 
 
@@ -416,7 +425,9 @@ def _unpack_locked(archive: Path, output: Path) -> dict[str, int]:
                     splits.add((match["split"], tfrecords.size_of(match)))
                 bar.n = member.offset_data + member.size
                 bar.refresh()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - tarfile and each compression have their own kinds
         raise UserError(
             f"{archive}: cannot be unpacked ({short_message(error)}); fetch it again"
         ) from None
@@ -439,5 +450,13 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         content = tar.extractfile(member)
         assert content is not None  # `_unpack_locked` has checked that it is a regular file
-        while block := content.read(1 << 20):
+        while block := _read_block(content):
             file.write(block)
+
+
+def _read_block(content) -> bytes:
+    """The next bytes of a member of a tar; an error is the tar's, not that of the file it goes to."""
+    try:
+        return content.read(1 << 20)
+    except OSError as error:
+        raise tarfile.ReadError(short_message(error)) from None

@@ -9,7 +9,6 @@ from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.files import read_json
 
 MANIFEST = "prepare.json"
-LARGEST_MANIFEST = 2**27  # bytes
 
 
 def settle(config: DataConfig) -> DataConfig:
@@ -79,7 +78,7 @@ def _settings(root: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        settings = read_json(path, LARGEST_MANIFEST)["settings"]
+        settings = read_json(path)["settings"]
         names = [name for name in ("value_range", "alpha") if settings.get(name) is not None]
         return {name: check_value(name, settings[name]) for name in names}
     except (AttributeError, KeyError, TypeError, UserError):

@@ -10,10 +10,12 @@ from tqdm import tqdm
 from nvae_tf import config as configuration
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
+from nvae_tf.io.errors import counted
 from nvae_tf.io.files import write_png
 from nvae_tf.io.labelled_grid import Band, labelled_grid
 
 COLUMNS, ROWS = 10, 6
+LABELS_READ = 1000  # of a source, to find their range
 BINS, BAR = 16, 40  # of the histogram: number of bins, and length of the longest bar
 
 
@@ -36,7 +38,7 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     with reading(*sources):
         spec = dataset.image
         kind = "binary" if spec.binary else f"{spec.bits} bits"
-        channels = f"{spec.channels} channel{'s' * (spec.channels != 1)}"
+        channels = counted(spec.channels, "channel")
         mirrored = "mirrored at random" if dataset.flip else "not mirrored"
         print(f"{dataset.name}: {spec.size_text}, {channels}, {kind}, {mirrored}")
         for name, source in zip(("training", "test"), sources, strict=True):
@@ -86,9 +88,9 @@ def histogram(images: np.ndarray, levels: int) -> list[str]:
     return lines
 
 
-def _label_range(source: Source, max_images: int = 1000) -> tuple[int, int]:
+def _label_range(source: Source) -> tuple[int, int]:
     """Returns the smallest and the largest label among images spread over the source."""
-    indices = np.linspace(0, len(source) - 1, min(max_images, len(source))).astype(np.int64)
+    indices = np.linspace(0, len(source) - 1, min(LABELS_READ, len(source))).astype(np.int64)
     dataset = tf.data.Dataset.from_tensor_slices(indices).map(lambda i: source.example(i)[1])
     labels = [int(label) for label in dataset]
     return min(labels), max(labels)

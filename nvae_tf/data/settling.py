@@ -8,16 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import (
-    AUTO,
-    DROP,
-    FULL,
-    KEEP,
-    MAX_BITS,
-    MAX_CHANNELS,
-    DataConfig,
-    ImageSpec,
-)
+from nvae_tf.config import AUTO, DROP, FULL, KEEP, DataConfig
 from nvae_tf.data import levels
 from nvae_tf.data.stored import full_range
 from nvae_tf.data.survey import (
@@ -31,11 +22,11 @@ from nvae_tf.data.survey import (
     number,
     skipped_line,
 )
+from nvae_tf.image_spec import MAX_BITS, MAX_CHANNELS, ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 
 STEP, LARGEST_FOUND = 32, 256  # pixels: sizes that are found are multiples of one, up to the other
 REACHING = 0.9  # portion of the images that reach a size that is found
-WARNINGS = ("clipped: ", "not numbers: ", "dark: ", "flat: ")  # what such lines begin with
 DARK = 1 / 16  # of the range: where all values are below that, pictures look black
 
 
@@ -47,7 +38,7 @@ class Decision(NamedTuple):
         images: The images that are used.
         skipped: Those that are not.
         lines: What was found and decided, to print.
-        warnings: Those of the lines that matter even where nothing was to be decided.
+        warnings: The lines among them that matter even where nothing was to be decided.
     """
 
     config: DataConfig
@@ -113,11 +104,12 @@ def decide(config: DataConfig, survey: Survey, folder: Path) -> Decision:
         raise UserError(skipped[0].reason)
     if not images:
         raise _nothing_left(folder, skipped, total)
-    config = _values(config, images, lines)
+    warnings: list[str] = []
+    config = _values(config, images, lines, warnings)
+    lines += warnings
     if skipped:
         lines.append(f"{skipped_line(skipped, total)}, listed at the end; --strict refuses them")
     skipped.sort(key=lambda each: (each.item.path, each.item.place or 0))
-    warnings = [line for line in lines if line.startswith(WARNINGS)]
     return Decision(config, images, skipped, lines, warnings)
 
 
@@ -213,7 +205,9 @@ def too_small(name: str, height: int, width: int, size: tuple[int, int]) -> str:
     )
 
 
-def _values(config: DataConfig, images: list[Facts], lines: list[str]) -> DataConfig:
+def _values(
+    config: DataConfig, images: list[Facts], lines: list[str], warnings: list[str]
+) -> DataConfig:
     """Settles ``bits`` and ``value_range``."""
     asked, types = config.value_range, {facts.dtype for facts in images}
     low, high = min(facts.low for facts in images), max(facts.high for facts in images)
@@ -228,22 +222,22 @@ def _values(config: DataConfig, images: list[Facts], lines: list[str]) -> DataCo
     outside = sum(facts.outside for facts in images)
     if limits(config) and outside:
         affected = sum(facts.outside > 0 for facts in images)
-        lines.append(
+        warnings.append(
             f"clipped: {outside:,} values of {affected:,} images are outside {settled.value_range}"
         )
     not_numbers = sum(facts.not_numbers for facts in images)
     if not_numbers:
-        lines.append(
+        warnings.append(
             f"not numbers: {not_numbers:,} values are NaN or infinite, and become the nearest end of "
             "the range (NaN: the smallest value)"
         )
     if high - span[0] < DARK * (span[1] - span[0]):
-        lines.append(
+        warnings.append(
             f"dark: no value is above {number(high)} of {number(span[1])}, so that images will look "
             f"black; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
         )
     elif high - low < DARK * (span[1] - span[0]):
-        lines.append(
+        warnings.append(
             f"flat: all values are between {number(low)} and {number(high)}, a small part of the "
             f"range; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import MAX_CHANNELS
+from nvae_tf.image_spec import MAX_CHANNELS
 from nvae_tf.io.errors import UserError
 
 MAX_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory per pixel

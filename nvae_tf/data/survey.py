@@ -1,7 +1,6 @@
 """Finds out what a folder of images holds: sizes, channels, values, and what cannot be used."""
 
 import concurrent.futures
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from nvae_tf.data.image_files import ImageReader
 from nvae_tf.data.stored import Item, Stored, UnreadableImage, full_range
 from nvae_tf.io.errors import one_line
+from nvae_tf.io.machine import usable_cores
 
 UNREADABLE, TOO_SMALL, OTHER_CHANNELS = "unreadable", "too small", "of other channels"
 LISTED = 10  # skipped images that are named
@@ -100,7 +100,7 @@ def look_through(
     paths = list(paths)
     images, skipped = [], []
     with (
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool,
         tqdm(total=len(paths), unit="file", desc="survey", leave=False, disable=None) as bar,
     ):
         futures = [pool.submit(_look_into, path, reader, limits) for path in paths]
@@ -158,10 +158,9 @@ def _facts(item: Item, image: Stored, limits) -> Facts:
 def describe(images: list[Facts]) -> str:
     """One line: how many images, bits, values, channels and sizes."""
     types = sorted({facts.dtype for facts in images}, key=str)
-    kinds = {True: "floating point", False: ""}
     bits = sorted({8 * dtype.itemsize for dtype in types if dtype.kind != "f"})
     words = [f"{' and '.join(map(str, bits))} bits"] if bits else []
-    words += [kinds[True]] if any(dtype.kind == "f" for dtype in types) else []
+    words += ["floating point"] if any(dtype.kind == "f" for dtype in types) else []
     low, high = min(f.low for f in images), max(f.high for f in images)
     channels = sorted({facts.channels for facts in images})
     names = {1: "grey", 3: "colour"}
@@ -203,7 +202,7 @@ def first_lines(reasons: list[str]) -> list[str]:
 
 
 def skipped_lines(skipped: list[Skipped], total: int) -> list[str]:
-    """The same, and the first of them by name, for the end of a command."""
+    """How many images are skipped and why, and the first of them by name, for a command's end."""
     if not skipped:
         return []
     return [skipped_line(skipped, total), *first_lines([each.reason for each in skipped])]

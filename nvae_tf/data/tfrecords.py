@@ -21,8 +21,8 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import MAX_BITS, ImageSpec
 from nvae_tf.data.source import PythonSource
+from nvae_tf.image_spec import MAX_BITS, ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular, user_path
 
@@ -64,12 +64,11 @@ def size_text(size: Size) -> str:
     return str(width) if height == width else f"{width}x{height}"
 
 
-def find_root(folder: str, splits=("train",)) -> Path:
+def find_root(folder: str) -> Path:
     """Finds the folder that holds ``train/``: the one given, or one below it, as archives unpack to.
 
     Args:
         folder: Path as the user wrote it.
-        splits: Names of splits, of which the folder has to hold one.
 
     Raises:
         UserError: There is no such folder, or more than one.
@@ -81,8 +80,7 @@ def find_root(folder: str, splits=("train",)) -> Path:
         )
     roots = {
         path.parent.parent
-        for split in splits
-        for path in start.rglob(f"{split}/{split}-*.tfrecords")
+        for path in start.rglob("train/train-*.tfrecords")
         if SHARD.fullmatch(path.name)
     }
     if len(roots) != 1:

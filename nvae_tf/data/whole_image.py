@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_tf.config import CENTRE, DROP, ImageSpec
+from nvae_tf.config import CENTRE, DROP
 from nvae_tf.data import levels
 from nvae_tf.data.image_files import ImageReader
 from nvae_tf.data.stored import Item
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 
 
@@ -34,4 +35,6 @@ def read_whole(path: Path, spec: ImageSpec, alpha: str = DROP) -> np.ndarray:
     try:
         return levels.to_levels(stored, whole, CENTRE, alpha)
     except ValueError as error:
-        raise UserError(f"{path}: {error}, as the model has; name other images") from None
+        raise UserError(
+            f"{path}: {error}, the number that the model has; name other images"
+        ) from None

@@ -52,7 +52,7 @@ def diagnose(config: Config | None = None) -> Iterator[Finding]:
     if "TF_CONFIG" in os.environ:
         yield from _guarded(lambda: check_workers(os.environ["TF_CONFIG"]))
     if config and report:
-        yield from _guarded(lambda: _check_recipe(config, bool(gpus)))
+        yield from _guarded(lambda: _check_recipe(config, gpus))
 
 
 def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
@@ -83,7 +83,8 @@ def _check_exchange() -> list[Finding]:
     ]
 
 
-def _check_recipe(config: Config, gpus: bool) -> list[Finding]:
+def _check_recipe(config: Config, gpus: list) -> list[Finding]:
+    """Whether a recipe fits; for GPUs by the least memory and the least capability."""
     if gpus:
         free = [memory.free for memory in system.gpu_memory()]
         if not free:
@@ -93,7 +94,8 @@ def _check_recipe(config: Config, gpus: bool) -> list[Finding]:
                     "make nvidia-smi work, which says how much there is",
                 )
             ]
-        return memory_needs.check_fit(config, min(free), "the GPU with the least")
+        least = min((capability for _, capability in gpus if capability), default=None)
+        return memory_needs.check_fit(config, min(free), "the GPU with the least", least)
     available = system.available_memory()
     if available is None:
         return [

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from nvae_tf.config import BN_ACT, CELLS, NO_REMAT, Config, from_dict
 from nvae_tf.diagnosis.findings import Finding, ok, problem, warning
+from nvae_tf.diagnosis.system import GIB, half_precision
 from nvae_tf.io.child_process import run_module
 
-GIB = 2.0**30
 COUNT_SECONDS = 300.0
 RESERVED = 1.0  # GiB that the libraries and the framework take
 # Weights, a gradient, two slots of the optimiser, and one for what is computed from them meanwhile.
@@ -21,7 +21,6 @@ COPIES_OF_WEIGHTS = 5
 # XLA's on CPUs for four small models (2.04 to 2.12); the others follow from what docs/performance.md
 # says that checkpointing saves.
 COPIES_OF_MAPS = {NO_REMAT: 2.1, BN_ACT: 1.0, CELLS: 0.7}
-HALF = "mixed_bfloat16"
 
 
 class Counts(NamedTuple):
@@ -70,13 +69,17 @@ def estimate(counts: Counts, config: Config) -> float:
     return RESERVED + (4 * copies * counts.parameters + maps) / GIB
 
 
-def check_fit(config: Config, available: float, where: str) -> list[Finding]:
+def check_fit(
+    config: Config, available: float, where: str, capability: list[int] | None = None
+) -> list[Finding]:
     """Whether a recipe fits, or which flags make it fit.
 
     Args:
         config: The recipe.
         available: GiB that are there.
         where: The device whose memory it is, in words.
+        capability: Compute capability of the GPU that has the least; default: it is unknown, or there
+            is no GPU.
     """
     words = [json.dumps(config.to_dict())]
     # On the CPU, so that no GPU's memory is taken.
@@ -93,20 +96,26 @@ def check_fit(config: Config, available: float, where: str) -> list[Finding]:
     text = f"a training step takes about {needed:.0f} GiB; {where} has {available:.0f}"
     if needed < 0.8 * available:
         return [ok(text)]
-    for flags, smaller in cheaper(config):
+    changes = list(cheaper(config, half_precision(capability)))
+    for flags, smaller in changes:
         if estimate(counts, smaller) < 0.8 * available:
             advice = f"{flags} makes it {estimate(counts, smaller):.0f} GiB"
             level = warning if needed < available else problem
             return [level(text, advice)]
-    least = min(estimate(counts, smaller) for _, smaller in cheaper(config))
+    least = min(estimate(counts, smaller) for _, smaller in changes)
     return [problem(text, f"no flags make it less than {least:.0f} GiB: choose a smaller model")]
 
 
-def cheaper(config: Config) -> Iterator[tuple[str, Config]]:
-    """Flags that make a step smaller, those that cost least first, and what they give."""
+def cheaper(config: Config, half: str | None) -> Iterator[tuple[str, Config]]:
+    """Flags that make a step smaller, those that cost least first, and what they give.
+
+    Args:
+        config: The recipe.
+        half: The precision of 16 bits to advise; None: none.
+    """
     batch, passes = config.data.batch_size, config.train.accumulate_steps
     while batch >= 1:
-        for precision in dict.fromkeys((config.train.precision, HALF)):
+        for precision in dict.fromkeys((config.train.precision, half or config.train.precision)):
             for remat in (config.train.gradient_checkpointing, CELLS):
                 flags: dict[str, Any] = {}
                 if precision != config.train.precision:

@@ -30,13 +30,14 @@ def query_gpus(fields: str, which: str | None = None) -> list[list[str]]:
 
     Args:
         fields: Names of its properties, with commas between them.
-        which: Numbers or identifiers of GPUs, with commas between them; default: all.
+        which: Numbers or identifiers of GPUs, with commas between them; an empty text: none; default:
+            all.
     """
     tool = shutil.which("nvidia-smi")
-    if tool is None:
+    if tool is None or which == "":
         return []
     command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    if which:
+    if which is not None:
         command.append(f"--id={which}")
     try:
         done = subprocess.run(
@@ -125,14 +126,26 @@ def check_gpus(gpus: list, built_for_gpus: bool, driver_here: bool) -> list[Find
     ]
 
 
+def half_precision(capability) -> str | None:
+    """The precision of 16 bits that a GPU computes fast; None if there is none.
+
+    Args:
+        capability: Its compute capability, two numbers; None if it is unknown.
+    """
+    if not capability or tuple(capability) >= (8, 0):
+        return "mixed_bfloat16"
+    return "mixed_float16" if tuple(capability) >= (7, 0) else None
+
+
 def _gpu(name: str, capability) -> Finding:
     if not capability:
         return ok(f"GPU {name}")
     text = f"GPU {name}, compute capability {'.'.join(map(str, capability))}"
-    if tuple(capability) < (7, 0):
+    half = half_precision(capability)
+    if half is None:
         return warning(text, "it has no tensor cores: keep --precision float32")
-    if tuple(capability) < (8, 0):
-        return warning(text, "it has no bfloat16: use --precision mixed_float16 or float32")
+    if half == "mixed_float16":
+        return warning(text, f"it has no bfloat16: use --precision {half} or float32")
     return ok(text)
 
 

@@ -12,6 +12,7 @@ import os
 import tensorflow as tf
 
 from nvae_tf.io.errors import UserError
+from nvae_tf.io.machine import usable_cores
 
 
 def gpu_found() -> bool:
@@ -50,7 +51,7 @@ def _divide_cpu(count: int) -> None:
     (cpu,) = tf.config.list_physical_devices("CPU")
     if len(tf.config.get_logical_device_configuration(cpu) or ()) == count:
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     try:
         # Every operation would take all cores otherwise, and those of the other devices wait for them.
         tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // count))
@@ -71,7 +72,7 @@ def describe_devices(strategy: tf.distribute.Strategy) -> str:
     replicas = 1 if alone else len(strategy.extended.worker_devices)
     gpus = tf.config.list_physical_devices("GPU")[:replicas]
     if not gpus:
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         divided = f", divided into {replicas}" if replicas > 1 else ""
         return f"CPU, {cores} cores{divided} (no GPU found)"
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]

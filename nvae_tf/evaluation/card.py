@@ -1,25 +1,23 @@
 """The model card: what a model is, what it was trained on, and the results of its evaluation."""
 
 import itertools
-from pathlib import Path
 
-from nvae_tf.config import EXACT, OFFICIAL
 from nvae_tf.evaluation.likelihood import name_of
 from nvae_tf.evaluation.loading import LoadedModel
 from nvae_tf.evaluation.logs import Logs, duration, read_logs
+from nvae_tf.evaluation.scores import evaluated, fid
 from nvae_tf.evaluation.stored_images import value_range
-from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import read_json
+from nvae_tf.io.errors import counted
+from nvae_tf.run_folder import RunFolder
 from nvae_tf.version import __version__
-
-REPORTS = ("evaluate.json", "fid.json")
 
 
 def text(loaded: LoadedModel, picture: str | None = None, usage: str = "") -> str:
     """The card, in Markdown.
 
     Args:
-        loaded: The model; results that `evaluate_keras.py` left in its folder are quoted.
+        loaded: The model; results that `evaluate_keras.py` left in its folder for this step are
+            quoted.
         picture: Link to a picture of samples, relative to the card; default: no picture.
         usage: Paragraph on how to use the files beside the card; default: none.
     """
@@ -55,8 +53,11 @@ def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
     """Names and values of the facts about a model, results of its evaluation included."""
     return [
         *description(loaded),
-        *trained(read_logs(loaded.folder / "logs")),
-        *_measured(loaded.folder),
+        *trained(read_logs(RunFolder(loaded.folder).logs)),
+        *[
+            (score.name, f"{score.text()} ({score.origin})")
+            for score in (*evaluated(loaded), *fid(loaded))
+        ],
     ]
 
 
@@ -85,7 +86,7 @@ def description(loaded: LoadedModel) -> list[tuple[str, str]]:
     low, high = value_range(image)
     values = f"{model.num_bits}-bit, values {low:,g} to {high:,g}"
     kind = "binary" if image.binary else values
-    channels = f"{image.channels} channel" + ("" if image.channels == 1 else "s")
+    channels = counted(image.channels, "channel")
     return [
         ("model", "NVAE (Vahdat & Kautz, NeurIPS 2020), a deep hierarchical VAE"),
         ("software", f"nvae-tf {__version__}"),
@@ -97,38 +98,3 @@ def description(loaded: LoadedModel) -> list[tuple[str, str]]:
         ("parameters", f"{model.num_parameters:,}"),
         ("training steps", f"{loaded.step:,}"),
     ]
-
-
-def _spread(summary: dict, digits: int) -> str:
-    """A mean and its standard error over images, if that is known."""
-    mean, error = summary["mean"], summary.get("standard_error")
-    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-
-
-def _measured(folder: Path):
-    """Facts from the evaluation reports in a run's folder."""
-    reports = [_read(folder / name) for name in REPORTS]
-    for report in (report for report in reports if report):
-        if "nelbo" in report:
-            images = f"{report['num_images']:,} {report['split']} images, step {report['step']:,}"
-            draws = report["num_iw_samples"]
-            others = [(f", {kind}", report[kind]) for kind in (OFFICIAL, EXACT) if kind in report]
-            for suffix, summary in [("", report), *others]:
-                for name, bits, title in (
-                    ("nelbo", "bpd_nelbo", "NELBO"),
-                    ("neg_log_likelihood", "bpd_log_likelihood", f"-log p(x), {draws} draws"),
-                ):
-                    nats, per_dim = _spread(summary[name], 2), _spread(summary[bits], 4)
-                    text = f"{nats} nats, {per_dim} bits per dim ({images})"
-                    yield title + suffix, text
-        if "fid" in report:
-            samples = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}"
-            readjusted = ", readjusted batch norm" if report["readjust_bn"] else ""
-            yield "FID", f"{report['fid']:.3f} ({samples}{readjusted}, step {report['step']:,})"
-
-
-def _read(path: Path) -> dict | None:
-    try:
-        return read_json(path)
-    except UserError:
-        return None  # this evaluation was not run

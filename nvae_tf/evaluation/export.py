@@ -116,7 +116,9 @@ def export(model: NVAE, readjusted: dict[float, NormStatistics], folder: Path) -
         UserError: The folder cannot be written, or the model does not compute in float32.
     """
     if model.precision != "float32":
-        raise UserError(f"precision: {model.precision} cannot be exported; load the model in float32")
+        raise UserError(
+            f"precision: {model.precision} cannot be exported; load the model in float32"
+        )
     make_folder(folder)
     module = ServingModule(model, readjusted)
     signatures = {name: getattr(module, name) for name in SIGNATURES}

@@ -8,10 +8,11 @@ import tensorflow as tf
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
 from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
-from nvae_tf.config import Config, ImageSpec
+from nvae_tf.config import Config
 from nvae_tf.data import catalog
 from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 

@@ -18,9 +18,9 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from nvae_tf.config import ImageSpec
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import Scope
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, GroupOutput, LatentGroup
 from nvae_tf.model import NVAE
 

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import DataConfig, ImageSpec
+from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.images import named_images
 from nvae_tf.data.source import EvenlySpread, Source, reading
 from nvae_tf.data.where import needs_data
 from nvae_tf.evaluation import ood, typicality
 from nvae_tf.evaluation.loading import LoadedModel
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.paths import user_path
 

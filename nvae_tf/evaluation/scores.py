@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from nvae_tf.config import EXACT, OFFICIAL
 from nvae_tf.evaluation.loading import LoadedModel
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import read_json
@@ -27,16 +28,38 @@ class Score(NamedTuple):
     per_dim: tuple[float, float | None] | None
     origin: str
 
+    def text(self, plus_minus: str = "±") -> str:
+        """The number and its standard error, in bits per dimension too if it has that form.
+
+        Args:
+            plus_minus: What stands before a standard error.
+        """
+
+        def spread(mean: float, error: float | None, digits: int) -> str:
+            known = "" if error is None else f" {plus_minus} {error:.{digits}f}"
+            return f"{mean:.{digits}f}{known}"
+
+        number = f"{spread(self.value, self.error, 2)} {self.unit}".rstrip()
+        return f"{number}, {spread(*self.per_dim, 4)} bits per dim" if self.per_dim else number
+
 
 def evaluated(loaded: LoadedModel) -> list[Score]:
-    """The likelihood that ``--eval_mode evaluate`` left for this step, or nothing."""
+    """The likelihoods that ``--eval_mode evaluate`` left for this step's test images, or nothing.
+
+    The model's own kind of likelihood comes first, and the name of a score by another one names it.
+    """
     report = _report(loaded.folder / "evaluate.json", loaded.step)
     try:
         if report.get("split") != "test":
             return []
         origin = f"{report['num_images']:,} test images"
-        draws, kind = int(report["num_iw_samples"]), str(report.get("likelihood", ""))
-        return likelihood_scores(report, draws, origin, kind)
+        draws, own = int(report["num_iw_samples"]), str(report.get("likelihood", ""))
+        scores = likelihood_scores(report, draws, origin, own)
+        for kind in (OFFICIAL, EXACT):
+            if kind in report:
+                others = likelihood_scores(report[kind], draws, origin, kind)
+                scores += [score._replace(name=f"{score.name}, {kind}") for score in others]
+        return scores
     except (KeyError, TypeError, ValueError):
         return []
 

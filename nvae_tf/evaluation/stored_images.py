@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tifffile
 
-from nvae_tf.config import ImageSpec
 from nvae_tf.data import levels as levels_of_files
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.files import atomic_write, write_png
 from nvae_tf.io.image_grid import to_bytes
 

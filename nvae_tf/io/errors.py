@@ -29,7 +29,7 @@ class ConfigError(UserError):
 
 
 class TrainingDivergedError(UserError):
-    """Training ended because too many of its steps in a row were not finite."""
+    """Training ended because too many of its steps in a row were skipped."""
 
 
 def short_message(error: Exception, max_length: int = 200) -> str:
@@ -51,6 +51,12 @@ def short_repr(value) -> str:
         return _SHORT.repr(value)
     except Exception:  # noqa: BLE001 - Python refuses to print integers of thousands of digits
         return f"a {type(value).__name__}"
+
+
+def counted(number: int, name: str) -> str:
+    """A number and what it counts: ``1 channel``, ``3 channels``, ``2 passes``."""
+    plural = "es" if name.endswith("s") else "s"
+    return f"{number} {name}{'' if number == 1 else plural}"
 
 
 def one_line(text: str) -> str:

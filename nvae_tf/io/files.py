@@ -16,6 +16,7 @@ from PIL import Image
 from nvae_tf.io.errors import UserError, short_message
 
 OLD = ".old.part"  # ending of the name of a folder that is being replaced
+FRAME_MILLISECONDS = 80  # how long an animation shows a frame
 
 
 def read_json(path: Path, max_size: int = 2**27):
@@ -87,14 +88,10 @@ def atomic_write_dir(path: Path):
     The old and the new folder exchange their names in one step, so one of them is there at every
     moment. Where the system cannot do that (NFS, macOS), two renames follow each other: a process that
     is killed between them leaves both folders complete, as ``.NAME.*.old.part`` and ``.NAME.*.part``,
-    and the next one that replaces the folder first puts the old one back.
+    and the next one that replaces the folder calls `put_back` first.
     """
     with temporary_folder(path) as temporary:
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{OLD}"):
-            if path.exists():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.rename(path)
+        put_back(path.parent, glob.escape(path.name))
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         yield temporary
@@ -109,6 +106,32 @@ def atomic_write_dir(path: Path):
                 old.rename(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(parent: Path, name: str = "*") -> None:
+    """Gives folders their names back that a process was replacing when it was killed.
+
+    An old folder whose new one is in place is removed. Several processes may call this at the same
+    time, but not while another one replaces a folder of such a name.
+
+    Args:
+        parent: Folder that holds them.
+        name: Pattern of their names; default: all.
+
+    Raises:
+        UserError: One cannot be renamed.
+    """
+    for old in parent.glob(f".{name}.????????{OLD}"):
+        path = parent / old.name[1 : -len(OLD)].rpartition(".")[0]
+        try:
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(path)
+        except FileNotFoundError:  # another process has put it back
+            pass
+        except OSError as error:
+            raise write_error(path, error) from None
 
 
 def _temporary_path(path: Path) -> Path:
@@ -182,13 +205,12 @@ def write_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, "PNG")
 
 
-def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> None:
+def write_animation(path: Path, frames: np.ndarray) -> None:
     """Writes an animation that plays forwards and backwards in a loop, atomically.
 
     Args:
         path: Path of the file, which ends in ``.gif`` or ``.webp``.
         frames: 8-bit RGB images (n, height, width, 3).
-        milliseconds: Duration of a frame.
     """
     pictures = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
@@ -198,7 +220,7 @@ def write_animation(path: Path, frames: np.ndarray, milliseconds: int = 80) -> N
             path.suffix[1:].upper(),
             save_all=True,
             append_images=pictures[1:],
-            duration=milliseconds,
+            duration=FRAME_MILLISECONDS,
             loop=0,
             **options,
         )

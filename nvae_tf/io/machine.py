@@ -1,4 +1,4 @@
-"""What this machine is, in a few words for those who read its numbers."""
+"""What this machine has: its processors in a few words, and the cores that may be used."""
 
 import os
 import platform
@@ -8,12 +8,14 @@ from pathlib import Path
 CPUS = Path("/proc/cpuinfo")
 
 
+def usable_cores() -> int:
+    """Number of CPU cores that this process may use; a scheduler may have bound it to some of them."""
+    return len(os.sched_getaffinity(0))
+
+
 def machine_name() -> str:
     """Name and number of the processors that this process may use: ``AMD EPYC 7B13, 2 CPU cores``."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        cores = os.cpu_count() or 1
+    cores = usable_cores()
     text = f"{cores} CPU core" + ("" if cores == 1 else "s")
     return f"{_processor()}, {text}"
 

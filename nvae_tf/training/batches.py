@@ -6,7 +6,7 @@ from nvae_tf.config import Config
 from nvae_tf.data import pipeline
 from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source
-from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.errors import ConfigError, counted
 from nvae_tf.training.cluster import Cluster
 
 
@@ -43,8 +43,8 @@ def step_counts(config: Config, cluster: Cluster, num_images: int) -> StepCounts
     if steps_per_epoch == 0:
         raise ConfigError(
             f"batch_size: {config.data.batch_size} is not allowed; expected at most the {num_images} "
-            f"training images of {config.data.dataset}, divided by {cluster.replicas} replicas and "
-            f"{passes} accumulated passes"
+            f"training images of {config.data.dataset}, divided by "
+            f"{counted(cluster.replicas, 'replica')} and {counted(passes, 'accumulated pass')}"
         )
     total = steps_per_epoch * config.train.epochs
     return StepCounts(per_pass, per_pass * passes, steps_per_epoch, total)

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import checks
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, counted
 
 DEFAULT_BATCH_SIZE = 32
 CHECKED = 256  # images whose values are compared with levels
@@ -210,7 +210,7 @@ class Batching:
         if size is not None and size % parts:
             raise UserError(
                 f"{name}: batches of {size} images; expected a multiple of {parts}, for "
-                f"{self.replicas} replicas and {passes} accumulated passes"
+                f"{counted(self.replicas, 'replica')} and {counted(passes, 'accumulated pass')}"
             )
 
     def _check_levels(self, images) -> None:

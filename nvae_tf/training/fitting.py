@@ -9,9 +9,10 @@ import tf_keras
 
 from nvae_tf import config as configuration
 from nvae_tf.checks import check_count
-from nvae_tf.config import LARGEST_INT, Config, TrainConfig
+from nvae_tf.config import Config, TrainConfig
+from nvae_tf.config_keys import LARGEST_INT
 from nvae_tf.engine.xla_probe import probe
-from nvae_tf.io.errors import ConfigError, UserError, short_repr
+from nvae_tf.io.errors import ConfigError, UserError, counted, short_repr
 from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
@@ -298,7 +299,7 @@ def _check_length(batches, steps_per_epoch: int, epochs: int) -> None:
     wanted = steps_per_epoch * epochs
     if 0 <= size < wanted and size != steps_per_epoch:
         raise UserError(
-            f"steps_per_epoch: {steps_per_epoch} in {epochs} epoch{'s' if epochs > 1 else ''} take "
+            f"steps_per_epoch: {steps_per_epoch} in {counted(epochs, 'epoch')} take "
             f"{wanted} batches, and the data set ends after {size}; expected dataset.repeat(), or no "
             "steps_per_epoch"
         )

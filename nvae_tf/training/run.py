@@ -14,11 +14,12 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import __version__
-from nvae_tf.config import Config, ImageSpec, ModelConfig, check_image
+from nvae_tf.config import Config, ModelConfig, check_image
 from nvae_tf.data import catalog
 from nvae_tf.data.own import OwnImages
 from nvae_tf.data.source import Source, reading
 from nvae_tf.engine.devices import describe_devices
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError, TrainingDivergedError
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
@@ -86,7 +87,7 @@ def train(
         UserError: The data, the configuration or the folder do not allow it, another process trains
             in the folder, a worker was lost or was started differently, or the model to start from is
             another one.
-        TrainingDivergedError: Too many steps in a row were not finite.
+        TrainingDivergedError: Too many steps in a row were skipped.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
     with lost_workers(cluster):

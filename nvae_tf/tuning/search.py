@@ -12,7 +12,7 @@ import keras_tuner
 from keras_tuner import errors, oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
-from nvae_tf.config import KEYS, Config, Overridden, override
+from nvae_tf.config import Config, Overridden, check_value, override
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.files import atomic_write, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
@@ -187,9 +187,8 @@ class Search(BaseTuner):
         return override(self.recipe, {**self.given, **values})
 
     def _values(self, trial):
-        # keras-tuner turns a choice of true or false into 1 or 0.
         return {
-            name: bool(value) if KEYS[name][1].type is bool else value
+            name: check_value(name, value)
             for name, value in trial.hyperparameters.values.items()
             if name in self._names
         }
@@ -257,7 +256,8 @@ def _declare(parameters, dimension: Dimension) -> None:
     name, values = dimension.name, list(dimension.values)
     sampling = dict(sampling="log") if dimension.log else {}
     if dimension.kind == CHOICE:
-        parameters.Choice(name, values)
+        # As text: keras-tuner allows no choice between a word and a number, and takes true for 1.
+        parameters.Choice(name, [str(value) for value in values])
     elif dimension.kind == INT:
         step = dict(step=dimension.step) if dimension.step else {}
         parameters.Int(name, *values, **step, **sampling)

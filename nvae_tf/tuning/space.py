@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvae_tf.config import BOOLEANS, KEYS, check_value, number_type, read_yaml
+from nvae_tf.config import KEYS, check_value, read_yaml
+from nvae_tf.config_keys import BOOLEANS, number_type
 from nvae_tf.io.errors import ConfigError
 
 CHOICE, INT, FLOAT = "choice", "int", "float"
@@ -86,6 +87,8 @@ def _dimension(name: str, given: Any) -> Dimension:
         return Dimension(name, kind, values)
     if number_type(KEYS[name][1]) is not {INT: int, FLOAT: float}[kind]:
         refuse(f"its values are not of type {kind}")
+    if any(isinstance(value, str) for value in values):
+        refuse("its ends are not numbers")
     if len(values) != 2 or values[0] >= values[1]:
         refuse(f"{list(values)} is not a lowest and a highest value")
     if step is not None:

@@ -10,12 +10,13 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from nvae_tf.config import Config
 from nvae_tf.engine.xla_flags import make_deterministic
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.run_folder import RunFolder
 
 
@@ -43,7 +44,7 @@ def run_trial(
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension.
 
     Raises:
-        UserError: The training raised it, or its process was killed.
+        UserError: The training raised it or failed, or its process was killed.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -59,9 +60,7 @@ def run_trial(
         outcome = receiver.recv()
     except EOFError:
         process.join()
-        raise UserError(
-            f"its process was killed (exit status {process.exitcode}), possibly out of memory"
-        ) from None
+        raise UserError(_how_it_ended(process.exitcode)) from None
     except BaseException:  # an interruption: the training leaves a checkpoint
         process.terminate()
         raise
@@ -70,6 +69,13 @@ def run_trial(
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def _how_it_ended(status: int | None) -> str:
+    """Why a process that sent nothing has ended."""
+    if status is None or status >= 0:
+        return f"its process ended with status {status}, without a result"
+    return f"its process was killed by {signal.Signals(-status).name}, possibly out of memory"
 
 
 def _copy_stderr() -> Connection | None:
@@ -93,6 +99,9 @@ def _in_child(sender, stderr, *arguments):
         sender.send(_train(*arguments))
     except UserError as error:
         sender.send(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the search goes on
+        traceback.print_exc()
+        sender.send(UserError(f"{type(error).__name__}: {short_message(error)}"))
 
 
 def _follow_parent():

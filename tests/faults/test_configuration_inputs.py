@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nvae_tf import config
 from nvae_tf.cli import evaluate, import_official, inspect, prepare, train, tune
-from nvae_tf.cli.flags import Parser
+from nvae_tf.cli.flags import Parser, configured
 from nvae_tf.config import KEYS
 from nvae_tf.io.errors import UserError
 
@@ -135,6 +135,18 @@ def test_every_key_with_every_nasty_value(counts):
             for words in ([f"--{flag}", value], [f"--{flag}={value}"]):
                 arguments = ["--config", "digits", *words, "--dataset", "nosuch"]
                 assert counts.check_command(train.main, arguments)
+
+
+def test_a_key_that_takes_a_word_or_true_or_false(tmp_path):
+    (tmp_path / "x.yaml").write_text("dataset: photos\nflip: true\n")
+
+    def flip(*words):
+        arguments = train._parser().parse_args(["--config", str(tmp_path / "x.yaml"), *words])
+        return configured(arguments).config.data.flip
+
+    assert flip() is flip("--flip") is flip("--flip", "true") is True
+    assert flip("--no-flip") is flip("--flip", "false") is flip("--flip=off") is False
+    assert flip("--flip", "auto") == "auto" and flip("--flip", "--seed", "3") is True
 
 
 def test_names_of_runs_stay_in_the_root(counts):

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -21,9 +22,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from nvae_tf.cli import prepare as prepare_command
-from nvae_tf.config import CENTRE, DataConfig, ImageSpec
+from nvae_tf.config import CENTRE, DataConfig
 from nvae_tf.data import arrays, catalog, image_files, images, levels, prepare, tfrecords
 from nvae_tf.data.stored import full_range
+from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 
 SIZE = 8
@@ -468,6 +470,21 @@ def test_archives(counts, tmp_path, content):
     written = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert all(tfrecords.SHARD.fullmatch(name) for name in written - {".lock"})
     assert {path.name for path in tmp_path.iterdir()} <= {"x.tar", "out"}
+
+
+@pytest.mark.parametrize("damage", ["checksum", "bits", "end"])
+def test_a_damaged_compressed_archive_is_not_taken_for_a_full_disk(damage, counts, tmp_path):
+    place = tarfile.BLOCKSIZE + len(SHARD) // 2  # in the middle of the first shard
+    first, second = bytearray(gzip.compress(GOOD[:place])), gzip.compress(GOOD[place:])
+    if damage == "checksum":
+        first[-8] ^= 1
+    elif damage == "bits":
+        second = second[:10] + b"\xff" * 50  # after the header of gzip
+    else:
+        second = b""
+    (tmp_path / "x.tar.gz").write_bytes(first + second)
+    error = counts.check(lambda: prepare.unpack(tmp_path / "x.tar.gz", tmp_path / "out"))
+    assert re.search("x.tar.gz: cannot be unpacked .*; fetch it again", str(error))
 
 
 BATCH = (

@@ -102,10 +102,18 @@ def test_ctrl_c_while_training(recipe, tmp_path, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["evaluate", "ood", "sample", "encode", "export", "traverse"])
-def test_ctrl_c_while_evaluating(run, tmp_path, mode):
-    more = ["--num_iw_samples", "100000", "--num_samples", "100000", "--readjust_temps", "0.5"]
-    more += ["--steps", "100000"]
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        ("evaluate", ["--num_iw_samples", "100000"]),
+        ("ood", ["--num_iw_samples", "100000"]),
+        ("sample", ["--num_samples", "100000"]),
+        ("encode", []),
+        ("export", ["--readjust_temps", "0.5"]),
+        ("traverse", ["--steps", "100000"]),
+    ],
+)
+def test_ctrl_c_while_evaluating(run, tmp_path, mode, more):
     process = run_python(
         EVALUATE, "--checkpoint", run, "--eval_mode", mode, "--output", tmp_path / "out", *more
     )

@@ -14,12 +14,13 @@ from nvae_tf.evaluation.gallery.amounts import (
     amounts_for,
 )
 from nvae_tf.evaluation.gallery.from_data import DataContent, of_data_set
-from nvae_tf.evaluation.gallery.scores import Score, evaluated, fid
 from nvae_tf.evaluation.loading import LoadedModel
 from nvae_tf.evaluation.logs import Logs, read_logs
+from nvae_tf.evaluation.scores import Score, evaluated, fid
 from nvae_tf.evaluation.stored_images import from_levels
 from nvae_tf.io.errors import UserError
 from nvae_tf.objective import active_latents
+from nvae_tf.run_folder import RunFolder
 
 BATCH = 100  # samples that are drawn together
 
@@ -100,7 +101,7 @@ def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
         traversed=traversed,
         groups=_groups(model, amounts, seed, data),
         data=data,
-        logs=read_logs(loaded.folder / "logs"),
+        logs=read_logs(RunFolder(loaded.folder).logs),
     )
 
 

@@ -10,9 +10,9 @@ from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
 from nvae_tf.evaluation import latents, likelihood, ood_run
 from nvae_tf.evaluation.gallery.amounts import Amounts
-from nvae_tf.evaluation.gallery.scores import Score, evaluated, likelihood_scores
 from nvae_tf.evaluation.loading import LoadedModel
 from nvae_tf.evaluation.neighbours import Neighbours, nearest
+from nvae_tf.evaluation.scores import Score, evaluated, likelihood_scores
 from nvae_tf.io.errors import UserError
 
 DRAWS = 10  # of z for each image, for -log p(x), if it was not evaluated before

@@ -9,6 +9,7 @@ from nvae_tf.evaluation.gallery import sections
 from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
 from nvae_tf.evaluation.gallery.content import Content, collect
 from nvae_tf.evaluation.loading import load
+from nvae_tf.io.errors import counted
 from nvae_tf.version import __version__
 
 
@@ -56,11 +57,11 @@ def render(content: Content, command: str) -> str:
     loaded = content.loaded
     model = loaded.model
     kind = "binary" if model.image.binary else f"{model.num_bits}-bit"
-    channels = _count(model.image.channels, "channel")
+    channels = counted(model.image.channels, "channel")
     summary = (
         f"A deep hierarchical variational autoencoder (NVAE) for {kind} images of "
         f"{model.image.size_text} pixels and {channels}, with "
-        f"{_count(len(model.groups), 'latent group')} and {model.num_parameters:,} parameters, "
+        f"{counted(len(model.groups), 'latent group')} and {model.num_parameters:,} parameters, "
         f"after {loaded.step:,} training steps."
     )
     frame = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
@@ -73,10 +74,6 @@ def render(content: Content, command: str) -> str:
         navigation="\n".join(links),
         sections="\n".join(parts),
     )
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}" + ("" if number == 1 else "s")
 
 
 def _unbroken(body: str) -> str:

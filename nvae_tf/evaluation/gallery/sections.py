@@ -9,13 +9,15 @@ from collections.abc import Callable
 from html import escape
 from typing import NamedTuple
 
+import numpy as np
+
 from nvae_tf.evaluation import card
 from nvae_tf.evaluation.gallery.amounts import START, TEMPERATURE, TEMPERATURES
 from nvae_tf.evaluation.gallery.charts import chart, readable
 from nvae_tf.evaluation.gallery.content import Content
 from nvae_tf.evaluation.gallery.from_data import RANKED, DataContent
 from nvae_tf.evaluation.gallery.pictures import film_element, image_element
-from nvae_tf.evaluation.gallery.scores import Score
+from nvae_tf.evaluation.scores import Score
 from nvae_tf.io.machine import machine_name
 from nvae_tf.objective import ACTIVE_NATS
 
@@ -154,8 +156,6 @@ def film(content: Content) -> str:
 
 def interpolations(content: Content) -> str:
     """Ways from one test image to another."""
-    import numpy as np
-
     if not isinstance(content.data, DataContent):
         return f"<p>The data set could not be read: {escape(content.data)}</p>"
     if content.data.ways is None:
@@ -177,8 +177,6 @@ def interpolations(content: Content) -> str:
 
 def reconstructions(content: Content) -> str:
     """Test images beside their reconstructions."""
-    import numpy as np
-
     if not isinstance(content.data, DataContent) or content.data.reconstructions is None:
         return _left_out(content, "reconstructions")
     both = np.stack(content.data.reconstructions, 1)
@@ -261,8 +259,6 @@ def traversals(content: Content) -> str:
 
 def neighbours(content: Content) -> str:
     """Samples and the training images nearest to them."""
-    import numpy as np
-
     if not isinstance(content.data, DataContent) or content.data.near is None:
         return _left_out(content, "near")
     near = content.data.near
