@@ -33,9 +33,10 @@ from typing import NamedTuple
 import yaml
 
 from nvae_tf import config as configuration
-from nvae_tf.evaluation.logs import duration, read_logs
+from nvae_tf.evaluation.logs import read_logs
 from nvae_tf.io.files import make_folder, read_json, write_text
 from nvae_tf.io.machine import machine_name
+from nvae_tf.io.text import duration
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.version import __version__
 

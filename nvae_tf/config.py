@@ -19,8 +19,9 @@ import yaml
 from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config_keys import LARGEST_INT, NUMBER, Section, checked, key
 from nvae_tf.image_spec import MAX_BITS, MAX_CHANNELS, OFFICIAL_BITS, OFFICIAL_CHANNELS, ImageSpec
-from nvae_tf.io.errors import ConfigError, counted, short_message, short_repr
+from nvae_tf.io.errors import ConfigError, short_message, short_repr
 from nvae_tf.io.paths import is_regular, user_path
+from nvae_tf.io.text import counted
 
 # A wheel has the recipes inside the package; a checkout has them beside it.
 _INSTALLED = Path(__file__).resolve().parent / "configs"

@@ -86,6 +86,11 @@ class NVAEOutput(NamedTuple):
         return tf.stack([latent.kl_per_image for latent in self.latents], 1)
 
     @property
+    def kl_per_channel(self):
+        """KL of each image and latent channel in nats, (batch, groups, latents)."""
+        return tf.stack([tf.reduce_sum(latent.kl, [1, 2]) for latent in self.latents], 1)
+
+    @property
     def log_q(self):
         """log q(z | x) of each image in nats, (batch,)."""
         return tf.add_n([latent.log_q for latent in self.latents])

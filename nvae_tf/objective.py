@@ -46,7 +46,7 @@ def balance_kl(kl_per_group, mean_kl, alphas, beta):
         kl_per_group: KL of each image and group in nats, (batch, groups).
         mean_kl: Mean of its absolute values over the global batch, (groups,).
         alphas: What `balancing_weights` returned.
-        beta: The KL coefficient; at 1 every group has weight 1.
+        beta: The KL coefficient as a portion of its largest value; at 1 every group has weight 1.
 
     Returns:
         The balanced KL of each image in nats, (batch,), and gamma, the weights (groups,).
@@ -62,7 +62,7 @@ def regularization_coefficient(beta, config: TrainConfig):
     """lambda, the weight of the spectral and the batch-norm term (section 3.2).
 
     Args:
-        beta: The KL coefficient, with which lambda is annealed.
+        beta: The KL coefficient as a portion of its largest value, with which lambda is annealed.
         config: Gives ``weight_decay_norm``, ``weight_decay_norm_init`` and
             ``weight_decay_norm_anneal``.
     """

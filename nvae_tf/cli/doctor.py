@@ -5,7 +5,8 @@ import sys
 from nvae_tf.cli.errors import SOFTWARE_ERROR, run_command
 from nvae_tf.cli.flags import Parser, add_config_flags, configured, overrides, program
 from nvae_tf.diagnosis.findings import LEVELS, OK, PROBLEM, WARNING, Finding
-from nvae_tf.io.errors import UserError, counted, one_line
+from nvae_tf.io.errors import UserError, one_line
+from nvae_tf.io.text import counted
 
 
 def main(argv: list[str] | None = None) -> int:

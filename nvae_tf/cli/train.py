@@ -125,8 +125,8 @@ def _train(arguments) -> int | None:
         make_deterministic(os.environ)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.engine.xla_probe import probe
+    from nvae_tf.io.text import duration
     from nvae_tf.training.cluster import connect
-    from nvae_tf.training.reports import duration
     from nvae_tf.training.run import train
 
     xla_problem = probe(config.train.jit_compile)  # before this process takes the GPUs' memory

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from nvae_tf import config as configuration
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
-from nvae_tf.io.errors import counted
 from nvae_tf.io.files import write_png
 from nvae_tf.io.labelled_grid import Band, labelled_grid
+from nvae_tf.io.text import counted
 
 COLUMNS, ROWS = 10, 6
 LABELS_READ = 1000  # of a source, to find their range

@@ -4,10 +4,10 @@ import itertools
 
 from nvae_tf.evaluation.likelihood import name_of
 from nvae_tf.evaluation.loading import LoadedModel
-from nvae_tf.evaluation.logs import Logs, duration, read_logs
+from nvae_tf.evaluation.logs import Logs, read_logs
 from nvae_tf.evaluation.scores import evaluated, fid
 from nvae_tf.evaluation.stored_images import value_range
-from nvae_tf.io.errors import counted
+from nvae_tf.io.text import counted, duration
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.version import __version__
 

@@ -241,8 +241,7 @@ def mean_channel_kl(model: NVAE, batches, seed: int) -> np.ndarray:
 
     def channel_kl(images, indices):
         noise = model.draw_noise(indices, (seed, 0))
-        output = model.top_down(FromPosterior(model.bottom_up(images), noise))
-        return tf.stack([tf.reduce_sum(latent.kl, [1, 2]) for latent in output.latents], 1)
+        return model.top_down(FromPosterior(model.bottom_up(images), noise)).kl_per_channel
 
     run, start, total = on_devices(channel_kl), 0, np.zeros(())
     for images in batches:

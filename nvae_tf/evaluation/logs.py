@@ -87,11 +87,3 @@ def _seconds(starts: list[float], times: list[float]) -> float:
         following = starts[number] if number < len(starts) else float("inf")
         total += max((time for time in times if start <= time < following), default=start) - start
     return total
-
-
-def duration(seconds: float) -> str:
-    """A duration for a reader: ``95 s``, ``12 min``, ``3 h 05 min``."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

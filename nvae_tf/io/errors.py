@@ -53,12 +53,6 @@ def short_repr(value) -> str:
         return f"a {type(value).__name__}"
 
 
-def counted(number: int, name: str) -> str:
-    """A number and what it counts: ``1 channel``, ``3 channels``, ``2 passes``."""
-    plural = "es" if name.endswith("s") else "s"
-    return f"{number} {name}{'' if number == 1 else plural}"
-
-
 def one_line(text: str) -> str:
     """Escapes line breaks and control characters (in file names, for example), and cuts a long text."""
     escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST + 1])

@@ -6,7 +6,8 @@ from nvae_tf.config import Config
 from nvae_tf.data import pipeline
 from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source
-from nvae_tf.io.errors import ConfigError, counted
+from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.text import counted
 from nvae_tf.training.cluster import Cluster
 
 

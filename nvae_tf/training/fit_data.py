@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import checks
-from nvae_tf.io.errors import UserError, counted
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.text import counted
 
 DEFAULT_BATCH_SIZE = 32
 CHECKED = 256  # images whose values are compared with levels

@@ -12,7 +12,8 @@ from nvae_tf.checks import check_count
 from nvae_tf.config import Config, TrainConfig
 from nvae_tf.config_keys import LARGEST_INT
 from nvae_tf.engine.xla_probe import probe
-from nvae_tf.io.errors import ConfigError, UserError, counted, short_repr
+from nvae_tf.io.errors import ConfigError, UserError, short_repr
+from nvae_tf.io.text import counted
 from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer

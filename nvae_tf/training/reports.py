@@ -10,6 +10,7 @@ from tqdm import tqdm
 from nvae_tf.config import Config
 from nvae_tf.io.files import write_png
 from nvae_tf.io.labelled_grid import Band, labelled_grid, reconstruction_bands
+from nvae_tf.io.text import duration
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.curves import Curves, interval, writing
 
@@ -104,18 +105,6 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def duration(seconds: float) -> str:
-    """A duration as text: ``"42 s"``, ``"3 min 5 s"``, ``"2 h 10 min"``, ``"3 d 4 h"``."""
-    seconds = round(seconds)
-    for size, unit, small_size, small_unit in (
-        (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"),
-    ):  # fmt: skip
-        if seconds >= size:
-            small = seconds % size // small_size
-            return f"{seconds // size} {unit}" + (f" {small} {small_unit}" if small else "")
-    return f"{seconds} s"
 
 
 class Pictures:

@@ -571,10 +571,9 @@ def _assign(variables, values) -> None:
 
 def _channel_kl(output: NVAEOutput, weights=None):
     """KL of every latent channel in nats, (groups, latents): mean over the batch, or weighted sum."""
-    per_image = tf.stack([tf.reduce_sum(latent.kl, [1, 2]) for latent in output.latents], 1)
     if weights is None:
-        return tf.reduce_mean(per_image, 0)
-    return tf.tensordot(weights, per_image, 1)
+        return tf.reduce_mean(output.kl_per_channel, 0)
+    return tf.tensordot(weights, output.kl_per_channel, 1)
 
 
 def _group_report(channel_kl):

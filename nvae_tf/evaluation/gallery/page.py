@@ -9,7 +9,7 @@ from nvae_tf.evaluation.gallery import sections
 from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
 from nvae_tf.evaluation.gallery.content import Content, collect
 from nvae_tf.evaluation.loading import load
-from nvae_tf.io.errors import counted
+from nvae_tf.io.text import counted
 from nvae_tf.version import __version__
 
 
