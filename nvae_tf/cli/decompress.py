@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _decompress(arguments) -> None:
     locate(arguments.checkpoint)
-    # TensorFlow takes seconds to import: only after the flags and the file are known to be right.
+    # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf.compression.fingerprint import use_one_thread
 
     use_one_thread()

@@ -57,8 +57,8 @@ def batch_norm_statistics(
         means, variances, _ = zip(*batches, strict=True)
         return [tf.concat(means, 0), tf.concat(variances, 0)]
 
-    # Every device returns the statistics of the whole batch, averaged over the devices. That is right
-    # only if their shards have one size; if they cannot, every device computes the whole batch.
+    # Every device returns the statistics of the whole batch. `shard` repeats rows where a batch cannot
+    # be divided, and those would count twice: then every device computes the whole batch.
     strategy = tf.distribute.get_strategy()
     divisible = batch_size % strategy.num_replicas_in_sync == 0
     run = on_devices(sample_statistics)
