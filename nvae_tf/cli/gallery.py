@@ -25,7 +25,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog=program("nvae-gallery"),
         description="Show a trained model in one HTML file.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "run", help="the folder of a run, one of its checkpoints, or an official .pt file"

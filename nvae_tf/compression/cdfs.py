@@ -66,7 +66,7 @@ class Posterior:
     Args:
         bins: The bins.
         prior: Mean and standard deviation of each latent's prior, float32 (n,).
-        posterior: The same of its posterior.
+        posterior: Mean and standard deviation of each latent's posterior, float32 (n,).
     """
 
     def __init__(self, bins: LatentBins, prior, posterior):

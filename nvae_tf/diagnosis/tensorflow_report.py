@@ -30,13 +30,13 @@ def report() -> dict:
     }
 
 
-def exchange(kind: str = "GPU") -> float:
-    """The sum over all devices of a kind of a number that each has, through `tf.distribute`."""
+def exchange() -> float:
+    """The sum over all GPUs of a number that each has, through `tf.distribute`."""
     import tensorflow as tf
 
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-    names = [device.name for device in tf.config.list_logical_devices(kind)]
+    names = [device.name for device in tf.config.list_logical_devices("GPU")]
     strategy = tf.distribute.MirroredStrategy([name.removeprefix("/device:") for name in names])
 
     @tf.function(autograph=False)

@@ -108,7 +108,8 @@ def evaluate_kinds(
     """Estimates NELBO and -log p(x) of every image.
 
     The bottom-up pass runs once per image, the top-down pass once per draw. An image's noise depends
-    only on the seed and the image's index. All kinds of likelihood score the same draws.
+    only on the seed, the image's index and the number of draws. All kinds of likelihood score the
+    same draws.
 
     Args:
         model: The model.

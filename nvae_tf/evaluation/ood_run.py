@@ -26,7 +26,7 @@ class Settings(NamedTuple):
         batch_size: Images per batch.
         seed: Seed of the noise and of the binarisation.
         max_images: Largest number of images of a set; of a larger one, that many at equal distances.
-        fit_images: The same of the training images that typicality is fitted to.
+        fit_images: Largest number of training images that typicality is fitted to.
     """
 
     num_draws: int = 10
@@ -237,7 +237,7 @@ class Extremes(NamedTuple):
     untypical_scores: np.ndarray
 
 
-def extremes(scored: Scored, count: int, name: str = typicality.NAME) -> Extremes:
+def extremes(scored: Scored, count: int) -> Extremes:
     """The most and least typical images of a scored set; for example for a gallery.
 
         settings = Settings(num_draws=1, max_images=200, fit_images=200)
@@ -247,9 +247,8 @@ def extremes(scored: Scored, count: int, name: str = typicality.NAME) -> Extreme
     Args:
         scored: What `score` returned.
         count: Number of images at each end, or fewer if there are fewer.
-        name: Name of the score.
     """
-    values, images = scored.scores[name], scored.set.images
+    values, images = scored.scores[typicality.NAME], scored.set.images
     order = np.argsort(values, kind="stable")
     low, high = order[:count], order[::-1][:count]
     return Extremes(images[low], values[low], images[high], values[high])

@@ -66,7 +66,7 @@ class ShiftBijector(tfp.bijectors.Bijector):
 
     Its event is a map (height, width, latents), its log-determinant 0. The inverse is a fixed-point
     iteration: after n rounds the first n latents are exact, and it stops as soon as nothing changes.
-    Training never needs it, since TFP remembers the input of each forward pass.
+    The model computes its flows without it (`IAFCell.call`); this is the flow for users of TFP.
 
     Args:
         shift: A function that computes mu and has the dependencies of `MaskedShift`.

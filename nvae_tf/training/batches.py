@@ -16,7 +16,7 @@ class StepCounts(NamedTuple):
 
     Attributes:
         images_per_pass: Images in one pass of all replicas.
-        images_per_step: The same times the passes of a step.
+        images_per_step: Images in one step: `images_per_pass` times `accumulate_steps`.
         steps_per_epoch: Whole steps in the training set.
         total_steps: Steps of the whole training.
     """

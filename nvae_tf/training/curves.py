@@ -92,7 +92,7 @@ class Curves:
         Args:
             step: Number of the step.
             logs: What it reports.
-            steps_done: Steps taken by now, to write how fast the latest of them were; None: it is not
+            steps_done: Steps taken so far, from which the speed follows; None: no speed is
                 written.
         """
         values = {**_arrays(logs), **({} if steps_done is None else self._speed(steps_done))}

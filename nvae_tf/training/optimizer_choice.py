@@ -57,11 +57,14 @@ def as_optimizer(given, config: TrainConfig, learning_rate) -> tuple[Optimizer, 
         names = {optimizer_class: key for key, optimizer_class in BUILT_IN.items()}
         chosen = given, names.get(type(given), name)
     elif _is_keras_optimizer(given):
-        if "LossScale" in name or getattr(given, "use_ema", False):
-            instead = "ema_decay" if getattr(given, "use_ema", False) else "precision of NVAE"
+        if "LossScale" in name:
             raise UserError(
-                f"optimizer: {name} with loss scaling or use_ema is not supported; expected a plain "
-                f"one, with the {instead}"
+                f"optimizer: {name} is not supported; make the model with precision='float16', which "
+                "scales the loss"
+            )
+        if getattr(given, "use_ema", False):
+            raise UserError(
+                f"optimizer: {name} with use_ema is not supported; compile with ema_decay instead"
             )
         chosen = KerasOptimizer(given), name
     else:
