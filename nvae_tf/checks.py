@@ -38,7 +38,9 @@ def check_images(images, spec: ImageSpec) -> None:
             f"images: shape {_shape_text(shape)}; expected {_shape_text(expected)}: "
             f"{_remedy(shape, spec)}"
         )
-    if _is_concrete(images) and 0 not in images.shape:
+    if shape is not None and shape[0] == 0:
+        raise UserError("images: a batch of no images; expected one at least")
+    if _is_concrete(images):
         values = np.asarray(images)
         lowest, highest = float(values.min()), float(values.max())
         if not (lowest >= -ROUNDING and highest <= 1.0 + ROUNDING):
@@ -49,6 +51,8 @@ def check_images(images, spec: ImageSpec) -> None:
 
 def _values_text(spec: ImageSpec) -> str:
     """What a model expects as the values of images."""
+    if spec.binary:
+        return "floats that are 0 or 1"
     return f"floats in [0, 1], {spec.bits}-bit values divided by {2**spec.bits - 1}"
 
 

@@ -56,6 +56,7 @@ class KerasTraining(tf_keras.Model):
         """
         from nvae_tf.training.fitting import Fitting
 
+        checks.check_count("steps_per_execution", steps_per_execution)
         with self.distribute_strategy.scope():
             self.fitting = Fitting(self, optimizer, seed, initialize_from_data, settings)
             # No metrics: Keras would warn of the weights of images that fill up a batch.
@@ -132,9 +133,15 @@ class KerasTraining(tf_keras.Model):
             checks.check_count("validation_freq", validation_freq)
             validation_freq = int(validation_freq)
         if validation_data is not None:
-            size = validation_batch_size or batch_size
+            checks.check_count("validation_batch_size", validation_batch_size, optional=True)
+            size, datasets = (
+                validation_batch_size,
+                (tf.data.Dataset, tf.distribute.DistributedDataset),
+            )
             if isinstance(validation_data, tuple) and validation_data:  # with labels
                 validation_data = validation_data[0]
+            if size is None and not isinstance(validation_data, datasets):
+                size = batch_size
             try:
                 validation_data, validation_steps = fitting.batching.evaluation(
                     validation_data, size, validation_steps
@@ -232,7 +239,9 @@ class KerasTraining(tf_keras.Model):
 
     def test_on_batch(self, x, *, return_dict: bool = False):
         """`evaluate` of one batch: ``nelbo``, ``bpd``, ``recon``, ``kl`` in a list, or with names."""
-        return self.evaluate(x, batch_size=max(len(x), 1), verbose=0, return_dict=return_dict)
+        return self.evaluate(
+            x, batch_size=checks.batch_of(x) or 1, verbose=0, return_dict=return_dict
+        )
 
     def set_weights(self, weights):
         """Gives the model other weights, from which moving averages then start anew."""
@@ -257,8 +266,6 @@ class KerasTraining(tf_keras.Model):
             checks.check_count(name, options.get(name), optional=True)
         if isinstance(x, (np.ndarray, tf.Tensor)):
             checks.check_images(x, self.image)
-            if len(x) == 0:
-                raise UserError("x: no images")
         elif not isinstance(x, tf.distribute.DistributedDataset):
             x, _ = checks.images_of_dataset(x, self.image)
             checks.check_ends(x, options.get("steps"))
@@ -309,11 +316,7 @@ class KerasTraining(tf_keras.Model):
         Raises:
             UserError: The name has another end.
         """
-        if not str(filepath).endswith(".keras"):
-            raise UserError(
-                f"{filepath}: expected a name that ends in .keras; export() writes a SavedModel, and "
-                "save_weights() the weights alone"
-            )
+        check_model_name(filepath)
         super().save(filepath, overwrite=overwrite, **options)
 
     def save_weights(self, filepath, overwrite: bool = True, **options):
@@ -328,12 +331,7 @@ class KerasTraining(tf_keras.Model):
         Raises:
             UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows.
         """
-        name = str(filepath)
-        if name.endswith((".h5", ".hdf5", ".keras")) and not name.endswith(".weights.h5"):
-            raise UserError(
-                f"{filepath}: expected a name that ends in .weights.h5, or one without an end for "
-                "TensorFlow's format"
-            )
+        check_weights_name(filepath)
         super().save_weights(filepath, overwrite=overwrite, **options)
 
     def export(self, filepath) -> Path:
@@ -395,3 +393,30 @@ class KerasTraining(tf_keras.Model):
                 "Keras's methods predict() alone can be called meanwhile"
             )
         return self.fitting
+
+
+def check_model_name(filepath) -> None:
+    """Checks the name of a file for a whole model.
+
+    Raises:
+        UserError: Its format cannot hold one.
+    """
+    if not str(filepath).endswith(".keras"):
+        raise UserError(
+            f"{filepath}: expected a name that ends in .keras; export() writes a SavedModel, and "
+            "save_weights() the weights alone"
+        )
+
+
+def check_weights_name(filepath) -> None:
+    """Checks the name of a file for weights.
+
+    Raises:
+        UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows.
+    """
+    name = str(filepath)
+    if name.endswith((".h5", ".hdf5", ".keras")) and not name.endswith(".weights.h5"):
+        raise UserError(
+            f"{filepath}: expected a name that ends in .weights.h5, or one without an end for "
+            "TensorFlow's format"
+        )

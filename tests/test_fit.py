@@ -256,6 +256,13 @@ def test_several_steps_in_a_call_score_and_train_on_batches_too(digits):
     one, other = (m.train_on_batch(digits[0][:50], return_dict=True) for m in (model, once))
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert model.test_on_batch(digits[1])[0] != pytest.approx(expected["nelbo"])
+    validated = once.fit(
+        tf.Variable(digits[0][:100]),
+        batch_size=50,
+        validation_data=dataset_of(digits[1]),
+        verbose=0,
+    )
+    assert np.isfinite(validated.history["val_nelbo"]).all()
 
 
 class Failing(tf_keras.callbacks.Callback):
@@ -464,12 +471,23 @@ def dataset_of(images, size=50):
         (lambda m, x: new_model(3), "optimizer: 3 is not allowed; expected a name, nvae_tf.Adamax"),
         (lambda m, x: new_model("adamaxx"), "optimizer: 'adamaxx' is not allowed; expected adamax"),
         (lambda m, x: new_model(learning_rate=-1), "learning_rate: -1 is not allowed"),
-        (lambda m, x: new_model(nvae_tf.Adamax(), weight_decay=0), "weight_decay: is not allowed"),
+        (lambda m, x: new_model(nvae_tf.Adamax(), weight_decay=0), "weight_decay: the optimiser that"),
         (lambda m, x: new_model(epochs=3), "epochs: is not a key of compile: it is an argument of fit"),
         (lambda m, x: new_model(num_nf=3), "num_nf: is not a key of training"),
         (lambda m, x: new_model(learning_rat=1), "did you mean learning_rate"),
         (lambda m, x: new_model(warmup_epochs=3).fit(x, epochs=2), "warmup_epochs: 3 is not allowed"),
         (lambda m, x: nvae_tf.NVAE(image=(32, 32, 3), **SMALL).fit(x), "not compiled; call compile"),
+        (lambda m, x: m.fit(x[:0]), "images: a batch of no images"),
+        (lambda m, x: m.train_on_batch(x[:0]), "images: a batch of no images"),
+        (lambda m, x: m.evaluate(np.repeat(x, 8, 0) * np.linspace(1, 0.9, 4800)[:, None, None, None]),
+         "images: values between levels"),
+        (lambda m, x: m.test_on_batch(None), "x: of type NoneType"),
+        (lambda m, x: m.fit(x, validation_data=x, validation_batch_size=0), "validation_batch_size: 0"),
+        (lambda m, x: m.fit(x, callbacks=tf_keras.callbacks.ModelCheckpoint("a")), "^a: expected a na"),
+        (lambda m, x: m.fit(x, callbacks=tf_keras.callbacks.ReduceLROnPlateau("nelbo")),
+         "callbacks: ReduceLROnPlateau changes the learning rate"),
+        (lambda m, x: new_model(loss="mse"), "loss: is not a key of compile: the loss is the model's"),
+        (lambda m, x: new_model(steps_per_execution=1.5), "steps_per_execution: 1.5 is not allowed"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_one_line(untrained, digits, call, message):

@@ -8,7 +8,7 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.text import counted
 
 DEFAULT_BATCH_SIZE = 32
-CHECKED = 256  # images whose values are compared with levels
+CHECKED = 4096  # images whose values are compared with levels at a time
 ROUNDING = 1e-3  # of a level
 FLOAT_ROUNDING = 2.0**-23  # of the value 1, in float32
 
@@ -198,11 +198,12 @@ class Batching:
     def _checked_array(self, x, batch_size, passes):
         size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
         checks.check_count("batch_size", size)
+        if isinstance(x, tf.Variable):
+            x = x.read_value()
         self._check_divisible("batch_size", size, passes)
         checks.check_images(x, self.model.image)
-        if len(x) == 0:
-            raise UserError("x: no images")
-        self._check_levels(x[:CHECKED])
+        for start in range(0, len(x), CHECKED):
+            self._check_levels(x[start : start + CHECKED])
         with tf.device("CPU"):
             return size, tf.convert_to_tensor(x, tf.float32)
 

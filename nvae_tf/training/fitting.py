@@ -14,6 +14,7 @@ from nvae_tf.config_keys import LARGEST_INT
 from nvae_tf.engine.xla_probe import probe
 from nvae_tf.io.errors import ConfigError, UserError, short_repr
 from nvae_tf.io.text import counted
+from nvae_tf.keras_training import check_model_name, check_weights_name
 from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
@@ -40,6 +41,9 @@ _ELSEWHERE = {
     "eval_every": "fit has validation_freq",
     "optimizer": "it is the first argument of compile",
     "precision": "it is an argument of NVAE",
+    "loss": "the loss is the model's own, the negative ELBO",
+    "metrics": "fit reports nelbo, bpd, recon and kl",
+    "run_eagerly": "a step is always a graph",
 }
 
 # Keys of names of ours; an optimiser that is given has its own values.
@@ -256,6 +260,8 @@ class Fitting(TrainingView):
     def training_callbacks(self, callbacks, verbose):
         """The callbacks of a `fit`: those given, a look for divergence, and a bar that shows means."""
         callbacks = checked_callbacks(callbacks)
+        for callback in getattr(callbacks, "callbacks", callbacks):
+            self._check_callback(callback)
         if isinstance(callbacks, tf_keras.callbacks.CallbackList):
             if not any(isinstance(callback, Divergence) for callback in callbacks.callbacks):
                 look = Divergence()
@@ -267,6 +273,19 @@ class Fitting(TrainingView):
         if not any(isinstance(callback, Divergence) for callback in callbacks):
             callbacks = [*callbacks, Divergence()]
         return _with_bar(callbacks, verbose)
+
+    def _check_callback(self, callback) -> None:
+        """Refuses, before the first step, callbacks of Keras that would fail after the first epoch."""
+        kinds, name = tf_keras.callbacks, type(callback).__name__
+        if isinstance(callback, kinds.ModelCheckpoint):
+            check = check_weights_name if callback.save_weights_only else check_model_name
+            check(callback.filepath)
+        sets_rate = isinstance(callback, (kinds.LearningRateScheduler, kinds.ReduceLROnPlateau))
+        if sets_rate and not hasattr(self.given_optimizer, "lr"):
+            raise UserError(
+                f"callbacks: {name} changes the learning rate of an optimiser of Keras; compile with "
+                "one, tf_keras.optimizers.Adamax(1e-3) for example, or use the keys of our schedule"
+            )
 
     def evaluation_callbacks(self, callbacks, verbose):
         """The callbacks of an `evaluate`: those given, and a bar that shows means."""
