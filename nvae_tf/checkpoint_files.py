@@ -101,9 +101,9 @@ def restore_newest(paths: list[Path], restore: Callable[[Path], None]) -> Path:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
             if path is paths[-1]:
+                newer = ", nor can a newer one" if len(paths) > 1 else ""
                 raise UserError(
-                    f"{path}: this checkpoint cannot be restored, nor can a newer one "
-                    f"({short_message(error)})"
+                    f"{path}: this checkpoint cannot be restored{newer} ({short_message(error)})"
                 ) from None
             print(f"warning: {path}: damaged, the one before it is used ({short_message(error)})")
     raise UserError("no checkpoint")

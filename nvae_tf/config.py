@@ -441,11 +441,13 @@ def read_yaml(path: Path) -> dict:
         The mapping, with every scalar as text, whatever it looks like, and empty values as None.
 
     Raises:
-        ConfigError: The file is missing or does not hold a mapping.
+        ConfigError: The file is missing, is a device or a pipe, or does not hold a mapping.
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f"more than {LARGEST_FILE} bytes; no recipe is that large")
+        if not is_regular(path):
+            raise ValueError("not a regular file")
         values = _PlainLoader(path.read_text(encoding="utf-8")).get_single_data()
     except ConfigError:
         raise

@@ -60,6 +60,7 @@ def test_everything_at_once_is_told_line_by_line(tmp_path, ports):
     for text in ("CUDA_VISIBLE_DEVICES is '0'", str(tmp_path), "XLA does not work", "cannot listen",
                  "takes about"):  # fmt: skip
         assert any(text in line for line in problems), text
+    assert any("model is made next" in line for line in lines)  # before the slowest check
     assert any("worker 0 (127.0.0.1:1): the machine answers" in line for line in lines)
 
 

@@ -245,7 +245,12 @@ def test_costs_are_what_the_command_prints(recipe, monkeypatch, capsys):
     # The command counts once for all bandwidths.
     monkeypatch.setitem(main.__globals__, "count", functools.cache(main.__globals__["count"]))
     portions = []
-    links = (("100", "20", (8, 24)), ("10", "20", (8, 24)), ("1", "20", (24,)), ("10", "1000", (8,)))
+    links = (
+        ("100", "20", (8, 24)),
+        ("10", "20", (8, 24)),
+        ("1", "20", (24,)),
+        ("10", "1000", (8,)),
+    )
     for gigabytes, latency, columns in links:
         flags = ["--teraflops", "10", "--gigabytes", gigabytes, "--latency", latency]
         monkeypatch.setattr(sys, "argv", ["cost_model.py", recipe, *flags])

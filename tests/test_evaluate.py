@@ -1,6 +1,9 @@
 """``evaluate_keras.py``: likelihood and samples."""
 
+import gc
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +11,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import nvae_tf
+from nvae_tf.checkpoint_files import Layout
 from nvae_tf.cli.evaluate import main
 from nvae_tf.engine.scope import BatchStatistics
-from nvae_tf.engine.weights import weights_below
+from nvae_tf.engine.weights import layout, weights_below
 from nvae_tf.evaluation import likelihood, loading, sampling
 from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import FromPrior
@@ -132,6 +137,86 @@ def test_readjusting_never_yields_nan(run, tmp_path, capsys):
     assert len(np.unique(np.asarray(Image.open(tmp_path / "samples_0.7_readjusted.png")))) > 10
 
 
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("evaluate", "evaluate.json"),
+        ("sample", "samples_1.png"),
+        ("fid_stats", "fid_stats.npz"),
+        ("reconstruct", "reconstruct.json"),
+        ("interpolate", "interpolate.gif"),
+        ("traverse", "traverse.json"),
+        ("encode", "latents.npz"),
+        ("export", "MODEL_CARD.md"),
+        ("card", "model_card.png"),
+        ("ood", "ood.csv"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_known_before_anything_is_computed(
+    mode, name, run, tmp_path, capsys
+):
+    (tmp_path / name).mkdir()
+    assert main(["--checkpoint", str(run), "--eval_mode", mode, "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f"error: {tmp_path / name}: is a folder" in said.err and said.out == ""
+    assert list(tmp_path.rglob("*")) == [tmp_path / name]
+
+
+def test_a_folder_is_replaced_by_samples_only_if_it_holds_nothing_else(run, tmp_path, capsys):
+    arguments = ["--checkpoint", str(run), "--eval_mode", "sample", "--output", str(tmp_path)]
+    arguments += ["--format", "png", "--num_samples"]
+    folder = tmp_path / "samples_1"
+    assert main([*arguments, "3"]) == main([*arguments, "2"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png"]
+    (folder / "my thesis.txt").write_text("years of work")
+    capsys.readouterr()
+    assert main([*arguments, "1"]) == 2
+    assert "samples_1: would be replaced, and holds my thesis.txt" in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 3
+    folder.rename(tmp_path / "mine")
+    folder.symlink_to("mine")
+    assert main([*arguments, "1"]) == 2
+    assert "samples_1: not a folder" in capsys.readouterr().err and folder.is_symlink()
+
+
+def test_what_is_missing_or_damaged_is_named(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-28")
+    arguments = ["--checkpoint", str(copy), "--eval_mode", "reconstruct", "--images"]
+    assert main([*arguments, str(tmp_path / "nope.png")]) == 2
+    assert f"--images: {tmp_path / 'nope.png'}: no such file or folder" in capsys.readouterr().err
+    next((copy / "checkpoints" / "step-42").glob("*.data*")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"step-42: this checkpoint cannot be restored \("):
+        nvae_tf.load(copy)
+    (copy / "config.yaml").unlink()
+    with pytest.raises(UserError, match="config.yaml: no such file, and without it"):
+        nvae_tf.load(copy)
+    nvae_tf.load(run).save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(UserError, match="w.weights.h5: weights alone, .*load_weights"):
+        nvae_tf.load(tmp_path / "w.weights.h5")
+
+
+def test_tensorflow_lists_nothing_of_a_checkpoint_that_is_refused(run, tmp_path, caplog):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints" / "step-1").mkdir(parents=True)
+    rows = Layout({"weights": layout(nvae_tf.load(run))})
+    unknown = tf.train.Checkpoint(optimizer=tf.train.Checkpoint(unknown=tf.Variable(1.0)))
+    saved = tf.train.Checkpoint(trainer=unknown, layout=rows)  # without the model
+    saved.write(str(copy / "checkpoints" / "step-1" / "state"))
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(UserError, match="step-1: this checkpoint cannot be restored"):
+            nvae_tf.load(copy)
+        gc.collect()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == []
+
+
 def test_a_wrong_checkpoint_lists_the_runs(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     (tmp_path / "runs" / "digits").symlink_to(run)
@@ -171,6 +256,10 @@ def test_a_checkpoint_is_found_from_wherever_it_is_named(run, tmp_path, monkeypa
         (["--chekpoint", "/"], "did you mean --checkpoint?"),
         (["--checkpoint", "/", "--temp", "-1"], "--temp"),
         (["--checkpoint", "/", "--num_iw_samples", "0"], "--num_iw_samples"),
+        (
+            ["--checkpoint", "/", "--eval_mode", "interpolate", "--steps", "10001"],
+            "10001 is not allowed; expected 2 to 10000",
+        ),
         (["--eval_mode", "sample"], "--checkpoint"),
         (
             ["--checkpoint", "/", "--indices", "3"],

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,12 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import (
     atomic_write,
     atomic_write_dir,
+    check_writable,
     make_folder,
+    read_json,
     temporary_folder,
     write_png,
+    write_text,
 )
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
@@ -194,6 +198,32 @@ def test_a_file_that_is_replaced_takes_new_permissions_and_leaves_nothing_behind
     with umask(0o022), atomic_write(path) as temporary:
         np.save(temporary.open("wb"), np.zeros(3))
     assert permissions(path) == 0o644 and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        (tmp_path / f"link to {name}").symlink_to(name)
+    before = {path: os.lstat(path)[:2] for path in tmp_path.iterdir()}
+    for path in (*before, Path("/"), Path()):
+        kind = "is a folder" if path.is_dir() else "a device or a pipe"
+        for write in (check_writable, lambda path: write_text(path, "new")):
+            with pytest.raises(UserError, match=f"{path.name}: {kind}"):
+                write(path)
+        with pytest.raises(UserError, match="not readable as JSON"):  # and does not wait for ever
+            read_json(path)
+    with pytest.raises(UserError, match="/dev/new: a device or a pipe"):
+        check_writable(Path("/dev/new"))
+    assert {path: os.lstat(path)[:2] for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_to_a_file_is_replaced_itself(tmp_path):
+    (tmp_path / "elsewhere").write_text("old")
+    (tmp_path / "link").symlink_to("elsewhere")
+    write_text(tmp_path / "link", "new")
+    assert content(tmp_path) == {"elsewhere": "old", "link": "new"}
+    assert not (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP])

@@ -1,6 +1,7 @@
 """What a new user types first, and what the commands answer."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -32,8 +33,11 @@ def test_one_epoch_and_then_more(recipe, tmp_path, capsys):
     used = config.load(str(tmp_path / "tiny" / "config.yaml")).train
     assert (used.epochs, used.warmup_epochs) == (1, 0)
     # More epochs bring the recipe's own warm-up back.
+    arguments += ["--init_from", str(tmp_path / "tiny")]
     assert train.main([*arguments, "--epochs", "2", "--cont_training"]) == 0
-    assert "warmup_epochs" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "warmup_epochs" not in output
+    assert f"--init_from: the run in {tmp_path / 'tiny'} has begun already" in output
     used = config.load(str(tmp_path / "tiny" / "config.yaml")).train
     assert (used.epochs, used.warmup_epochs) == (2, 1)
 
@@ -92,7 +96,7 @@ def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
             "--seconds",
             "0.1",
             "--output",
-            "OUT/x",
+            "OUT/new/x",
         ),
         (
             "-m",
@@ -132,6 +136,19 @@ def test_no_command_lets_chatter_through(run, tmp_path, words):
     else:
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_nobody_has_to_listen(run, tmp_path, closed):
+    """As under cron and daemons, which may start a command with its streams closed."""
+    words = [COMMAND.parent / "evaluate_keras.py", "--checkpoint", run, "--eval_mode", "sample"]
+    words += ["--num_samples", "2", "--output", tmp_path]
+    command = shlex.join([sys.executable, *map(str, words)])
+    done = subprocess.run(
+        f"exec {command} {closed}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "") and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["samples_1.png"]
 
 
 WITHOUT_TENSORFLOW = """

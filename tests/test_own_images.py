@@ -1,10 +1,13 @@
 """Folders of images of every kind: what is found, what becomes of it, and what is said."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -341,8 +344,6 @@ def test_a_given_range_clips_and_counts(tmp_path, grey):
     assert any(line.startswith("dark: no value is above") for line in full.lines) == (
         max(c.max() for c in crops(grey)) < 4096
     )
-    with pytest.raises(ConfigError, match="value_range: 5,3 is not allowed"):
-        settled(tmp_path, value_range="5,3")
 
 
 def test_a_settled_folder_is_opened_with_its_warnings_alone(tmp_path, grey, capsys):
@@ -371,6 +372,54 @@ def test_masks_of_few_values_get_a_notice(tmp_path, grey):
     assert any("dark: no value is above 1 of 255" in line for line in found.lines)
     _, seen = opened(tmp_path, value_range="0,1", bits=1, image_size="40")
     assert set(np.unique(seen)) == {0, 1}
+
+
+def test_images_without_a_finite_value_are_skipped(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", crop / np.float32(4095))
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((40, 40), np.nan, np.float32))
+    np.save(tmp_path / "huge.npy", np.full((40, 40), 1e300))
+    found, seen = opened(tmp_path, image_size="40")
+    assert len(seen) == 20 and "skipped: 2 of 22 images (2 unreadable)" in found.dataset.skipped
+    assert sum("not a readable image (no finite value)" in x for x in found.dataset.skipped) == 2
+    assert not any(line.startswith(("not numbers", "dark", "flat")) for line in found.lines)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, 1e20])
+def test_images_of_one_value_get_no_advice_about_a_range(value, tmp_path):
+    for i in range(10):
+        tifffile.imwrite(tmp_path / f"{i}.tif", np.full((40, 40), value, np.float32))
+    found = settled(tmp_path)
+    low, high = map(float, found.config.value_range.split(","))
+    assert low < high and settled(tmp_path, value_range=found.config.value_range)
+    (line,) = [line for line in found.lines if line.startswith(("dark", "flat"))]
+    assert "so that all images are alike" in line and "--value_range" not in line
+
+
+def test_dark_floats_are_not_told_the_range_that_they_have(tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", crop / np.float32(4095 * 50))
+    found = settled(tmp_path)
+    (line,) = [line for line in found.lines if line.startswith("dark")]
+    assert found.config.value_range == "0,1" and "--value_range 0,1 uses" not in line
+
+
+@pytest.mark.parametrize("value_range", ["5,3", "5,5", "0,1e400"])
+def test_a_range_without_two_finite_ends_is_one_line(value_range, tmp_path, grey):
+    for i, crop in enumerate(crops(grey)):
+        write_png(tmp_path / f"{i:02d}.png", crop)
+    with pytest.raises(
+        ConfigError, match=f"value_range: {value_range} is not allowed; expected a sm"
+    ):
+        settled(tmp_path, value_range=value_range)
+
+
+@pytest.mark.parametrize("flags", [["--alpha", "keep"], ["--crop", "random"], ["--strict"]])
+def test_flags_for_folders_of_images_are_refused_elsewhere(flags, tmp_path, capsys):
+    assert train.main(["--config", "digits", "--root", str(tmp_path), *flags]) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"{flags[0][2:]}: .* is not allowed with digits; it is for images of", error)
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_none_are_counted_and_black(tmp_path, grey):
@@ -471,6 +520,9 @@ def test_arrays_are_images(tmp_path, grey, picture):
     np.save(tmp_path / "labels.npy", labels)
     with pytest.raises(UserError, match=r"labels.npy: not a readable image \(an array of shape"):
         all_of(tmp_path / "labels.npy")
+    np.save(tmp_path / "first.npy", np.moveaxis(np.stack(crops(picture, 12)), -1, 1))
+    with pytest.raises(UserError, match=r"first.npy: .* \(12, 3, 40, 40\); expected channels last"):
+        all_of(tmp_path / "first.npy")
     np.savez(tmp_path / "two.npz", a=stack, b=stack)
     with pytest.raises(UserError, match="2 arrays that could be images"):
         all_of(tmp_path / "two.npz")
@@ -488,6 +540,123 @@ def test_images_of_a_file_are_in_one_split_if_there_are_files_enough(tmp_path, g
     np.save(tmp_path / "more.npy", np.stack(crops(grey)))
     train_images, held_out = settled(tmp_path).dataset.open(str(tmp_path))
     assert (len(train_images), len(held_out)) == (22, 2)
+
+
+def test_a_held_out_file_that_cannot_be_used_gives_way_to_the_next_of_the_draw(tmp_path, grey):
+    for i, crop in enumerate(crops(grey, 10)):
+        write_png(tmp_path / f"{i}.png", crop)
+
+    def files():
+        splits = settled(tmp_path).dataset.open(str(tmp_path))
+        return [[item.path.name for item in source.source.items] for source in splits]
+
+    trained_on, (held_out,) = files()
+    before = (tmp_path / "7.png").read_bytes()
+    (tmp_path / "7.png").write_bytes(b"")
+    assert "7.png" in trained_on
+    assert files() == [[name for name in trained_on if name != "7.png"], [held_out]]
+    (tmp_path / "7.png").write_bytes(before)
+    (tmp_path / held_out).write_bytes(b"")
+    assert files() == files()
+    others, (instead,) = files()
+    assert sorted([*others, instead]) == trained_on
+    for name in others:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"left for \w+: .*0.png: not a readable image") as caught:
+        files()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_few_files_gives_way_too(tmp_path, grey):
+    pages = np.stack(crops(grey, 10)).astype(np.float32)
+    np.save(tmp_path / "pages.npy", pages)
+    _, held_out = settled(tmp_path).dataset.open(str(tmp_path))
+    (item,) = held_out.source.items
+    pages[item.place] = np.nan
+    np.save(tmp_path / "pages.npy", pages)
+    train_images, instead = settled(tmp_path).dataset.open(str(tmp_path))
+    assert (len(train_images), len(instead)) == (8, 1) and instead.source.items != [item]
+
+
+def test_splits_given_as_folders_stay_as_they_are(tmp_path, grey):
+    for name in ("train", "validation"):
+        (tmp_path / name).mkdir()
+        for i, crop in enumerate(crops(grey, 3)):
+            write_png(tmp_path / name / f"{i}.png", crop)
+    for path in (tmp_path / "validation").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="left for validation: .*validation/0.png: not a readable"):
+        settled(tmp_path).dataset.open(str(tmp_path))
+
+
+def test_one_picture_is_too_few_in_one_line_about_images(tmp_path, grey, capsys):
+    write_png(tmp_path / "alone.png", grey[:64, :64])
+    assert inspect.main(["--dataset", "images", "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "0 of 1 image for validation would leave a split empty; add images" in error
+    assert "portion" not in error
+
+
+@contextlib.contextmanager
+def as_somebody():
+    """As a user who may not read everything, as root may."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_folders_that_cannot_be_read_are_skipped_or_refused(grey):
+    with tempfile.TemporaryDirectory() as name:
+        folder, closed = Path(name), Path(name) / "closed"
+        folder.chmod(0o755)
+        closed.mkdir()
+        for i, crop in enumerate(crops(grey)):
+            write_png((closed if i < 8 else folder) / f"{i:02d}.png", crop)
+        closed.chmod(0)
+        line = "closed: the folder cannot be read (Permission denied); make it readable"
+        with as_somebody():
+            found, seen = opened(folder, image_size="40")
+            with pytest.raises(UserError) as strict:
+                settled(folder, strict=True)
+            with pytest.raises(UserError) as named:
+                images.named_images([name], ImageSpec(40, 40, 1), "drop")
+            with pytest.raises(UserError) as alone:
+                settled(closed)
+        folder.chmod(0)
+        with as_somebody(), pytest.raises(UserError) as top:
+            settled(folder)
+        folder.chmod(0o755)
+        closed.chmod(0o755)
+    head = "skipped: 1 of 13 images (1 unreadable as a whole folder)"
+    assert found.dataset.skipped[0] == head and line in found.dataset.skipped[1]
+    assert len(seen) == 12
+    assert all(line in str(caught.value) for caught in (strict, named, alone))
+    assert str(top.value).startswith(f"{name}: the folder cannot be read (Permission denied)")
+
+
+def test_links_to_folders_are_not_followed_and_named(tmp_path, grey):
+    cats, folder, linked = tmp_path / "cats", tmp_path / "images", tmp_path / "linked"
+    for place in (cats, folder, linked):
+        place.mkdir()
+    for i, crop in enumerate(crops(grey)):
+        write_png(cats / f"{i:02d}.png", crop)
+        write_png(folder / f"{i:02d}.png", crop)
+    (folder / "more").symlink_to(cats)
+    (folder / "again").symlink_to(folder)
+    found, seen = opened(folder)
+    assert len(seen) == 20 and not found.dataset.skipped
+    assert any(line.startswith("not followed: 2 links to folders, again") for line in found.lines)
+    (linked / "cats").symlink_to(cats)
+    with pytest.raises(
+        UserError, match=r"no image files .*\(links to folders, as cats, are not fol"
+    ):
+        settled(linked)
+    assert len(opened(linked / "cats")[1]) == 20
 
 
 def write_dicom(path, image, photometric="MONOCHROME2", **elements):

@@ -249,6 +249,42 @@ def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
     assert "2 of 12 images are unreadable, more than 1: broken.png" in capsys.readouterr().err
 
 
+def test_a_preparation_that_wrote_nothing_does_not_block_another(tmp_path, pictures, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for i in range(10):
+        pictures[0].crop((8 * i, 0, 8 * i + 64, 48)).save(source / f"{i:05d}.png")
+    arguments = ("ffhq", "--input", source, "--output", out)
+    assert run(*arguments) == 2
+    assert "is 64x48, smaller than 256x256; ask for a smaller size" in capsys.readouterr().err
+    assert run(*arguments, "--size", 32) == 0
+    assert run(*arguments, "--size", 16) == 2
+    assert "was prepared with another size" in capsys.readouterr().err
+    assert len(records(out, "train", 32)) == 9
+
+
+def test_tfrecords_are_not_written_among_the_images(folder, tmp_path, capsys):
+    (tmp_path / "train").symlink_to(folder)
+    for output in (folder, folder / "deeper" / "out", tmp_path):
+        assert run("images", "--input", folder, "--output", output, "--size", 32) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --output: {output} would put tfrecords among the images")
+        assert error.count("\n") == 1 and not list(tmp_path.rglob("*.json"))
+
+
+def test_a_portion_for_a_folder_that_is_split_already_gets_a_notice(folder, tmp_path, capsys):
+    (folder / "deeper").rename(folder / "train")
+    (folder / "validation").mkdir()
+    for path in folder.glob("*.*"):
+        path.rename(folder / "validation" / path.name)
+    arguments = ("images", "--input", folder, "--size", 32, "--output")
+    assert run(*arguments, tmp_path / "one", "--validation", 0) == 0
+    notice = "validation: 0 is not used, because the folder is split already"
+    assert notice in capsys.readouterr().out
+    assert run(*arguments, tmp_path / "two") == 0
+    assert "not used" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -262,7 +298,7 @@ def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
         (["lsun", "--seed", "1"], "--seed: not for lsun; it is for images and ffhq "),
         (["tar", "--size", "64"], "--size: not for tar"),
         (["lsun"], "--size is needed for lsun"),
-        (["images", "--size", "32", "--validation", "0"], "leave a split empty"),
+        (["images", "--size", "32", "--validation", "0"], "0 of 20 images for validation would"),
         (["celeba"], "no list_eval_partition.txt"),
         (["lsun", "--size", "32"], "expected one folder .*_train_lmdb"),
         (["tar"], "no such file"),

@@ -1,6 +1,7 @@
 """GLOW's tfrecords: read as others write them, and every way in which they can be broken."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -183,6 +184,16 @@ def test_an_empty_split_is_refused(glow, photographs):
         damage("gone empty", path, photographs[0])
     with pytest.raises(UserError, match="validation: the tfrecords hold no images"):
         open_dataset(glow)
+
+
+@pytest.mark.parametrize("dataset", ["imagenet_32", "tfrecords"])
+def test_a_split_that_is_gone_is_named(dataset, glow):
+    shutil.rmtree(glow / "validation")
+    with pytest.raises(
+        UserError, match="the split validation are missing; fetch or prepare"
+    ) as caught:
+        open_dataset(glow, dataset=dataset)
+    assert "image_size" not in str(caught.value)
 
 
 def test_a_wrong_resolution_or_folder_is_refused(glow, tmp_path):

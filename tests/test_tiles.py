@@ -91,14 +91,18 @@ def test_the_command_writes_a_picture_and_arrays(run, photograph, tmp_path, caps
 def test_mistakes_are_one_line(run, photograph, tmp_path, capsys):
     Image.fromarray(photograph[:23, :50]).save(tmp_path / "small.png")
     common = ["--checkpoint", str(run), "--eval_mode", "tiles", "--output", str(tmp_path / "out")]
-    small = ["--images", str(tmp_path / "small.png")]
+    Image.fromarray(photograph[:24, :50]).save(tmp_path / "good.png")
+    good = ["--images", str(tmp_path / "good.png")]
+    small = [*good, str(tmp_path / "small.png")]
     for arguments, message in (
         (small, "small.png: image: 50x23 pixels are fewer than a tile of 16x24"),
+        ([*good, str(tmp_path)], "is a folder; tiles needs the image files"),
         ([], "tiles needs --images"),
     ):
         assert main([*common, *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not list((tmp_path / "out").iterdir())  # not even what the good image gives
     model = nvae_tf.NVAE(image=(24, 16, 3), **TINY)
     with pytest.raises(UserError, match="stride: 17 is not allowed; expected 1 to 16"):
         tiles.score(model, np.zeros((30, 30, 3), np.float32), stride=17)

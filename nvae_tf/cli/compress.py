@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, program
+from nvae_tf.cli.flags import Parser, at_least, nonempty, program
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import user_path
@@ -82,18 +82,22 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--checkpoint",
+        type=nonempty,
         required=True,
         metavar="PATH",
         help="a run's folder, or one of its checkpoints",
     )
     parser.add_argument(
         "--input",
+        type=nonempty,
         required=True,
         metavar="DIR|DATASET",
         help="a folder of PNGs of exactly the model's size, or the name of a data set, whose test "
         "images are taken",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--output", type=nonempty, required=True, metavar="FILE", help="the file to write"
+    )
     parser.add_argument("--data", metavar="DIR", help="where the data set is")
     parser.add_argument(
         "--limit", type=at_least(1), metavar="N", help="the first N images alone (default: all)"

@@ -6,7 +6,7 @@ import sys
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, program
+from nvae_tf.cli.flags import Parser, nonempty, program
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.io.paths import user_path
 
@@ -26,13 +26,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--checkpoint",
+        type=nonempty,
         required=True,
         metavar="PATH",
         help="the model that the file was made with: a run's folder, or one of its checkpoints",
     )
-    parser.add_argument("--input", required=True, metavar="FILE", help="the file")
+    parser.add_argument("--input", type=nonempty, required=True, metavar="FILE", help="the file")
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="the folder for the images; it must be empty"
+        "--output",
+        type=nonempty,
+        required=True,
+        metavar="DIR",
+        help="the folder for the images; it must be empty",
     )
     arguments = parser.parse_args(argv)
     if argv is None:  # this process is the command

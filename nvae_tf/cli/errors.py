@@ -30,6 +30,9 @@ def run_command(command: Callable[..., int | None], *arguments, if_interrupted: 
     Returns:
         The exit status.
     """
+    # A process may be started with these closed (``>&-``), and what prints expects something there.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     _print_any_name()
     # Images that are too large raise an error anyway, and odd metadata do not matter.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom|nibabel|tifffile)\b")

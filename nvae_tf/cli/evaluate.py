@@ -6,10 +6,12 @@ from typing import NamedTuple
 from nvae_tf.cli import measure, ood, show, tile
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, parse_for_choice, positive, program
+from nvae_tf.cli.flags import Parser, at_least, nonempty, parse_for_choice, positive, program
 from nvae_tf.cli.measure import FID_SAMPLES, GRID_IMAGES
 from nvae_tf.cli.model import READJUSTING_BATCH, READJUSTING_BATCHES
 from nvae_tf.evaluation.locate import locate
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.paths import user_path
 
 
 class Mode(NamedTuple):
@@ -56,6 +58,7 @@ MODES = {
 }
 DRAWS = {"ood": 10}  # of z for each image, where they are not USUAL_DRAWS
 USUAL_DRAWS = 100
+LONGEST_ROW = 10_000  # images, which are in memory together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def run():
         locate(arguments.checkpoint)
+        for path in map(user_path, arguments.images or ()):
+            if not path.exists():
+                raise UserError(f"--images: {path}: no such file or folder")
         # TensorFlow takes seconds to import: only after the flags are known to be right.
         from nvae_tf.engine.devices import local_strategy
 
@@ -92,6 +98,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--checkpoint",
+        type=nonempty,
         required=True,
         metavar="PATH",
         help="a run's folder, one of its checkpoints, or a .pt file of the official implementation",
@@ -104,7 +111,10 @@ def _parser() -> Parser:
         "evaluate_fid compares with",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder for the results (default: the run's folder)"
+        "--output",
+        type=nonempty,
+        metavar="DIR",
+        help="folder for the results (default: the run's folder)",
     )
     parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")
     parser.add_argument(
@@ -142,6 +152,7 @@ def _parser() -> Parser:
         "images",
         "image files and folders of them, instead of the data set; tiles: image files of any size",
         nargs="+",
+        type=nonempty,
         metavar="PATH",
     )
     add(
@@ -187,6 +198,7 @@ def _parser() -> Parser:
         outliers,
         "against_data",
         "where the data set that --against names is, if it needs a folder",
+        type=nonempty,
         metavar="DIR",
     )
     add(
@@ -252,12 +264,14 @@ def _parser() -> Parser:
         "inception",
         "Inception's weights: pytorch-fid's .pth file, or the frozen graph of 2015 or its archive "
         "(default: the .pth file in Keras's cache, fetched once)",
+        type=nonempty,
         metavar="FILE",
     )
     add(
         fid,
         "fid_stats",
         "statistics of the data, from --eval_mode fid_stats or from pytorch-fid",
+        type=nonempty,
         metavar="FILE",
     )
     latents = parser.add_argument_group("latents and tiles")
@@ -265,7 +279,7 @@ def _parser() -> Parser:
         latents,
         "steps",
         "images in a row, both ends included (default: 10)",
-        type=at_least(2),
+        type=at_least(2, LONGEST_ROW),
         default=10,
         metavar="N",
     )

@@ -179,13 +179,20 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def at_least(minimum: int):
-    """Returns a flag's type: whole numbers from `minimum` on that fit into 32 bits."""
+def nonempty(text: str) -> str:
+    """A flag's type: a name or a path. A variable of the shell that is not set gives an empty text."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text is not allowed; expected a name or a path")
+    return text
+
+
+def at_least(minimum: int, maximum: int = LARGEST_INT):
+    """Returns a flag's type: whole numbers from `minimum` to `maximum`, that of 32 bits by default."""
 
     def whole_number(text: str) -> int:
-        if not minimum <= int(text) <= LARGEST_INT:
+        if not minimum <= int(text) <= maximum:
             raise argparse.ArgumentTypeError(
-                f"{text[:20]} is not allowed; expected {minimum} to {LARGEST_INT}"
+                f"{text[:20]} is not allowed; expected {minimum} to {maximum}"
             )
         return int(text)
 

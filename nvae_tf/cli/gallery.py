@@ -6,7 +6,7 @@ import time
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, program
+from nvae_tf.cli.flags import Parser, at_least, nonempty, program
 from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.io.files import check_writable, write_text
@@ -27,10 +27,15 @@ def main(argv: list[str] | None = None) -> int:
         description="Show a trained model in one HTML file.",
     )
     parser.add_argument(
-        "run", help="the folder of a run, one of its checkpoints, or an official .pt file"
+        "run",
+        type=nonempty,
+        help="the folder of a run, one of its checkpoints, or an official .pt file",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="the page (default: gallery.html in the run's folder)"
+        "--output",
+        type=nonempty,
+        metavar="FILE",
+        help="the page (default: gallery.html in the run's folder)",
     )
     parser.add_argument("--data", metavar="DIR", help="where the data set is now")
     parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="default: 1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, program
+from nvae_tf.cli.flags import Parser, nonempty, program
 from nvae_tf.io.paths import user_path
 
 
@@ -22,8 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         prog=program("nvae-import"),
         description="Turn an official checkpoint into the folder of a run.",
     )
-    parser.add_argument("checkpoint", help="a .pt file of the official implementation")
-    parser.add_argument("output", help="the folder to make")
+    parser.add_argument(
+        "checkpoint", type=nonempty, help="a .pt file of the official implementation"
+    )
+    parser.add_argument("output", type=nonempty, help="the folder to make")
     arguments = parser.parse_args(argv)
     if argv is None:  # this process is the command
         keep_out()

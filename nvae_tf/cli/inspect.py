@@ -5,7 +5,8 @@ import sys
 from nvae_tf import config as configuration
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, add_key_flags, overrides, positive, program
+from nvae_tf.cli.flags import Parser, add_key_flags, nonempty, overrides, positive, program
+from nvae_tf.io.files import check_writable
 from nvae_tf.io.paths import user_path
 
 KEYS = (
@@ -29,7 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_key_flags(parser, KEYS)
     parser.add_argument(
-        "--output", default="inspect.png", metavar="FILE", help="picture (default: inspect.png)"
+        "--output",
+        type=nonempty,
+        default="inspect.png",
+        metavar="FILE",
+        help="picture (default: inspect.png)",
     )
     parser.add_argument(
         "--seconds",
@@ -43,10 +48,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def command():
         config = configuration.from_dict(overrides(arguments))
+        picture = user_path(arguments.output)
+        check_writable(picture)
         # TensorFlow takes seconds to import: only after the flags are known to be right.
         from nvae_tf.data.preview import preview
 
-        preview(config, user_path(arguments.output), arguments.seconds)
+        preview(config, picture, arguments.seconds)
 
     return run_command(command, if_interrupted="nothing was written")
 

@@ -4,18 +4,21 @@ Functions import what needs TensorFlow, which takes seconds: by then the flags a
 """
 
 import json
+import re
+from pathlib import Path
 
 from nvae_tf.cli.model import load, origin, statistics_at
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.paths import user_path
+from nvae_tf.io.paths import is_regular, user_path
 
 GRID_COLUMNS, GRID_IMAGES = 10, 100
 FID_SAMPLES, FID_CHANNELS = 50_000, (1, 3)
+SAMPLE = re.compile(r"\d{6,}\.(png|tif)")  # names of images that are written one by one
 
 
 def evaluate(arguments) -> None:
     """Computes the NELBO and the importance-weighted log-likelihood."""
-    loaded, output = load(arguments)
+    loaded, (path,) = load(arguments, "evaluate.json")
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import likelihood
@@ -60,12 +63,11 @@ def evaluate(arguments) -> None:
         "step": loaded.step,
         "split": "train" if arguments.eval_on_train else "test",
     }
-    path = output / "evaluate.json"
-    write_text(path, json.dumps(report, indent=1) + "\n")
     for kind, summary in summaries.items():
         print(f"likelihood: {kind}")
         for score in likelihood_scores(summary, arguments.num_iw_samples, "", kind):
             print(f"{score.name}: {score.text('+-')}")
+    write_text(path, json.dumps(report, indent=1) + "\n")
     print(f"written: {path}")
 
 
@@ -79,7 +81,12 @@ def _readjust(arguments, model) -> None:
 
 def sample(arguments) -> None:
     """Writes a grid of samples, and on request every sample."""
-    loaded, output = load(arguments)
+    name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
+    endings = [".png", ".npz"] if arguments.format == "npz" else [".png"]
+    loaded, written = load(arguments, *(name + ending for ending in endings))
+    if arguments.format == "png":
+        written.append(written[0].parent / name)
+        _check_holds_samples(written[-1])
     import numpy as np
 
     from nvae_tf.evaluation import sampling, stored_images
@@ -95,8 +102,6 @@ def sample(arguments) -> None:
         batch_size=min(arguments.batch_size, num_samples),
         seed=arguments.seed,
     )
-    name = f"samples_{arguments.temp:g}" + ("_readjusted" if arguments.readjust_bn else "")
-    written = [output / f"{name}.png"]
     pictures = stored_images.from_levels(levels[:GRID_IMAGES], spec)
     note = f"{origin(loaded)}; temperature {arguments.temp:g}"
     note += (", readjusted batch norm" if arguments.readjust_bn else "") + "; "
@@ -108,18 +113,28 @@ def sample(arguments) -> None:
     )
     write_png(written[0], picture)
     if arguments.format == "npz":
-        written.append(output / f"{name}.npz")
         with atomic_write(written[-1]) as temporary, temporary.open("wb") as file:
             value_range = np.array(stored_images.value_range(spec))
             np.savez_compressed(file, images=levels, value_range=value_range)
     elif arguments.format == "png":
-        written.append(output / name)
         with atomic_write_dir(written[-1]) as temporary:
             for index, image in enumerate(levels):
                 path = temporary / f"{index:06d}{stored_images.ending(spec)}"
                 stored_images.write_image(path, image, spec)
     print(f"speed: {rate:.1f} samples/s")
     print("written: " + ", ".join(map(str, written)))
+
+
+def _check_holds_samples(folder: Path) -> None:
+    """Refuses a folder that is to be replaced, and holds anything but images of this mode."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder}: not a folder; remove it, or choose another --output")
+    for path in folder.iterdir() if folder.exists() else ():
+        if not SAMPLE.fullmatch(path.name) or not is_regular(path):
+            raise UserError(
+                f"{folder}: would be replaced, and holds {path.name}, which is not a sample; "
+                "move that, or choose another --output"
+            )
 
 
 def _check_fid_channels(image) -> None:
@@ -132,7 +147,7 @@ def _check_fid_channels(image) -> None:
 
 def fid_stats(arguments) -> None:
     """Writes statistics of the Inception features of the data, reduced to 8 bits."""
-    loaded, output = load(arguments)
+    loaded, (path,) = load(arguments, "fid_stats.npz")
     _check_fid_channels(loaded.model.image)
     import numpy as np
     from tqdm import tqdm
@@ -156,7 +171,6 @@ def fid_stats(arguments) -> None:
             for images in pipeline.evaluation_batches(source, dataset, **view):
                 accumulator.add(features(to_bytes(np.asarray(images))))
                 bar.update(len(images))
-    path = output / "fid_stats.npz"
     accumulator.statistics().save(path)
     print(f"statistics: {accumulator.count} images of {dataset.name}")
     print(f"written: {path}")
@@ -174,7 +188,7 @@ def evaluate_fid(arguments) -> None:
 
     features = inception.load(arguments.inception)
     reference = fid.Statistics.load(user_path(arguments.fid_stats))
-    loaded, output = load(arguments)
+    loaded, (path,) = load(arguments, "fid.json")
     _check_fid_channels(loaded.model.image)
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or FID_SAMPLES
@@ -195,12 +209,11 @@ def evaluate_fid(arguments) -> None:
         "seed": arguments.seed,
         "step": loaded.step,
     }
-    path = output / "fid.json"
-    write_text(path, json.dumps(report, indent=1) + "\n")
     print(f"FID: {report['fid']:.3f} of {num_samples} samples at temperature {arguments.temp:g}")
     if "kid" in report:
         print(
             f"KID: {report['kid']:.5f}, precision {report['precision']:.3f}, "
             f"recall {report['recall']:.3f}"
         )
+    write_text(path, json.dumps(report, indent=1) + "\n")
     print(f"written: {path}")

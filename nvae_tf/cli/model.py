@@ -4,22 +4,35 @@ Functions import what needs TensorFlow, which takes seconds: by then the flags a
 """
 
 from nvae_tf.config import data_override
-from nvae_tf.io.files import make_folder
+from nvae_tf.io.files import check_writable
 from nvae_tf.io.paths import user_path
 
 READJUSTING_BATCHES, READJUSTING_BATCH = 500, 16  # as in the official implementation
 
 
-def load(arguments):
-    """Loads the model that the flags name, and makes the folder for results."""
+def load(arguments, *names: str):
+    """Loads the model that the flags name.
+
+    Args:
+        arguments: The flags.
+        *names: Names of the files that the mode writes.
+
+    Returns:
+        The model, and the paths of those files in the folder for results, in a list.
+
+    Raises:
+        UserError: There is no such model, or a file cannot be written.
+    """
     from nvae_tf.evaluation import loading
 
     loaded = loading.load(arguments.checkpoint, data_override(arguments.data))
     output = user_path(arguments.output) if arguments.output else loaded.folder
-    make_folder(output)
+    paths = [output / name for name in names]
+    for path in paths:  # before hours of computing, not after them
+        check_writable(path)
     name, groups = loaded.config.data.dataset, len(loaded.model.groups)
     print(f"model: {name}, {groups} latent groups, step {loaded.step}")
-    return loaded, output
+    return loaded, paths
 
 
 def origin(loaded) -> str:

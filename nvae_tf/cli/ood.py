@@ -25,7 +25,7 @@ def ood(arguments) -> None:
         )
     if arguments.against_data is not None and arguments.against is None:
         raise UserError("--against_data is the folder of a data set that --against names")
-    loaded, output = load(arguments)
+    loaded, paths = load(arguments, "ood.json", "ood.csv", "ood.png")
     from nvae_tf.evaluation import ood_run, typicality
     from nvae_tf.evaluation.ood import chosen_k
 
@@ -68,7 +68,6 @@ def ood(arguments) -> None:
         shown = [others[0] if others else inside]
         report.update(_marked(inside, shown[0]))
     threshold = report.get("threshold", {}).get("value")
-    paths = [output / name for name in ("ood.json", "ood.csv", "ood.png")]
     write_text(paths[1], _table(shown, threshold))
     write_png(paths[2], _picture(shown))
     write_text(paths[0], json.dumps(report, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """The command ``nvae-prepare``."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from nvae_tf.cli.flags import (
     Parser,
     add_key_flags,
     at_least,
+    nonempty,
     overrides,
     parse_for_choice,
     portion,
@@ -57,8 +59,12 @@ def _parser() -> Parser:
         "the 1024x1024 PNGs; lsun: a scene's LMDBs; tar: GLOW's celeba-tfr.tar or "
         "imagenet-oord-tfr.tar, which is only unpacked",
     )
-    parser.add_argument("--input", required=True, metavar="PATH", help="folder, or the tar")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tfrecords")
+    parser.add_argument(
+        "--input", type=nonempty, required=True, metavar="PATH", help="folder, or the tar"
+    )
+    parser.add_argument(
+        "--output", type=nonempty, required=True, metavar="DIR", help="folder of the tfrecords"
+    )
     parser.add_argument(
         "--size",
         metavar="N|WxH",
@@ -103,6 +109,11 @@ def _prepare(arguments) -> None:
         return
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; --input names the folder of the images")
+    if arguments.source == "images" and _is_within(output, source):
+        raise UserError(
+            f"--output: {output} would put tfrecords among the images of {source}; name a folder "
+            "elsewhere"
+        )
     task = _task(arguments, source, preparing)
     for line in task.lines:
         print(line, flush=True)
@@ -116,6 +127,13 @@ def _prepare(arguments) -> None:
         print(f"skipped: {len(skipped)} images ({kinds}), listed in {listed}")
         for line in first_lines([f"{name}: {kind}" for name, kind in skipped.items()]):
             print(line)
+
+
+def _is_within(output: Path, source: Path) -> bool:
+    """Whether what is written would be in the folder of the images, or below it."""
+    folder = os.path.realpath(source)
+    written = (os.path.realpath(output / split) for split in ("train", "validation"))
+    return any(Path(path).is_relative_to(folder) for path in written)
 
 
 def _task(arguments, source: Path, preparing):

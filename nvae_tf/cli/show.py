@@ -15,12 +15,12 @@ RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
 ANIMATION_WIDTH = 128  # smallest width of one image in pixels
 INFLUENCE_SAMPLES = 100
-CARD_SAMPLES, CARD_TEMPERATURE = 40, 0.7
+CARD, CARD_SAMPLES, CARD_TEMPERATURE = ("MODEL_CARD.md", "model_card.png"), 40, 0.7
 
 
 def reconstruct(arguments) -> None:
     """Writes images beside their reconstructions, with NELBO and squared error."""
-    loaded, output = load(arguments)
+    loaded, (picture, report) = load(arguments, "reconstruct.png", "reconstruct.json")
     import numpy as np
 
     from nvae_tf.evaluation import latents
@@ -33,7 +33,6 @@ def reconstruct(arguments) -> None:
         [f"{nelbo:.1f} nats", f"mse {mse:.4f}"]
         for nelbo, mse in zip(results.nelbo, results.mse, strict=True)
     ]
-    picture, report = output / "reconstruct.png", output / "reconstruct.json"
     bands = reconstruction_bands(images, reconstructed, columns, captions)
     note = f"{origin(loaded)}; means of p(x | z), one draw of z each; NELBO and squared error"
     write_png(picture, labelled_grid(bands, columns, "Images and their reconstructions", note))
@@ -48,7 +47,8 @@ def reconstruct(arguments) -> None:
 
 def interpolate(arguments) -> None:
     """Writes rows of images from one image to another, or from one sample to another."""
-    loaded, output = load(arguments)
+    names = ("interpolate.png", f"interpolate.{arguments.animation}")
+    loaded, written = load(arguments, *names)
     import numpy as np
 
     from nvae_tf.evaluation import latents
@@ -64,7 +64,6 @@ def interpolate(arguments) -> None:
         raise UserError("interpolation needs pairs of images; give an even number of them")
     start, end = ([tensor[first::2] for tensor in noise] for first in (0, 1))
     rows = latents.interpolate(loaded.model, start, end, arguments.steps, temperature)
-    written = [output / "interpolate.png", output / f"interpolate.{arguments.animation}"]
     ends = "image to image" if arguments.images or arguments.indices else "sample to sample"
     note = f"{origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
     picture = labelled_grid(
@@ -81,7 +80,7 @@ def interpolate(arguments) -> None:
 
 def traverse(arguments) -> None:
     """Writes a row per image and group, in which only the noise of that group changes."""
-    loaded, output = load(arguments)
+    loaded, (picture, report) = load(arguments, "traverse.png", "traverse.json")
     from nvae_tf.evaluation import latents
     from nvae_tf.io.labelled_grid import Band, labelled_grid
 
@@ -93,7 +92,6 @@ def traverse(arguments) -> None:
         noise, temperature = model.draw_noise(1, (arguments.seed, 0)), arguments.temp
     rows = latents.traverse(model, noise, groups, arguments.steps, temperature, arguments.seed)
     influence = latents.influence(model, INFLUENCE_SAMPLES, arguments.temp, arguments.seed)
-    picture, report = output / "traverse.png", output / "traverse.json"
     shapes = ["x".join(map(str, model.latent_shapes[group])) for group in groups]
     bands = [
         Band(row, f"group {group}\n{shape}")
@@ -117,7 +115,7 @@ def traverse(arguments) -> None:
 
 def encode(arguments) -> None:
     """Writes the latents of images as arrays."""
-    loaded, output = load(arguments)
+    loaded, (path,) = load(arguments, "latents.npz")
     import numpy as np
     from tqdm import tqdm
 
@@ -148,7 +146,6 @@ def encode(arguments) -> None:
         arrays["names"] = np.array(names)
     else:
         arrays["labels"] = np.concatenate(labels)
-    path = output / "latents.npz"
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     print(f"latents: {len(source)} images, groups {groups}")
@@ -160,14 +157,14 @@ def export(arguments) -> None:
     """Writes a SavedModel, with a card and a grid of samples beside it."""
     if not arguments.output:
         raise UserError("an export needs --output DIR: the folder that becomes the served model")
-    loaded, output = load(arguments)
+    loaded, (card_path, picture) = load(arguments, *CARD)
     from nvae_tf.evaluation import export as exporting
 
     readjusted = {
         temperature: statistics_at(arguments, loaded.model, temperature)
         for temperature in dict.fromkeys(arguments.readjust_temps)
     }
-    version = exporting.export(loaded.model, readjusted, output)
+    version = exporting.export(loaded.model, readjusted, card_path.parent)
     usage = (
         "`1/` and so on are SavedModels that need only TensorFlow, with the signatures "
         + ", ".join(f"`{name}`" for name in exporting.SIGNATURES)
@@ -176,17 +173,17 @@ def export(arguments) -> None:
     if readjusted:
         temperatures = ", ".join(f"{t:g}" for t in readjusted)
         usage += f" Samples at {temperatures} use batch-norm statistics of that temperature."
-    written = [version, *_write_card(arguments, loaded, output, usage)]
+    written = [version, *_write_card(arguments, loaded, card_path, picture, usage)]
     print("written: " + ", ".join(map(str, written)))
 
 
 def card(arguments) -> None:
     """Writes a model card, by default into the run's folder."""
-    loaded, output = load(arguments)
-    print("written: " + ", ".join(map(str, _write_card(arguments, loaded, output))))
+    loaded, paths = load(arguments, *CARD)
+    print("written: " + ", ".join(map(str, _write_card(arguments, loaded, *paths))))
 
 
-def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
+def _write_card(arguments, loaded, path: Path, picture: Path, usage: str = "") -> list[Path]:
     from nvae_tf.evaluation import card as cards
     from nvae_tf.evaluation import sampling
     from nvae_tf.evaluation.stored_images import from_levels
@@ -194,7 +191,6 @@ def _write_card(arguments, loaded, output: Path, usage: str = "") -> list[Path]:
 
     options = dict(batch_size=min(arguments.batch_size, CARD_SAMPLES), seed=arguments.seed)
     levels, _ = sampling.sample(loaded.model, CARD_SAMPLES, CARD_TEMPERATURE, **options)
-    picture, path = output / "model_card.png", output / "MODEL_CARD.md"
     note = f"{origin(loaded)}; temperature {CARD_TEMPERATURE:g}; {loaded.model.pixels_of_samples}"
     write_png(
         picture,

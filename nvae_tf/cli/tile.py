@@ -14,7 +14,9 @@ def tiles(arguments) -> None:
     """Writes for each image a picture of it, its reconstruction and its map, and arrays."""
     if not arguments.images:
         raise UserError("tiles needs --images FILE...: images at least as large as the model's")
-    loaded, output = load(arguments)
+    paths = [user_path(text) for text in arguments.images]
+    names = [name + ending for name in _names(paths) for ending in (".png", ".npz")]
+    loaded, written = load(arguments, *names)
     import numpy as np
 
     from nvae_tf.data.whole_image import read_whole
@@ -22,24 +24,35 @@ def tiles(arguments) -> None:
     from nvae_tf.evaluation.stored_images import to_levels
     from nvae_tf.io.labelled_grid import Band, labelled_grid
 
-    model, written = loaded.model, []
-    for path in map(user_path, arguments.images):
-        image = _as_the_model_sees(read_whole(path, model.image, loaded.config.data.alpha), model)
-        try:
-            result = scoring.score(
-                model,
-                image,
-                stride=arguments.stride,
-                batch_size=arguments.batch_size,
-                seed=arguments.seed,
+    model = loaded.model
+
+    def read(path: Path):
+        return read_whole(path, model.image, loaded.config.data.alpha)
+
+    # All images are read before any is scored, so that mistakes show within seconds; and then again,
+    # since only one has to fit into memory.
+    for path in paths:
+        if path.is_dir():
+            raise UserError(
+                f"--images: {path}: is a folder; tiles needs the image files themselves"
             )
+        levels = read(path)
+        try:
+            scoring.tile_positions(model, levels, arguments.stride)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+    for path, picture, arrays in zip(paths, written[::2], written[1::2], strict=True):
+        image = _as_the_model_sees(read(path), model)
+        result = scoring.score(
+            model,
+            image,
+            stride=arguments.stride,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+        )
         low, high = result.bits.min(), np.percentile(result.bits, BRIGHTEST)
         shown = np.clip((result.bits - low) / max(high - low, 1e-6), 0.0, 1.0)[..., None]
         shown = np.broadcast_to(shown, image.shape)
-        picture = _free(output / f"tiles_{path.stem}.png", written)
-        arrays = picture.with_suffix(".npz")
         note = f"map: bits per dim from {low:.2f}, black, to {high:.2f}, white"
         rows = np.stack([image, result.reconstruction, shown])
         write_png(picture, labelled_grid([Band(rows)], 3, "Image, reconstruction, map", note))
@@ -53,7 +66,6 @@ def tiles(arguments) -> None:
                 positions=result.positions,
                 tile_size=np.array(result.size),
             )
-        written += [picture, arrays]
         print(
             f"{path}: {image.shape[1]}x{image.shape[0]}, {len(result.positions)} tiles, mean "
             f"{result.bits.mean():.4f} bits per dim of the tiles; the map shows {low:.2f} black "
@@ -70,9 +82,12 @@ def _as_the_model_sees(levels, model):
     return fewer.astype("float32") / (2**model.num_bits - 1)
 
 
-def _free(path: Path, taken: list[Path]) -> Path:
-    """A path that no image before has: files of several folders may share a name."""
-    number, free = 2, path
-    while free in taken:
-        free, number = path.with_stem(f"{path.stem}_{number}"), number + 1
-    return free
+def _names(paths: list[Path]) -> list[str]:
+    """A name for each image's results; files of several folders may share theirs."""
+    names: list[str] = []
+    for path in paths:
+        number, name = 2, f"tiles_{path.stem}"
+        while name in names:
+            name, number = f"tiles_{path.stem}_{number}", number + 1
+        names.append(name)
+    return names

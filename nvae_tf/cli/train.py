@@ -14,6 +14,7 @@ from nvae_tf.cli.flags import (
     at_least,
     configured,
     named_folder,
+    nonempty,
     program,
 )
 from nvae_tf.data.where import check_data
@@ -57,9 +58,18 @@ def _parser() -> Parser:
         description="Train an NVAE from a recipe. Every key of a recipe is also a flag.",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--root", default="runs", metavar="DIR", help="folder of runs (default: runs)")
     run.add_argument(
-        "--save", metavar="NAME", help="name of the run in ROOT (default: the configuration's name)"
+        "--root",
+        type=nonempty,
+        default="runs",
+        metavar="DIR",
+        help="folder of runs (default: runs)",
+    )
+    run.add_argument(
+        "--save",
+        type=nonempty,
+        metavar="NAME",
+        help="name of the run in ROOT (default: the configuration's name)",
     )
     run.add_argument(
         "--cont_training",
@@ -68,6 +78,7 @@ def _parser() -> Parser:
     )
     run.add_argument(
         "--init_from",
+        type=nonempty,
         metavar="RUN|FILE",
         help="begin a new run with the weights of a trained model: a run, a checkpoint in it, or an "
         "official .pt file, of the same model and images of the same size",
@@ -139,6 +150,11 @@ def _train(arguments) -> int | None:
 
         with cluster.agreement():
             start_from = load(arguments.init_from).model
+        if arguments.cont_training and folder.list_checkpoints():
+            cluster.say(
+                f"--init_from: the run in {folder.path} has begun already and continues from its own "
+                "weights"
+            )
     results = train(
         config,
         folder,

@@ -11,6 +11,7 @@ from nvae_tf.cli.flags import (
     at_least,
     configured,
     named_folder,
+    nonempty,
     overrides,
     positive,
     program,
@@ -52,6 +53,7 @@ def _parser() -> Parser:
     search = parser.add_argument_group("search")
     search.add_argument(
         "--space",
+        type=nonempty,
         required=True,
         metavar="FILE",
         help="YAML: what to vary, for example learning_rate: {float: [1e-3, 3e-2], log: true}",
@@ -84,10 +86,17 @@ def _parser() -> Parser:
         "--max_minutes", type=positive, metavar="X", help="after X minutes no new trial starts"
     )
     search.add_argument(
-        "--root", default="tuning", metavar="DIR", help="folder of searches (default: tuning)"
+        "--root",
+        type=nonempty,
+        default="tuning",
+        metavar="DIR",
+        help="folder of searches (default: tuning)",
     )
     search.add_argument(
-        "--save", metavar="NAME", help="name of the search (default: the configuration's name)"
+        "--save",
+        type=nonempty,
+        metavar="NAME",
+        help="name of the search (default: the configuration's name)",
     )
     search.add_argument("--resume", action="store_true", help="continue the search in ROOT/SAVE")
     add_config_flags(parser)

@@ -18,6 +18,7 @@ from nvae_tf.io.errors import ConfigError, UserError
 
 OWN = "own"  # the data set of a run whose images were given in Python
 IMAGES, TFRECORDS = "images", "tfrecords"  # data sets of whatever images
+FOR_FOLDERS = ("alpha", "crop", "strict")  # keys of folders of images alone
 FOUND = ("image_size", "channels", "bits", "value_range", "alpha")  # keys that `settle` may change
 
 
@@ -80,7 +81,7 @@ def settle(config: DataConfig) -> Settled:
         config: Section ``data`` of the configuration.
 
     Raises:
-        ConfigError: As for `get_dataset_info`.
+        ConfigError: As for `get_dataset_info`, or a key is not for this data set.
         UserError: Files are missing, or none can be used.
     """
     if config.dataset == IMAGES:
@@ -91,7 +92,15 @@ def settle(config: DataConfig) -> Settled:
     if config.dataset == TFRECORDS:
         check_data(config)
         config = prepared.settle(config)
-    return Settled(config, get_dataset_info(config), [])
+    dataset = get_dataset_info(config)
+    # Not in `get_dataset_info`: runs were trained with such keys, and can still be evaluated.
+    for name in FOR_FOLDERS if config.dataset in _BUILT_IN else ():
+        value = getattr(config, name)
+        if value != getattr(DataConfig(), name):
+            raise ConfigError(
+                f"{name}: {value} is not allowed with {config.dataset}; it is for images of your own"
+            )
+    return Settled(config, dataset, [])
 
 
 def get_dataset_info(config: DataConfig) -> DatasetInfo:

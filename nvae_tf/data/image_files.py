@@ -58,31 +58,69 @@ class Content(NamedTuple):
     open_files: int = 0
 
 
-def find_images(folder: Path) -> list[Path]:
+class Found(NamedTuple):
+    """What is below a folder.
+
+    Attributes:
+        files: Paths of the files whose names have an image's ending, sorted.
+        unreadable: Folders that cannot be read, and the line that refuses each.
+        links: Links to folders, which are not followed.
+    """
+
+    files: list[Path]
+    unreadable: dict[Path, str]
+    links: list[Path]
+
+
+def search(folder: Path) -> Found:
     """Finds every image file below a folder.
 
     Args:
         folder: Path of the folder.
 
-    Returns:
-        Paths of the files whose names have an image's ending, sorted.
-
     Raises:
-        UserError: There is no such folder, or no image in it.
+        UserError: There is no such folder, it cannot be read, or no image is in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder that holds the images")
     Image.init()
     endings = (*(end for end, kind in Image.EXTENSION.items() if kind in FORMATS), *OTHER_ENDINGS)
-    paths = [
-        Path(parent) / name
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(endings) and not name.startswith(".")
-    ]
-    if not paths:
-        raise UserError(f"{folder}: no image files here or below; name the folder that holds them")
-    return sorted(paths)
+    files, links, errors = [], [], []
+    for parent, folders, names in os.walk(folder, onerror=errors.append):
+        paths = [Path(parent) / name for name in names if not name.startswith(".")]
+        files += [path for path in paths if path.name.lower().endswith(endings)]
+        links += [Path(parent) / name for name in folders if os.path.islink(Path(parent) / name)]
+    unreadable = {
+        Path(error.filename): f"{error.filename}: the folder cannot be read "
+        f"({short_message(error)}); make it readable or remove it"
+        for error in errors
+    }
+    if not files and unreadable:
+        raise UserError(next(iter(unreadable.values())))
+    if not files:
+        linked = f" (links to folders, as {links[0].name}, are not followed)" if links else ""
+        raise UserError(
+            f"{folder}: no image files here or below{linked}; name the folder that holds them"
+        )
+    return Found(sorted(files), unreadable, sorted(links))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Finds every image file below a folder, as `search` does, and refuses what cannot be read.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Paths of the files, sorted.
+
+    Raises:
+        UserError: As for `search`, or a folder below cannot be read.
+    """
+    found = search(folder)
+    for line in found.unreadable.values():
+        raise UserError(line)
+    return found.files
 
 
 class ImageReader:
@@ -225,6 +263,10 @@ def _count(shape) -> int | None:
     if _is_one_image(shape):
         check_bounds(*shape)
         return None
+    if len(shape) == 4 and shape[3] > MAX_CHANNELS >= shape[1]:
+        raise ValueError(
+            f"an array of shape {shape}; expected channels last: (n, height, width, channels)"
+        )
     check_bounds(*shape[1:])
     if not 0 < shape[0] <= MAX_IMAGES:
         raise ValueError(f"{shape[0]} images")

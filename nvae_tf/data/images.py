@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from nvae_tf.config import CENTRE, DROP, RANDOM, SPLIT_SEED, VALIDATION_PORTION, DataConfig
 from nvae_tf.data import image_files, levels, settling, survey
-from nvae_tf.data.image_files import ImageReader, find_images
+from nvae_tf.data.image_files import ImageReader, find_images, search
 from nvae_tf.data.settling import Decision
 from nvae_tf.data.source import CachedSource, PythonSource
 from nvae_tf.data.stored import Item, Stored
 from nvae_tf.image_spec import ImageSpec
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, one_line
 from nvae_tf.io.paths import user_path
+from nvae_tf.io.text import counted
 
 CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
 FEW_FILES = 10  # of which single images are held out, not whole files
@@ -53,13 +54,17 @@ def _fitted(image: Stored, name, spec: ImageSpec, crop: str, alpha: str) -> np.n
         raise UserError(f"{name}: {error}; ask for others with --channels or remove it") from None
 
 
-def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
+def split_randomly(
+    items: list, portion: float, seed: int, usable: Container | None = None
+) -> tuple[list, list]:
     """Splits items at random into training and validation items.
 
     Args:
         items: The items.
         portion: Portion of the items for validation.
         seed: Seed of the draw.
+        usable: Those that can be used, two at least for each part to get one: a part without any gets
+            as many more as it takes, in the order of the draw. Default: all.
 
     Returns:
         Training and validation items, each in the order of the items.
@@ -70,10 +75,14 @@ def split_randomly(items: list, portion: float, seed: int) -> tuple[list, list]:
     num_validation = round(len(items) * portion)
     if not 0 < num_validation < len(items):
         raise UserError(
-            f"{len(items)} images with a validation portion of {portion} leave a split empty; add "
-            "images or change the portion"
+            f"{num_validation} of {counted(len(items), 'image')} for validation would leave a split "
+            "empty; add images, or choose those for validation (folders train and validation, or "
+            "nvae-prepare --validation)"
         )
-    held_out = set(np.random.RandomState(seed).permutation(len(items))[:num_validation].tolist())
+    order = np.random.RandomState(seed).permutation(len(items)).tolist()
+    places = [i for i, item in enumerate(order) if usable is None or items[item] in usable]
+    num_validation = min(max(num_validation, places[0] + 1), places[-1])
+    held_out = set(order[:num_validation])
     parts = ([], [])
     for index, item in enumerate(items):
         parts[index in held_out].append(item)
@@ -164,48 +173,63 @@ def look(config: DataConfig) -> Folder:
         raise UserError(
             f"{config.data or '--data'}: no such folder; --data names the folder that holds the images"
         )
-    held_out = [root / name for name in ("validation", "test") if (root / name).is_dir()]
-    if held_out and (root / "train").is_dir():
-        splits = [find_images(root / "train"), find_images(held_out[0])]
-    else:
-        splits = [find_images(root)]
+    # Unlike the method of Path, `isdir` raises nothing in a folder that cannot be read.
+    parts = [root / name for name in ("train", "validation", "test") if os.path.isdir(root / name)]
+    is_split = len(parts) > 1 and parts[0].name == "train"
+    places = [search(place) for place in (parts[:2] if is_split else [root])]
+    splits = [place.files for place in places]
     reader = ImageReader()
     paths = [path for split in splits for path in split]
     found = survey.look_through(paths, reader, settling.limits(config), config.strict)
-    return Folder(splits, settling.decide(config, found, root), reader)
+    closed = [
+        survey.Skipped(Item(path), survey.UNREADABLE_FOLDER, line)
+        for place in places
+        for path, line in place.unreadable.items()
+    ]
+    decision = settling.decide(config, found._replace(skipped=closed + found.skipped), root)
+    links = [one_line(str(path.relative_to(root))) for place in places for path in place.links]
+    if links:
+        decision.lines.append(
+            f"not followed: {counted(len(links), 'link')} to folders, {links[0]} first; put the "
+            "folders themselves there to use what they hold"
+        )
+    return Folder(splits, decision, reader)
 
 
 def split(folder: Folder, portion: float, seed: int) -> list[list[Item]]:
     """Returns the images for training and for validation that can be used.
 
     If the folder is not split, a portion of its files is drawn for validation, always the same: images
-    of one file stay together. With few files, images are drawn.
+    of one file stay together. With few files, images are drawn. The draw includes what cannot be used,
+    and goes on until a part has something that can be.
 
     Raises:
         UserError: A split would be empty.
     """
-    usable = {facts.item for facts in folder.decision.images}
-    everything = usable | {each.item for each in folder.decision.skipped}
-    splits = folder.splits
-    if len(splits) == 1:
-        items = sorted(everything, key=lambda item: (item.path, item.place or 0))
-        if len(splits[0]) >= FEW_FILES or len(items) == len(splits[0]):
-            splits = list(split_randomly(splits[0], portion, seed))
-        else:
-            parts = split_randomly(items, portion, seed)
-            return _non_empty([[item for item in part if item in usable] for part in parts])
     by_path: dict[Path, list[Item]] = {}
     for facts in folder.decision.images:
         by_path.setdefault(facts.item.path, []).append(facts.item)
-    return _non_empty([[i for path in part for i in by_path.get(path, [])] for part in splits])
+    splits = folder.splits
+    if len(splits) == 1:
+        (files,) = splits
+        there, usable = set(files), {facts.item for facts in folder.decision.images}
+        broken = {each.item for each in folder.decision.skipped if each.item.path in there}
+        items = sorted(usable | broken, key=lambda item: (item.path, item.place or 0))
+        if len(files) < FEW_FILES and len(items) != len(files):
+            parts = split_randomly(items, portion, seed, usable)
+            return _non_empty(folder, [[i for i in part if i in usable] for part in parts])
+        splits = list(split_randomly(files, portion, seed, by_path))
+    return _non_empty(
+        folder, [[i for path in part for i in by_path.get(path, [])] for part in splits]
+    )
 
 
-def _non_empty(parts: list[list[Item]]) -> list[list[Item]]:
-    for name, part in zip(("training", "validation"), parts, strict=True):
+def _non_empty(folder: Folder, parts: list[list[Item]]) -> list[list[Item]]:
+    places = set(folder.splits[0]), set(folder.splits[-1])
+    for name, part, files in zip(("training", "validation"), parts, places, strict=True):
         if not part:
-            raise UserError(
-                f"all images of the {name} split are skipped; mend them, or ask for a smaller size"
-            )
+            skipped = [each for each in folder.decision.skipped if each.item.path in files]
+            raise UserError(f"no image that can be used is left for {name}: {skipped[0].reason}")
     return parts
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nvae_tf.config import RANDOM, DataConfig
+from nvae_tf.config import RANDOM, VALIDATION_PORTION, DataConfig
 from nvae_tf.data import image_files, images, levels, settling, survey, tfrecords
 from nvae_tf.data.prepared import MANIFEST
 from nvae_tf.data.stored import UnreadableImage
@@ -142,7 +142,7 @@ def _remove_partial(folder: Path) -> None:
 
 def _check_output(output: Path, settings: dict) -> None:
     manifest = output / MANIFEST
-    if manifest.exists():
+    if manifest.exists() and any(output.glob("*/*.tfrecords")):
         try:
             before = read_json(manifest)["settings"]
             if not isinstance(before, dict):
@@ -255,12 +255,18 @@ def folder_task(config: DataConfig, validation: float, seed: int, settings: dict
         **{key: getattr(decision.config, key) for key in found},
     }
     skipped = {name(each.item): each.kind for each in decision.skipped}
+    lines = list(decision.lines)
+    if len(folder.splits) > 1 and validation != VALIDATION_PORTION:
+        lines.append(
+            f"validation: {validation:g} is not used, because the folder is split already "
+            "(--validation)"
+        )
     return Task(
         splits,
         spec,
         settings,
         skipped,
-        decision.lines,
+        lines,
         may_skip=not config.strict,
         strict=config.strict,
     )

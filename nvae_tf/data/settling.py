@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf.config import AUTO, DROP, FULL, KEEP, DataConfig
+from nvae_tf.config_keys import LARGEST_FLOAT
 from nvae_tf.data import levels
 from nvae_tf.data.stored import full_range
 from nvae_tf.data.survey import (
@@ -58,14 +59,15 @@ def limits(config: DataConfig) -> tuple[float, float] | None:
     """The smallest and the largest value of ``value_range``, if it gives those.
 
     Raises:
-        ConfigError: They are not in rising order.
+        ConfigError: They are not finite, or not in rising order.
     """
     if config.value_range in (AUTO, FULL):
         return None
     low, high = map(float, config.value_range.split(","))
-    if not low < high:
+    if not -LARGEST_FLOAT <= low < high <= LARGEST_FLOAT:
         raise ConfigError(
-            f"value_range: {config.value_range} is not allowed; expected the smaller value first"
+            f"value_range: {config.value_range} is not allowed; expected a smaller and a larger value, "
+            f"up to {LARGEST_FLOAT:g}"
         )
     return low, high
 
@@ -231,16 +233,18 @@ def _values(
             f"not numbers: {not_numbers:,} values are NaN or infinite, and become the nearest end of "
             "the range (NaN: the smallest value)"
         )
-    if high - span[0] < DARK * (span[1] - span[0]):
-        warnings.append(
+    dark = high - span[0] < DARK * (span[1] - span[0])
+    if low == high:
+        warnings.append(f"flat: every value is {number(low)}, so that all images are alike")
+    elif dark or high - low < DARK * (span[1] - span[0]):
+        what = (
             f"dark: no value is above {number(high)} of {number(span[1])}, so that images will look "
-            f"black; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
+            "black"
+            if dark
+            else f"flat: all values are between {number(low)} and {number(high)}, a small part of the "
+            "range"
         )
-    elif high - low < DARK * (span[1] - span[0]):
-        warnings.append(
-            f"flat: all values are between {number(low)} and {number(high)}, a small part of the "
-            f"range; --value_range {_exact(low)},{_exact(max(high, low + 1))} uses all levels"
-        )
+        warnings.append(f"{what}; --value_range {_exact(low)},{_exact(high)} uses all levels")
     if len({dtype.itemsize for dtype in types}) > 1:
         counts = Counter(str(facts.dtype) for facts in images)
         kinds = ", ".join(f"{count:,} of {name}" for name, count in sorted(counts.items()))
@@ -265,7 +269,7 @@ def _find_range(asked: str, types: set[np.dtype], low: float, high: float) -> tu
     if has_floats:
         if low >= 0.0 and high <= 1.0:
             return 0.0, 1.0
-        return low, high if high > low else low + 1.0
+        return low, high if high > low else low + max(1.0, abs(low) / 2**20)
     if low >= 0.0:
         return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1.0
     # Negative numbers, as Hounsfield units: a level for each whole number from the smallest.

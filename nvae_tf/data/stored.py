@@ -84,7 +84,7 @@ def stored(values: np.ndarray, has_alpha: bool = False) -> Stored:
         has_alpha: Whether the last channel is opacity.
 
     Raises:
-        ValueError: They are not numbers, or are integers of more than 31 bits.
+        ValueError: They are not numbers, are integers of more than 31 bits, or none of them is finite.
     """
     values = values[..., None] if values.ndim == 2 else values
     check_bounds(*values.shape)
@@ -94,6 +94,8 @@ def stored(values: np.ndarray, has_alpha: bool = False) -> Stored:
     elif kind == "f":
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
+        if not np.isfinite(values[..., :-1] if has_alpha else values).any():
+            raise ValueError("no finite value")
     elif kind == "i" and size <= 2:
         values = values.astype(np.int16)
     elif kind == "u" and size <= 2:

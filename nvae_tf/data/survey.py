@@ -15,6 +15,7 @@ from nvae_tf.io.errors import one_line
 from nvae_tf.io.machine import usable_cores
 
 UNREADABLE, TOO_SMALL, OTHER_CHANNELS = "unreadable", "too small", "of other channels"
+UNREADABLE_FOLDER = "unreadable as a whole folder"
 LISTED = 10  # skipped images that are named
 
 
@@ -54,10 +55,10 @@ class Facts(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An image that is not used.
+    """An image that is not used, or a folder that cannot be read.
 
     Attributes:
-        item: The image.
+        item: The image; of a folder its path.
         kind: Why, in a word or two.
         reason: The line that refuses it.
     """
@@ -144,7 +145,7 @@ def _facts(item: Item, image: Stored, limits) -> Facts:
         is_finite = np.isfinite(values)
         not_numbers = values.size - int(is_finite.sum())
         finite = values[is_finite] if not_numbers else values
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = float(finite.min()), float(finite.max())
     outside = 0
     if limits and (low < limits[0] or high > limits[1]):
         outside = int(((finite < limits[0]) | (finite > limits[1])).sum())

@@ -111,11 +111,16 @@ def find_shards(root: Path, split: str, size: Size) -> list[Path]:
         match = SHARD.fullmatch(path.name)
         if match:
             present.setdefault(int(match["count"]), {})[int(match["index"])] = path
+    others = ", ".join(f"{width}x{height}" for height, width in sizes(root, split))
+    if not others:
+        raise UserError(
+            f"{root / split}: the tfrecords of the split {split} are missing; fetch or prepare them "
+            "again"
+        )
     if not present:
-        others = ", ".join(f"{width}x{height}" for height, width in sizes(root, split)) or "none"
         raise UserError(
             f"{root / split}: no tfrecords of {size[1]}x{size[0]} images (files {_size_name(size)})"
-            f"; sizes present: {others}; choose one with --image_size"
+            f"; sizes present: {others}; ask for one of those"
         )
     if len(present) > 1:
         raise UserError(

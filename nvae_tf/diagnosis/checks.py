@@ -52,6 +52,9 @@ def diagnose(config: Config | None = None) -> Iterator[Finding]:
     if "TF_CONFIG" in os.environ:
         yield from _guarded(lambda: check_workers(os.environ["TF_CONFIG"]))
     if config and report:
+        yield ok(
+            "the recipe's model is made next, to see what memory it takes: minutes for deep ones"
+        )
         yield from _guarded(lambda: _check_recipe(config, gpus))
 
 

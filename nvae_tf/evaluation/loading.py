@@ -13,6 +13,8 @@ from nvae_tf.data import catalog
 from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.image_spec import ImageSpec
+from nvae_tf.io.errors import UserError
+from nvae_tf.io.paths import is_regular
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 
@@ -48,6 +50,11 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
     if not location.checkpoints:
         return _load_official(location.path, data_overrides)
     folder = RunFolder(location.path)
+    if not is_regular(folder.config_file):
+        raise UserError(
+            f"{folder.config_file}: no such file, and without it the run's model is not known; put it "
+            "back, or name another run"
+        )
     config = configuration.from_dict(
         data_overrides or {}, configuration.load(str(folder.config_file))
     )
@@ -79,7 +86,8 @@ def _read(path: Path, **parts) -> None:
         **parts: Objects to restore, by their attribute names in the trainer.
     """
     saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**parts))
-    saved.read(str(path / PREFIX)).assert_existing_objects_matched().expect_partial()
+    # `expect_partial` first: it keeps TensorFlow from listing what is left over, if the check fails.
+    saved.read(str(path / PREFIX)).expect_partial().assert_existing_objects_matched()
 
 
 def _load_official(path: Path, data_overrides) -> LoadedModel:

@@ -45,6 +45,11 @@ def locate(text: str) -> ModelLocation:
         raise UserError(
             f"{given}: no checkpoint here; name the folder of a run (ROOT/SAVE){_runs_near(given)}"
         )
+    if given.suffix == ".h5" and is_regular(given):
+        raise UserError(
+            f"{given}: weights alone, without their model; make that in Python and call its "
+            "load_weights, or name a run"
+        )
     if is_regular(given):
         return ModelLocation(given, [])
     raise UserError(f"{given}: no such run, checkpoint or PyTorch file{_runs_near(given)}")

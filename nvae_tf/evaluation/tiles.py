@@ -62,7 +62,7 @@ def score(
         UserError: The image or the stride do not fit the tiles.
     """
     image, size = np.asarray(image, np.float32), tile_size(model)
-    positions = _positions(model, image, size, stride)
+    positions = tile_positions(model, image, stride)
     weights = _blending_weights(size)
     pixels, run = math.prod(size), on_devices(lambda tiles, i: _score_tiles(model, tiles, i, seed))
     sums = np.zeros((*image.shape[:2], model.image.channels + 3), np.float32)
@@ -111,9 +111,18 @@ def _cut(model: NVAE, image, size: tuple[int, int], top: int, left: int) -> np.n
     return np.pad(tile, [(above, below), (before, after), (0, 0)])
 
 
-def _positions(model: NVAE, image, size: tuple[int, int], stride: int | None) -> np.ndarray:
-    """Upper left pixels of tiles that cover an image."""
-    height, width = size
+def tile_positions(model: NVAE, image: np.ndarray, stride: int | None = None) -> np.ndarray:
+    """Row and column of the upper left pixels of tiles that cover an image, (tiles, 2).
+
+    Args:
+        model: The model.
+        image: Image (height, width, channels), of which only the shape counts.
+        stride: As for `score`.
+
+    Raises:
+        UserError: The image or the stride do not fit the tiles.
+    """
+    size = height, width = tile_size(model)
     if image.ndim != 3 or image.shape[-1] != model.image.channels:
         raise UserError(
             f"image: shape {image.shape}; expected (height, width, {model.image.channels})"

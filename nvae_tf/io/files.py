@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from nvae_tf.io.errors import UserError, short_message
+from nvae_tf.io.paths import is_regular
 
 OLD = ".old.part"  # ending of the name of a folder that is being replaced
 FRAME_MILLISECONDS = 80  # how long an animation shows a frame
@@ -30,11 +31,13 @@ def read_json(path: Path, max_size: int = 2**27):
         The value that the file holds.
 
     Raises:
-        UserError: The file is missing, damaged or too large.
+        UserError: The file is missing, damaged or too large, or is a device or a pipe.
     """
     try:
         if path.stat().st_size > max_size:
             raise ValueError(f"larger than {max_size} bytes")
+        if not is_regular(path):
+            raise ValueError("not a regular file")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({short_message(error)})") from None
@@ -45,14 +48,17 @@ def atomic_write(path: Path):
     """Replaces a file in one step: yields a temporary file that is renamed if the block succeeds.
 
     The file gets the permissions that the user's umask leaves. A process that is killed leaves the
-    temporary file behind, as ``.NAME.*.part``, and the old file unchanged.
+    temporary file behind, as ``.NAME.*.part``, and the old file unchanged. A link to a file is replaced
+    itself, so that nothing is written outside the folder: a run from elsewhere may hold any link.
 
     Args:
         path: Path of the file to write; the temporary one is in the same folder.
 
     Raises:
-        UserError: The file cannot be written there; the old file is unchanged.
+        UserError: The file cannot be written there, and the old file is unchanged; or the path is that
+            of a folder, a device or a pipe, or of a link to one.
     """
+    _check_replaceable(path)
     temporary = _temporary_path(path)
     try:
         temporary.touch(exist_ok=False)
@@ -179,11 +185,10 @@ def check_writable(path: Path) -> None:
     """Checks that a file can be written, before it is known what: makes its folder, and leaves no file.
 
     Raises:
-        UserError: It cannot be written there, or the path is a folder's.
+        UserError: `atomic_write` would raise it.
     """
     make_folder(path.parent)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file in it")
+    _check_replaceable(path)
     temporary = _temporary_path(path)
     try:
         temporary.touch()
@@ -191,6 +196,18 @@ def check_writable(path: Path) -> None:
         raise write_error(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuses what a file must not replace: folders, devices, pipes, links to them, and all of /dev."""
+    try:
+        is_folder, is_other = path.is_dir(), path.exists() and not path.is_file()
+    except OSError as error:  # the folder may not be searched, for example
+        raise write_error(path, error) from None
+    if is_folder:
+        raise UserError(f"{path}: is a folder; name a file in it")
+    if is_other or os.path.realpath(path.parent) == "/dev":
+        raise UserError(f"{path}: a device or a pipe, which is not replaced; name a file")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -132,4 +132,5 @@ class Checkpoints:
         self._layout.check(path)
         without = tuple(part for part in OPTIONAL if not has_part(path, part))
         status = self._parts(without).read(str(path / PREFIX))
-        status.assert_existing_objects_matched().expect_partial()
+        # In this order, TensorFlow does not list what is left over if the check fails.
+        status.expect_partial().assert_existing_objects_matched()

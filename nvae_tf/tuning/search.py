@@ -13,7 +13,7 @@ from keras_tuner import errors, oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from nvae_tf.config import Config, Overridden, check_value, override
-from nvae_tf.io.errors import ConfigError, UserError
+from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
 from nvae_tf.tuning.trial import TrialStopped, run_trial
@@ -72,8 +72,7 @@ class Search(BaseTuner):
         limits: How far the search goes.
 
     Raises:
-        ConfigError: The keys given do not go together, or the space has epochs and the algorithm
-            chooses them itself.
+        ConfigError: The keys given do not go together.
     """
 
     def __init__(
@@ -89,8 +88,6 @@ class Search(BaseTuner):
         self.recipe, self.given, self.folder, self.objective_name = recipe, given, folder, objective
         self.config = override(recipe, given).config
         self._names = [dimension.name for dimension in space]
-        if algorithm == "hyperband" and "epochs" in self._names:
-            raise ConfigError("epochs: hyperband chooses them itself; leave them out of the space")
         oracle = _oracle(self.config, space, algorithm, objective, limits)
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
         if not is_chief():  # The chief's oracle saves itself.
@@ -144,7 +141,7 @@ class Search(BaseTuner):
                     id=trial_id,
                     status=status,
                     score=trial.score if status == "completed" else math.nan,
-                    epochs=trained or values.get("epochs", self.config.train.epochs),
+                    epochs=trained or self.config.train.epochs,
                     values=values,
                     message=trial.message or "",
                 )

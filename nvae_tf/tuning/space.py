@@ -18,6 +18,13 @@ from nvae_tf.config_keys import BOOLEANS, number_type
 from nvae_tf.io.errors import ConfigError
 
 CHOICE, INT, FLOAT = "choice", "int", "float"
+# Keys that all trials share: which images are scored and by which measure, how long a trial is, and
+# what only concerns speed, memory or the files of a run.
+SHARED = (
+    "dataset", "data", "image_size", "channels", "bits", "value_range", "alpha", "strict", "crop",
+    "seed", "likelihood", "num_x_bits", "epochs", "jit_compile", "gradient_checkpointing",
+    "deterministic", "max_bad_steps", "save_every", "log_every", "eval_every", "images_every", "keep",
+)  # fmt: skip
 FORMS = "{choice: [A, B, ...]}, {int: [LOW, HIGH], step: N} or {float: [LOW, HIGH], log: true}"
 
 
@@ -49,8 +56,8 @@ def load_space(path: Path) -> list[Dimension]:
         What may vary, in the order of the file.
 
     Raises:
-        ConfigError: The file is missing or not understood, or names a key or a value that is not
-            allowed.
+        ConfigError: The file is missing or not understood, or names a key that trials share, or a key
+            or a value that is not allowed.
     """
     try:
         content = read_yaml(path)
@@ -65,6 +72,11 @@ def _dimension(name: str, given: Any) -> Dimension:
     def refuse(reason: str):
         raise ConfigError(f"{name}: {reason}; expected {FORMS}") from None
 
+    if name in SHARED:
+        raise ConfigError(
+            f"{name}: is the same for all trials, which differ in their model and its training alone; "
+            f"choose it with --{name}"
+        )
     kinds = [kind for kind in (CHOICE, INT, FLOAT) if isinstance(given, dict) and kind in given]
     if len(kinds) != 1:
         refuse(f"{given!r} is not understood")

@@ -1,6 +1,8 @@
 """Recipes and flags that nobody would write, and those that somebody might."""
 
 import datetime
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from nvae_tf.cli import evaluate, import_official, inspect, prepare, train, tune
 from nvae_tf.cli.flags import Parser, configured
 from nvae_tf.config import KEYS
 from nvae_tf.io.errors import UserError
+from nvae_tf.tuning.space import load_space
 
 RECIPE = (config.RECIPES / "digits.yaml").read_bytes()
 TOKENS = [
@@ -88,6 +91,12 @@ def test_paths_that_are_no_recipe(counts, name):
     assert isinstance(counts.check(lambda: config.load(name)), UserError)
 
 
+def test_paths_that_are_no_space(counts, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "nothing"):
+        assert isinstance(counts.check(lambda path=path: load_space(path)), UserError)
+
+
 COMMANDS = {
     "train": (train.main, train._parser, ["--dataset", "nosuch"]),
     "evaluate": (evaluate.main, evaluate._parser, ["--checkpoint", "nosuch"]),
@@ -154,6 +163,24 @@ def test_names_of_runs_stay_in_the_root(counts):
         arguments = ["--config", "digits", "--save", name, "--dataset", "nosuch"]
         text = counts.check_command(train.main, arguments)
         assert "--save" in text and "expected the name of a folder in --root" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "others"),
+    [
+        (train, "--save", ["--config", "digits"]),
+        (train, "--root", ["--config", "digits"]),
+        (train, "--init_from", ["--config", "digits"]),
+        (tune, "--space", ["--config", "digits"]),
+        (evaluate, "--output", ["--checkpoint", "nosuch"]),
+        (evaluate, "--images", ["--checkpoint", "nosuch", "--eval_mode", "tiles"]),
+        (prepare, "--output", ["images", "--input", "nosuch"]),
+        (inspect, "--output", []),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(counts, command, flag, others):
+    text = counts.check_command(command.main, [*others, flag, ""])
+    assert f"argument {flag}: an empty text is not allowed" in text
 
 
 def test_impossible_paths_of_an_import(counts):
