@@ -51,8 +51,6 @@ def check_images(images, spec: ImageSpec) -> None:
 
 def _values_text(spec: ImageSpec) -> str:
     """What a model expects as the values of images."""
-    if spec.binary:
-        return "floats that are 0 or 1"
     return f"floats in [0, 1], {spec.bits}-bit values divided by {2**spec.bits - 1}"
 
 

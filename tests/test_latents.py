@@ -225,4 +225,4 @@ def test_mistakes_are_one_line(arguments, message, run, tmp_path, capsys):
     assert main([*common, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.glob("out/*"))
