@@ -184,7 +184,10 @@ class LatentGroup(Layer):
         """The posterior q(z | x, z of the groups before) as one distribution of TFP.
 
         Args:
-            s, encoded, prior_parameters, scope: As for `posterior_before_flows`.
+            s: As for `posterior_before_flows`.
+            encoded: As for `posterior_before_flows`.
+            prior_parameters: As for `posterior_before_flows`.
+            scope: As for `posterior_before_flows`.
 
         Returns:
             A TransformedDistribution: independent normals under the group's flows, with events
