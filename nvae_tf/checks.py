@@ -79,6 +79,11 @@ def _remedy(shape: tuple, spec: ImageSpec) -> str:
     return by_shape.get(shape) or by_image_shape.get(shape[1:]) or default
 
 
+def is_array(x) -> bool:
+    """Whether images are given as one array or tensor, and not as a data set."""
+    return isinstance(x, (np.ndarray, tf.Tensor, tf.Variable))
+
+
 def check_count(name: str, value, minimum: int = 1, optional: bool = False) -> None:
     """Checks that an argument is a whole number.
 

@@ -110,7 +110,8 @@ class KerasTraining(tf_keras.Model):
             steps_per_epoch: Batches in an epoch; needed if the data set does not know its size. If it
                 has another number of batches, each epoch goes on in it where the last one ended.
             validation_steps: As for the `steps` of `evaluate`.
-            validation_batch_size: As for the `batch_size` of `evaluate`; default: `batch_size`.
+            validation_batch_size: As for the `batch_size` of `evaluate`; default: `batch_size`, for an
+                array.
             validation_freq: As in Keras.
 
         Returns:
@@ -134,17 +135,13 @@ class KerasTraining(tf_keras.Model):
             validation_freq = int(validation_freq)
         if validation_data is not None:
             checks.check_count("validation_batch_size", validation_batch_size, optional=True)
-            size, datasets = (
-                validation_batch_size,
-                (tf.data.Dataset, tf.distribute.DistributedDataset),
-            )
             if isinstance(validation_data, tuple) and validation_data:  # with labels
                 validation_data = validation_data[0]
-            if size is None and not isinstance(validation_data, datasets):
-                size = batch_size
+            if validation_batch_size is None and checks.is_array(validation_data):
+                validation_batch_size = batch_size
             try:
                 validation_data, validation_steps = fitting.batching.evaluation(
-                    validation_data, size, validation_steps
+                    validation_data, validation_batch_size, validation_steps
                 )
             except UserError as error:
                 raise UserError(f"validation_data: {error}") from None
@@ -221,9 +218,8 @@ class KerasTraining(tf_keras.Model):
             UserError: An argument is wrong.
         """
         fitting = self._require_fitting()
-        if (
-            "_use_cached_eval_dataset" not in keras_options
-        ):  # `fit` has made its validation data ready
+        # `fit` has made its validation data ready, and says so by this argument.
+        if "_use_cached_eval_dataset" not in keras_options:
             x, steps = fitting.batching.evaluation(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
         with self._one_step_in_a_call():  # several need a data set that knows its size

@@ -45,7 +45,7 @@ class Batching:
             UserError: An argument is wrong.
         """
         checks.check_count("steps_per_epoch", steps, optional=True)
-        if not _is_array(x):
+        if not checks.is_array(x):
             return self._training_dataset(x, batch_size, steps)
         size, images = self._checked_array(x, batch_size, self.passes)
         if len(images) < size:
@@ -84,7 +84,7 @@ class Batching:
                     "places among all, and weights"
                 )
             return x, steps
-        if not _is_array(x):
+        if not checks.is_array(x):
             images = self._images_of_dataset(x, batch_size, whole=False)
             checks.check_ends(images, steps)
 
@@ -159,7 +159,13 @@ class Batching:
                 for part, shape in parts
             )
 
-        return single.batch(size).map(fill)
+        # Keras has to know the number of batches where several steps are taken in a call.
+        total = images.reduce(
+            tf.constant(0, tf.int64), lambda total, batch: total + tf.shape(batch, tf.int64)[0]
+        )
+        count = -(-int(total) // size)
+        filled = single.batch(size).map(fill)
+        return filled.apply(tf.data.experimental.assert_cardinality(count))
 
     def _training_dataset(self, x, batch_size, steps):
         if isinstance(x, tf.distribute.DistributedDataset):
@@ -229,7 +235,3 @@ class Batching:
                 f"np.round(images * {last}) / {last} for example"
             )
             raise UserError(f"images: values between levels; expected {advice}")
-
-
-def _is_array(x) -> bool:
-    return isinstance(x, (np.ndarray, tf.Tensor, tf.Variable))

@@ -154,7 +154,7 @@ class Steps:
         several: Whether to take several in a call (see `several_steps`).
 
     Attributes:
-        function: The graph.
+        function: The traced function that takes them.
     """
 
     def __init__(self, trainer: Trainer, strategy, several: bool):
