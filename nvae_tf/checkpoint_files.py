@@ -1,63 +1,17 @@
-"""Reading checkpoints: the saved layout of a model's stacks, and the newest undamaged checkpoint.
+"""Reading checkpoints: what they hold, and which one of a run is read.
 
 `nvae_tf.training.checkpoints` writes checkpoints; training and evaluation read them.
 """
 
-import json
 from collections.abc import Callable
-from itertools import zip_longest
 from pathlib import Path
 
 import tensorflow as tf
 
+from nvae_tf.engine.weights import OtherRowsError
 from nvae_tf.io.errors import UserError, short_message
 
 PREFIX = "state"  # of the names of TensorFlow's files in a checkpoint's folder
-LAYOUT_KEY = "layout/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
-
-
-class Layout(tf.train.experimental.PythonState):
-    """The names of the weights in the rows of a checkpoint's stacks.
-
-    Slots of optimisers, moving averages and singular vectors are saved as stacks, whose rows belong to
-    weights by position alone. Therefore the names are saved, too, and compared before a restore.
-
-    Args:
-        names: For each kind of stack the names of its rows, stack by stack.
-    """
-
-    def __init__(self, names: dict[str, list[list[str]]]):
-        self.names = names
-
-    def serialize(self) -> str:
-        """Returns the names as JSON, for a checkpoint."""
-        return json.dumps(self.names)
-
-    def deserialize(self, value: str) -> None:
-        """Changes nothing, because `check` has compared the names before the restore."""
-
-    def check(self, path: Path) -> None:
-        """Checks that the rows of a checkpoint's stacks belong to the same weights as the rows here.
-
-        Args:
-            path: Folder of the checkpoint.
-
-        Raises:
-            UserError: They do not, or the checkpoint does not hold their names.
-        """
-        reader = tf.train.load_checkpoint(str(path / PREFIX))
-        if LAYOUT_KEY not in reader.get_variable_to_shape_map():
-            raise UserError(f"{path}: this checkpoint is of another version of nvae-tf")
-        saved = json.loads(reader.get_tensor(LAYOUT_KEY))
-        for kind, stacks in self.names.items():
-            ours, theirs = sum(stacks, []), sum(saved.get(kind, []), [])
-            if stacks != saved.get(kind):
-                differing = (pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
-                here, there = next(differing, ("another division into stacks",) * 2)
-                raise UserError(
-                    f"{path}: its {kind} are in another order, or of another model: {there} stands "
-                    f"where {here} is expected; evaluate and continue it with the version that wrote it"
-                )
 
 
 def has_averages(path: Path) -> bool:
@@ -91,14 +45,16 @@ def restore_newest(paths: list[Path], restore: Callable[[Path], None]) -> Path:
         The folder of the checkpoint that was restored.
 
     Raises:
-        UserError: No checkpoint can be restored, or `restore` raised it.
+        UserError: No checkpoint can be restored, or one is of another model.
     """
     for path in paths:
         try:
             restore(path)
             return path
-        except UserError:  # not damaged, but of another model
-            raise
+        except OtherRowsError as error:
+            raise UserError(
+                f"{path}: {error}; evaluate and continue it with the version that wrote it"
+            ) from None
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
             if path is paths[-1]:
                 newer = ", nor can a newer one" if len(paths) > 1 else ""

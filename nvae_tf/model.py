@@ -41,6 +41,7 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.weights import (
     RowNames,
     Weight,
+    layout,
     rows_of,
     stack_weights,
     walk,
@@ -571,7 +572,7 @@ class NVAE(KerasTraining):
         """Reads the stacks.
 
         Raises:
-            ValueError: Their rows are those of other weights, or have no names.
+            ValueError: Their rows have no names, or are those of other weights (`OtherRowsError`).
         """
         if ROW_NAMES not in store:
             raise ValueError("it has no names of weights; expected a file of an NVAE")
@@ -614,7 +615,7 @@ class NVAE(KerasTraining):
         start = self.top_shape[-1] if self.top is not None else 0
         create_chain([*self.decoder_tower, *self.postprocess, self.image_head], start)
         self.stacks = stack_weights(self)
-        self.row_names = RowNames(self)
+        self.row_names = RowNames(layout(self))
         self.built = True
 
 

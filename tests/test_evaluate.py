@@ -12,10 +12,9 @@ import tensorflow as tf
 from PIL import Image
 
 import nvae_tf
-from nvae_tf.checkpoint_files import Layout
 from nvae_tf.cli.evaluate import main
 from nvae_tf.engine.scope import BatchStatistics
-from nvae_tf.engine.weights import layout, weights_below
+from nvae_tf.engine.weights import weights_below
 from nvae_tf.evaluation import likelihood, loading, sampling
 from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import FromPrior
@@ -202,9 +201,8 @@ def test_tensorflow_lists_nothing_of_a_checkpoint_that_is_refused(run, tmp_path,
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints" / "step-1").mkdir(parents=True)
-    rows = Layout({"weights": layout(nvae_tf.load(run))})
     unknown = tf.train.Checkpoint(optimizer=tf.train.Checkpoint(unknown=tf.Variable(1.0)))
-    saved = tf.train.Checkpoint(trainer=unknown, layout=rows)  # without the model
+    saved = tf.train.Checkpoint(trainer=unknown)  # without the model
     saved.write(str(copy / "checkpoints" / "step-1" / "state"))
     logger = logging.getLogger("tensorflow")
     logger.addHandler(caplog.handler)

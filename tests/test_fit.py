@@ -18,7 +18,7 @@ import nvae_tf
 from nvae_tf import config as configuration
 from nvae_tf.config import DataConfig
 from nvae_tf.data import catalog, pipeline
-from nvae_tf.engine.weights import RowNames
+from nvae_tf.engine.weights import RowNames, layout
 from nvae_tf.io.errors import TrainingDivergedError, UserError
 from nvae_tf.training.optimizers import Adam
 
@@ -229,8 +229,8 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     other = new_model()
-    other.row_names = RowNames(other.groups[0])  # as if its rows were those of other weights
-    with pytest.raises(ValueError, match="its weights have other names"):
+    other.row_names = RowNames(layout(other.groups[0]))  # as if its rows were those of other weights
+    with pytest.raises(ValueError, match="its weights are in another order, or of another model"):
         other.load_weights(tmp_path / "weights")
     exported = tf.saved_model.load(str(model.export(tmp_path / "served")))
     with model.fitting.trainer.evaluated_weights():

@@ -140,7 +140,7 @@ def test_a_run_a_checkpoint_and_a_keras_file_are_loaded(run, tmp_path):
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
         for name, member in members.items():
             archive.writestr(name, member)
-    with pytest.raises(UserError, match="other.keras: .* other names"):
+    with pytest.raises(UserError, match="norms/9/gamma stands where .*norms/0/gamma is"):
         nvae_tf.load(tmp_path / "other.keras")
     (tmp_path / "export" / "1").mkdir(parents=True)
     (tmp_path / "export" / "1" / "saved_model.pb").write_bytes(b"")

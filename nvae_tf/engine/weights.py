@@ -7,6 +7,7 @@ which says where its values are; the variables themselves belong to the outermos
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -216,17 +217,21 @@ def layout(root) -> list[list[str]]:
     return list(names.values())
 
 
+class OtherRowsError(ValueError):
+    """Saved stacks have rows that belong to other weights than the rows here."""
+
+
 class RowNames(tf.train.experimental.PythonState):
     """The names of the rows of stacks, saved beside them and compared when they are restored.
 
     Rows have no names of their own, so a stack of another model would fit wherever its shape does.
 
     Args:
-        root: A layer or model whose stacks are made.
+        names: The names of the rows of each stack, stack by stack (see `layout`).
     """
 
-    def __init__(self, root):
-        self._names = layout(root)
+    def __init__(self, names: list[list[str]]):
+        self._names = names
 
     def serialize(self) -> str:
         """Returns the names as JSON."""
@@ -239,7 +244,14 @@ class RowNames(tf.train.experimental.PythonState):
             value: What `serialize` returned, when the stacks were saved.
 
         Raises:
-            ValueError: They differ.
+            OtherRowsError: They differ; the error names the first that does.
         """
-        if json.loads(value) != self._names:
-            raise ValueError("its weights have other names, or stand in another order")
+        saved = json.loads(value)
+        if saved != self._names:
+            rows = zip_longest(sum(saved, []), sum(self._names, []), fillvalue="no row")
+            differing = (pair for pair in rows if pair[0] != pair[1])
+            there, here = next(differing, ("another division into stacks",) * 2)
+            raise OtherRowsError(
+                "its weights are in another order, or of another model: "
+                f"{there} stands where {here} is expected"
+            )

@@ -7,10 +7,9 @@ import tensorflow as tf
 
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
-from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, has_averages, restore_newest
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
-from nvae_tf.engine.weights import layout
 from nvae_tf.evaluation.locate import locate
 from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
@@ -62,7 +61,6 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
     step = tf.Variable(0, dtype=tf.int64)
 
     def restore(path: Path) -> None:
-        Layout({"weights": layout(model)}).check(path)
         # The optimiser's slots and the singular vectors are not read.
         _read(path, model=model, optimizer=tf.train.Checkpoint(iterations=step))
         if config.train.ema_decay and has_averages(path):

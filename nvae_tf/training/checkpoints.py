@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import PREFIX, Layout, has_averages, has_part, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, has_averages, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, put_back, write_error
 from nvae_tf.run_folder import RunFolder
@@ -47,7 +47,6 @@ class Checkpoints:
         self._images_per_step = tf.Variable(images_per_step, dtype=tf.int64, trainable=False)
         self._expected_images_per_step = images_per_step
         self._newest: Path | None = None  # the checkpoint that holds the present state
-        self._layout = Layout(trainer.layout())
 
     def due(self, step: int, count: int = 1) -> bool:
         """Whether a checkpoint is due after the latest `count` steps, by steps or by minutes."""
@@ -124,12 +123,10 @@ class Checkpoints:
         return tf.train.Checkpoint(
             trainer=tf.train.Checkpoint(**trainer),
             images_per_step=self._images_per_step,
-            layout=self._layout,
         )
 
     def _read(self, path: Path) -> None:
         """Reads a checkpoint. Optional parts are read only if it and this run both have them."""
-        self._layout.check(path)
         without = tuple(part for part in OPTIONAL if not has_part(path, part))
         status = self._parts(without).read(str(path / PREFIX))
         # In this order, TensorFlow does not list what is left over if the check fails.

@@ -119,7 +119,7 @@ def _gathering(strategy):
         local = tf.identity(values)[None]  # on the replica's device
         return tf.distribute.get_replica_context().all_gather(local, axis=0)
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.int64)])
     def run(values):
         return strategy.experimental_local_results(strategy.run(gather, [values]))[0]
 

@@ -24,7 +24,7 @@ from nvae_tf.engine.replicas import (
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import SharedFunctions
 from nvae_tf.engine.state import TensorState, VariableState
-from nvae_tf.engine.weights import by_stack, layout, rows_of, stacked, walk, weights_below
+from nvae_tf.engine.weights import RowNames, by_stack, rows_of, stacked, walk, weights_below
 from nvae_tf.layers.batch_norm import update_running_averages
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.norm_bound import GradientNormBound
@@ -96,6 +96,7 @@ class Trainer(tf.Module):
         weights: The model's trainable variables: stacks of weights.
         batch_norms: The model's batch norms.
         spectral: The singular vectors of its kernels.
+        kernel_names: The names of the rows of those vectors, for checkpoints.
         averages: Moving averages of the weights, or None.
         norm_bound: The running bound of ``skip_gradient_norm: auto``, or None.
         skipped: Steps skipped so far.
@@ -125,6 +126,8 @@ class Trainer(tf.Module):
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.alphas = objective.balancing_weights(model.config)
         self.spectral = SpectralNorms(model.convolutions)
+        names = {content: path for path, content in walk(model)}
+        self.kernel_names = RowNames(self.spectral.layout(names))
         self.batch_norms = model.batch_norms
         self.weights = model.trainable_variables
         optimizer.build(self.weights)
@@ -151,11 +154,6 @@ class Trainer(tf.Module):
             noise = self.model.draw_noise(len(images), (self.seed, 0))
             self.model.initialize_from_data(images, noise)
         self.warm_up_spectral_norms()
-
-    def layout(self) -> dict[str, list[list[str]]]:
-        """The names of the rows of all stacks that a checkpoint holds, by kind of stack."""
-        names = {content: path for path, content in walk(self.model)}
-        return {"weights": layout(self.model), "convolutions": self.spectral.layout(names)}
 
     @property
     def skipped_in_row(self) -> int:
