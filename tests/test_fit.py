@@ -229,7 +229,8 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     other = new_model()
-    other.row_names = RowNames(layout(other.groups[0]))  # as if its rows were those of other weights
+    # As if its rows were those of other weights.
+    other.row_names = RowNames(layout(other.groups[0]))
     with pytest.raises(ValueError, match="its weights are in another order, or of another model"):
         other.load_weights(tmp_path / "weights")
     exported = tf.saved_model.load(str(model.export(tmp_path / "served")))
