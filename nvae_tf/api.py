@@ -20,7 +20,7 @@ from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import run
 from nvae_tf.training.callbacks import Curves, Termination
-from nvae_tf.training.cluster import cluster_of
+from nvae_tf.training.cluster import Cluster, cluster_of, lost_workers
 from nvae_tf.training.fitting import checked_callbacks
 
 # Keys that say where the images of a recipe are and how they are read.
@@ -126,11 +126,11 @@ def train(
         check_data(recipe.data)
     if note:
         cluster.say(note)
-    with cluster.agreement():
-        start_from = None if init_from is None else load(init_from)
+    run_folder = RunFolder(path)
+    start_from = model_to_start_from(init_from, run_folder, resume, cluster)
     return run.train(
         recipe,
-        RunFolder(path),
+        run_folder,
         resume=resume,
         cluster=cluster,
         own=own,
@@ -138,6 +138,37 @@ def train(
         start_from=start_from,
         xla_problem=probe(recipe.train.jit_compile, in_use=True),
     )
+
+
+def model_to_start_from(
+    init_from: str | Path | None, folder: RunFolder, resume: bool, cluster: Cluster
+) -> NVAE | None:
+    """Loads the model that a new run begins with; all workers call it at the same time.
+
+    Args:
+        init_from: A trained model, as for `load`; None: the run begins with new weights.
+        folder: The run.
+        resume: Whether the run is continued if it has begun; then the model need not exist any more.
+        cluster: The workers.
+
+    Returns:
+        The model; None if there is none, or if the run continues from its own weights.
+
+    Raises:
+        UserError: The model cannot be loaded on one of the workers.
+    """
+    begun = resume and bool(folder.list_checkpoints())
+    with lost_workers(cluster):
+        # If one worker sees a checkpoint, all wait for it (see `nvae_tf.training.shared_folder`).
+        if any(found for (found,) in cluster.gather_from_workers([int(begun)])):
+            if init_from is not None:
+                cluster.say(
+                    f"--init_from: the run in {folder.path} has begun already and continues from its "
+                    "own weights"
+                )
+            return None
+        with cluster.agreement():
+            return None if init_from is None else load(init_from)
 
 
 def _load_keras(path: Path) -> NVAE:

@@ -33,7 +33,7 @@ def test_one_epoch_and_then_more(recipe, tmp_path, capsys):
     used = config.load(str(tmp_path / "tiny" / "config.yaml")).train
     assert (used.epochs, used.warmup_epochs) == (1, 0)
     # More epochs bring the recipe's own warm-up back.
-    arguments += ["--init_from", str(tmp_path / "tiny")]
+    arguments += ["--init_from", str(tmp_path / "gone")]  # the model that it once began with
     assert train.main([*arguments, "--epochs", "2", "--cont_training"]) == 0
     output = capsys.readouterr().out
     assert "warmup_epochs" not in output

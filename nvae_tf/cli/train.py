@@ -80,8 +80,9 @@ def _parser() -> Parser:
         "--init_from",
         type=nonempty,
         metavar="RUN|FILE",
-        help="begin a new run with the weights of a trained model: a run, a checkpoint in it, or an "
-        "official .pt file, of the same model and images of the same size",
+        help="begin a new run with the weights of a trained model: a run, a checkpoint in it, an "
+        "official .pt file or a .keras file, of the same model and images of the same size; a run "
+        "that has begun continues from its own weights",
     )
     run.add_argument(
         "--world_size",
@@ -135,6 +136,7 @@ def _train(arguments) -> int | None:
     if config.train.deterministic:
         make_deterministic(os.environ)
     # TensorFlow takes seconds to import: only after the flags are known to be right.
+    from nvae_tf.api import model_to_start_from
     from nvae_tf.engine.xla_probe import probe
     from nvae_tf.io.text import duration
     from nvae_tf.training.cluster import connect
@@ -144,23 +146,14 @@ def _train(arguments) -> int | None:
     cluster = connect(arguments.world_size, arguments.join_timeout)
     if note:
         cluster.say(note)
-    start_from = None
-    if arguments.init_from is not None:
-        from nvae_tf.evaluation.loading import load
-
-        with cluster.agreement():
-            start_from = load(arguments.init_from).model
-        if arguments.cont_training and folder.list_checkpoints():
-            cluster.say(
-                f"--init_from: the run in {folder.path} has begun already and continues from its own "
-                "weights"
-            )
     results = train(
         config,
         folder,
         resume=arguments.cont_training,
         cluster=cluster,
-        start_from=start_from,
+        start_from=model_to_start_from(
+            arguments.init_from, folder, arguments.cont_training, cluster
+        ),
         xla_problem=xla_problem,
     )
     if results is None:
