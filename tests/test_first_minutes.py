@@ -165,6 +165,11 @@ assert "tensorflow" not in sys.modules
         ("train", ["--config", "celeba256"], "celeba_256 needs --data: fetch celeba-tfr.tar"),
         ("train", ["--config", "ffhq256"], "ffhq needs --data: fetch FFHQ's PNGs"),
         ("train", ["--config", "imagenet32"], "needs --data: fetch imagenet-oord-tfr.tar"),
+        (
+            "train",
+            ["--config", "digits", "--data", "."],
+            "digits reads no folder, so leave out --data",
+        ),
         ("train", ["--config", "digits", "--dataset", "omniglot"], "fetch chardata.mat"),
         ("train", ["--config", "digits", "--dataset", "lsun_tower_64"], "prepare lsun"),
         ("tune", ["--config", "celeba64", "--space", "/"], "fetch CelebA's aligned images"),

@@ -5,7 +5,8 @@ import re
 from nvae_tf.config import DataConfig
 from nvae_tf.io.errors import UserError
 
-# Data sets that are not listed come with scikit-learn or are fetched by Keras.
+# Data sets that are listed nowhere here are fetched by Keras.
+_BUNDLED = ("digits", "digits_grey", "photos")  # with scikit-learn and scikit-image
 _NEEDED = {
     "omniglot": "fetch chardata.mat of the IWAE release; --data names its folder",
     "celeba_64": "fetch CelebA's aligned images and prepare them with "
@@ -24,14 +25,20 @@ _NEEDED = {
 
 
 def check_data(config: DataConfig) -> None:
-    """Checks that ``--data`` is given for a data set that cannot be fetched automatically.
+    """Checks that ``--data`` is given where a data set needs it, and only where it is read.
 
     Args:
         config: Section ``data`` of the configuration.
 
     Raises:
-        UserError: The data set needs a folder, and the configuration does not name one.
+        UserError: The data set needs a folder and the configuration does not name one, or it reads none
+            and the configuration does.
     """
+    if config.dataset in _BUNDLED and config.data:
+        raise UserError(
+            f"{config.dataset} reads no folder, so leave out --data {config.data}; for the images there "
+            "say --dataset images (docs/data.md)"
+        )
     advice = _advice(config.dataset)
     if advice and not config.data:
         raise UserError(f"{config.dataset} needs --data: {advice} (docs/data.md)")
