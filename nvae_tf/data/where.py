@@ -36,8 +36,8 @@ def check_data(config: DataConfig) -> None:
     """
     if config.dataset in _BUNDLED and config.data:
         raise UserError(
-            f"{config.dataset} reads no folder, so leave out --data {config.data}; for the images there "
-            "say --dataset images (docs/data.md)"
+            f"{config.dataset} reads no folder, so leave out --data {config.data}; for the images "
+            "there say --dataset images (docs/data.md)"
         )
     advice = _advice(config.dataset)
     if advice and not config.data:
