@@ -1,11 +1,14 @@
 """Reads the pages of TIFF files with tifffile; what that cannot decompress, with Pillow's libtiff."""
 
 import importlib.util
+import logging
+import math
 import struct
 import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -18,6 +21,14 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 HORIZONTAL = 2  # difference of neighbours, which NumPy undoes
 PREMULTIPLIED = 1  # kind of an extra sample: opacity by which the colours were multiplied
 ALPHA = (PREMULTIPLIED, 2)  # kinds that are opacity
+# Tags that hold one whole number: sizes of images, strips and tiles, compression, number of channels.
+SINGLE = (256, 257, 259, 262, 277, 278, 284, 317, 322, 323, 32997, 32998)
+WHOLE_NUMBERS = (1, 3, 4, 13, 16, 18)  # types of such tags
+SMALLER = 330  # where the directories of smaller versions of an image are
+LONG_POINTERS = (16, 18)  # types of that tag whose values have 64 bits
+
+# What is wrong with a file is said in our own line.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 class Stack:
@@ -34,10 +45,13 @@ class Stack:
     """
 
     def __init__(self, path: Path):
-        _check_chain(path)
+        _check_directories(path)
         self._path, self._lock = path, threading.Lock()
         # OME's metadata may name further files: only this one is opened.
         self._file = tifffile.TiffFile(path, _multifile=False)
+        metadata = self._file.ome_metadata
+        if metadata is not None:
+            _check_ome(metadata)
         self._images = _images(self._file)
         self.count = len(self._images)
 
@@ -85,35 +99,83 @@ def _divide_by_opacity(values: np.ndarray) -> np.ndarray:
     return np.concatenate([colours.astype(values.dtype), values[..., -1:]], axis=-1)
 
 
-def _check_chain(path: Path) -> None:
-    """Walks the directories of a file, each of which says where the next one is.
+def _check_directories(path: Path) -> None:
+    """Walks the directories of a file, which hold tags and say where further directories are.
 
-    tifffile would follow a chain that leads back into itself for ever.
+    tifffile would follow a chain that leads back into itself for ever, and repeat a list of sizes as
+    often as the other sizes say.
 
     Raises:
-        ValueError: There are too many, or they are longer together than the file.
+        ValueError: There are too many, they are longer together than the file, or a tag that holds one
+            number has several.
         struct.error: One is cut off.
     """
     with path.open("rb") as file:
         head = file.read(16)
         order = "<" if head[:2] == b"II" else ">"
         is_big = head[:4] in (b"II+\0", b"MM\0+")
-        number, pointer, tag_size = ("Q", "Q", 20) if is_big else ("H", "I", 12)
-        (offset,) = struct.unpack_from(order + pointer, head, 8 if is_big else 4)
+        number, pointer = ("Q", "Q") if is_big else ("H", "I")
+        size, pointer_size = struct.calcsize(order + number), struct.calcsize(order + pointer)
+        tag_size = 4 + 2 * pointer_size
+        offsets = list(struct.unpack_from(order + pointer, head, 8 if is_big else 4))
         whole = room = path.stat().st_size
-        for _ in range(MAX_IMAGES):
-            if not 0 < offset < whole:  # the end
-                return
-            file.seek(offset)
-            size = struct.calcsize(order + number)
-            (tags,) = struct.unpack(order + number, file.read(size))
-            room -= size + tags * tag_size + struct.calcsize(order + pointer)
+
+        def read(offset, length):
+            nonlocal room
+            room -= length
             if room < 0:
                 raise ValueError("its directories are longer than the file")
-            file.seek(offset + size + tags * tag_size)
-            content = file.read(struct.calcsize(order + pointer))
-            (offset,) = struct.unpack(order + pointer, content)
+            file.seek(offset)
+            return file.read(length)
+
+        for _ in range(MAX_IMAGES):
+            offsets = [offset for offset in offsets if 0 < offset < whole]  # others are the end
+            if not offsets:
+                return
+            start = offsets.pop()
+            (tags,) = struct.unpack(order + number, read(start, size))
+            content = read(start + size, tags * tag_size)
+            following = read(start + size + tags * tag_size, pointer_size)
+            offsets += struct.unpack(order + pointer, following)
+            for tag, kind, values, value in struct.iter_unpack(
+                f"{order}HH{pointer}{pointer}", content
+            ):
+                if tag in SINGLE and (values != 1 or kind not in WHOLE_NUMBERS):
+                    raise ValueError(f"the tag {tag} with {values} values of type {kind}")
+                if tag == SMALLER and values == 1:
+                    offsets.append(value)
+                elif tag == SMALLER:
+                    unit = "Q" if kind in LONG_POINTERS else "I"
+                    several = read(value, values * struct.calcsize(order + unit))
+                    offsets += (offset for (offset,) in struct.iter_unpack(order + unit, several))
     raise ValueError("too many pages")
+
+
+def _check_ome(text: str) -> None:
+    """Refuses metadata that promise very many images: tifffile makes lists of them.
+
+    Args:
+        text: Metadata in OME-XML.
+
+    Raises:
+        Exception: They do, or are malformed.
+    """
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError:  # tifffile does without it
+        return
+    promised = 0.0
+    for element in root.iter():
+        values = element.attrib
+        # The first two axes of an image are its own.
+        axes = values.get("DimensionOrder", "")[2:]
+        promised += math.prod(abs(int(values[f"Size{axis}"])) for axis in axes)
+        promised += abs(int(values.get("PlaneCount", values.get("NumPlanes", 0))))
+        if "Start" in values:  # of an axis within another one
+            length = float(values["End"]) - float(values["Start"])
+            promised += abs(length / float(values.get("Step", 1)))
+        if not promised <= 4 * MAX_IMAGES:
+            raise ValueError("its metadata promise too many images")
 
 
 def _images(file) -> list[list]:

@@ -284,6 +284,17 @@ def numpy_header(shape, kind="<u2"):
     return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode()
 
 
+def ome_of(sizes, planes, modulo):
+    """A TIFF of one image with OME's metadata."""
+    text = f"""<?xml version="1.0" encoding="UTF-8"?>
+    <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="I:0"><Pixels ID="P:0"
+    DimensionOrder="XYZCT" Type="uint16" SizeX="20" SizeY="16" SizeC="1" SizeT="1"
+    {sizes or 'SizeZ="1"'}>{planes or '<TiffData IFD="0"/>'}</Pixels></Image><StructuredAnnotations>
+    <XMLAnnotation ID="A:0" Namespace="openmicroscopy.org/omero/dimension/modulo"><Value><Modulo>
+    {modulo}</Modulo></Value></XMLAnnotation></StructuredAnnotations></OME>"""
+    return tiff(np.zeros((16, 20), np.uint16), description=text, metadata=None)
+
+
 def bombs():
     """Small files that promise or unpack to very much."""
     deep = bytearray(png_of(10_000, 10_000))
@@ -303,6 +314,13 @@ def bombs():
         last = file.pages[2].offset
         (tags,) = struct.unpack_from("<H", loop, last)
         struct.pack_into("<I", loop, last + 2 + 12 * tags, file.pages[1].offset)
+    # Three numbers of channels, each of which tifffile would repeat for every pixel.
+    repeated = bytearray(FILES["planes.tiff"])
+    with tifffile.TiffFile(io.BytesIO(bytes(repeated))) as file:
+        page_tags = file.pages[0].tags
+        struct.pack_into("<I", repeated, page_tags["ImageLength"].offset + 8, 2**31)
+        struct.pack_into("<II", repeated, page_tags["SamplesPerPixel"].offset + 4, 3, 200)
+        struct.pack_into("<H", repeated, page_tags["BitsPerSample"].offset, 0)
     archive = io.BytesIO()
     with (
         zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file,
@@ -317,6 +335,12 @@ def bombs():
         "deep.png": bytes(deep),
         "strip.tif": bytes(bomb),
         "loop.tif": bytes(loop),
+        "repeated.tif": bytes(repeated),
+        "sizes.ome.tif": ome_of('SizeZ="300000000"', "", ""),
+        "planes.ome.tif": ome_of("", '<TiffData IFD="0" PlaneCount="300000000"/>', ""),
+        "steps.ome.tif": ome_of(
+            "", "", '<ModuloAlongT Type="phase" Start="0" End="3e8" Step="1"/>'
+        ),
         "promise.npy": numpy_header((2**40, 64, 64)),
         "objects.npy": numpy_header((64, 64), "|O") + bytes(64 * 64 * 8),
         "archive.npz": archive.getvalue(),
