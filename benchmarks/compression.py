@@ -121,6 +121,20 @@ def both_ways(checkpoint: str, source, out: Path, limit: int) -> tuple[dict, np.
     return report, read_images(folder), [forth, back]
 
 
+def random_crops(count: int, folder: Path) -> None:
+    """Writes crops of 32x32 at random places of the test photographs of `photos` as PNGs."""
+    from skimage.data import chelsea
+    from sklearn.datasets import load_sample_image
+
+    folder.mkdir()
+    photographs, rng = (chelsea(), load_sample_image("flower.jpg")), np.random.default_rng(0)
+    for index in range(count):
+        photograph = photographs[index % 2]
+        top, left = (rng.integers(0, side - 31) for side in photograph.shape[:2])
+        crop = photograph[top : top + 32, left : left + 32]
+        Image.fromarray(crop).save(folder / f"{index:05d}.png")
+
+
 def alone(checkpoint: str, images: np.ndarray, out: Path) -> list[dict]:
     """Each image in a file of its own: the reports."""
     from nvae_tf.compression.files import compress, decompress
@@ -159,6 +173,9 @@ def main() -> None:
     parser.add_argument("checkpoint", help="the folder of a run on digits or photos")
     parser.add_argument("out", type=Path, help="a folder that does not exist")
     parser.add_argument("--count", type=int, default=359, help="default: 359")
+    parser.add_argument(
+        "--crops", type=int, help="instead so many crops of the test photographs, in a folder"
+    )
     parser.add_argument("--alone", type=int, default=30, help="default: 30")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
@@ -174,13 +191,17 @@ def main() -> None:
 
     dataset = catalog.get_dataset_info(data)
     _, test = dataset.open(data.data)
-    expected = dataset_pictures(test, dataset, loaded.model.num_bits, 1, arguments.count).images
-    white = 255 if dataset.image.binary else 1
-    expected = (expected * white).astype(np.uint8)
-    _, _, start = both_ways(arguments.checkpoint, data.dataset, arguments.out, 1)
-    report, images, seconds = both_ways(
-        arguments.checkpoint, data.dataset, arguments.out, len(expected)
-    )
+    if arguments.crops:
+        source = arguments.out / "crops"
+        random_crops(arguments.crops, source)
+        expected = read_images(source)
+    else:
+        source = data.dataset
+        expected = dataset_pictures(test, dataset, loaded.model.num_bits, 1, arguments.count).images
+        white = 255 if dataset.image.binary else 1
+        expected = (expected * white).astype(np.uint8)
+    _, _, start = both_ways(arguments.checkpoint, source, arguments.out, 1)
+    report, images, seconds = both_ways(arguments.checkpoint, source, arguments.out, len(expected))
     np.testing.assert_array_equal(images, expected)
     each = [
         (all_ - one) / max(len(images) - 1, 1) for all_, one in zip(seconds, start, strict=True)
