@@ -30,6 +30,10 @@ CENTRES = LatentBins().centres
 class RecordingStack(Stack):
     """A stack that keeps the draws of latents, in units of their posterior's standard deviation."""
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.draws: list[np.ndarray] = []
+
     def pop(self, cumulative, positions, num_symbols):
         """Pops symbols, as `Stack` does."""
         symbols = super().pop(cumulative, positions, num_symbols)
@@ -52,7 +56,6 @@ def chain(model, pictures: Pictures, images: range, exchange: bool):
     stack = RecordingStack.random(
         LANES, lambda count: generator.integers(0, 1 << 32, count, dtype=np.uint32)
     )
-    stack.draws = []
     nelbo = []
     for index in images:
         if exchange:

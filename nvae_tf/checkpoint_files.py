@@ -8,10 +8,33 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.engine.weights import OtherRowsError
+from nvae_tf.engine.weights import OtherRowsError, RowNames
 from nvae_tf.io.errors import UserError, short_message
 
 PREFIX = "state"  # of the names of TensorFlow's files in a checkpoint's folder
+
+
+def check_rows(path: Path, rows: dict[str, RowNames]) -> None:
+    """Checks that a checkpoint's stacks hold the same weights as those here, before it is restored.
+
+    Args:
+        path: Folder of the checkpoint.
+        rows: The names of the rows here, by their attributes below the trainer.
+
+    Raises:
+        UserError: They do not, or the checkpoint does not hold their names.
+    """
+    reader = tf.train.load_checkpoint(str(path / PREFIX))
+    for attribute, names in rows.items():
+        key = f"trainer/{attribute}/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
+        if not reader.has_tensor(key):
+            raise UserError(f"{path}: this checkpoint is of another version of nvae-tf")
+        try:
+            names.deserialize(reader.get_tensor(key))
+        except OtherRowsError as error:
+            raise UserError(
+                f"{path}: {error}; evaluate and continue it with the version that wrote it"
+            ) from None
 
 
 def has_averages(path: Path) -> bool:
@@ -45,16 +68,14 @@ def restore_newest(paths: list[Path], restore: Callable[[Path], None]) -> Path:
         The folder of the checkpoint that was restored.
 
     Raises:
-        UserError: No checkpoint can be restored, or one is of another model.
+        UserError: No checkpoint can be restored, or `restore` raised it.
     """
     for path in paths:
         try:
             restore(path)
             return path
-        except OtherRowsError as error:
-            raise UserError(
-                f"{path}: {error}; evaluate and continue it with the version that wrote it"
-            ) from None
+        except UserError:  # not damaged, but of another model
+            raise
         except Exception as error:  # noqa: BLE001 - a damaged file raises what it likes
             if path is paths[-1]:
                 newer = ", nor can a newer one" if len(paths) > 1 else ""

@@ -201,8 +201,9 @@ def test_tensorflow_lists_nothing_of_a_checkpoint_that_is_refused(run, tmp_path,
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints" / "step-1").mkdir(parents=True)
-    unknown = tf.train.Checkpoint(optimizer=tf.train.Checkpoint(unknown=tf.Variable(1.0)))
-    saved = tf.train.Checkpoint(trainer=unknown)  # without the model
+    unknown = tf.train.Checkpoint(unknown=tf.Variable(1.0))
+    rows = tf.train.Checkpoint(row_names=nvae_tf.load(run).row_names)  # without the weights
+    saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(optimizer=unknown, model=rows))
     saved.write(str(copy / "checkpoints" / "step-1" / "state"))
     logger = logging.getLogger("tensorflow")
     logger.addHandler(caplog.handler)

@@ -106,8 +106,8 @@ def _check_directories(path: Path) -> None:
     often as the other sizes say.
 
     Raises:
-        ValueError: There are too many, they are longer together than the file, or a tag that holds one
-            number has several.
+        ValueError: There are too many or too large ones, they are longer together than the file, or a
+            tag that holds one number has several.
         struct.error: One is cut off.
     """
     with path.open("rb") as file:
@@ -128,12 +128,15 @@ def _check_directories(path: Path) -> None:
             file.seek(offset)
             return file.read(length)
 
-        for _ in range(MAX_IMAGES):
-            offsets = [offset for offset in offsets if 0 < offset < whole]  # others are the end
-            if not offsets:
-                return
+        directories = 0
+        while offsets:
             start = offsets.pop()
+            if not 0 < start < whole:  # the end
+                continue
+            directories += 1
             (tags,) = struct.unpack(order + number, read(start, size))
+            if max(directories + len(offsets), tags) > MAX_IMAGES:
+                raise ValueError("too many pages or tags")
             content = read(start + size, tags * tag_size)
             following = read(start + size + tags * tag_size, pointer_size)
             offsets += struct.unpack(order + pointer, following)
@@ -142,13 +145,15 @@ def _check_directories(path: Path) -> None:
             ):
                 if tag in SINGLE and (values != 1 or kind not in WHOLE_NUMBERS):
                     raise ValueError(f"the tag {tag} with {values} values of type {kind}")
-                if tag == SMALLER and values == 1:
-                    offsets.append(value)
-                elif tag == SMALLER:
+                if tag == SMALLER:
+                    if values > MAX_IMAGES:
+                        raise ValueError("too many smaller versions")
                     unit = "Q" if kind in LONG_POINTERS else "I"
-                    several = read(value, values * struct.calcsize(order + unit))
-                    offsets += (offset for (offset,) in struct.iter_unpack(order + unit, several))
-    raise ValueError("too many pages")
+                    length = values * struct.calcsize(order + unit)
+                    # What fits stands in the tag itself, in place of its offset.
+                    fits = length <= pointer_size
+                    below = struct.pack(order + pointer, value) if fits else read(value, length)
+                    offsets += struct.unpack(f"{order}{values}{unit}", below[:length])
 
 
 def _check_ome(text: str) -> None:
@@ -171,7 +176,7 @@ def _check_ome(text: str) -> None:
         axes = values.get("DimensionOrder", "")[2:]
         promised += math.prod(abs(int(values[f"Size{axis}"])) for axis in axes)
         promised += abs(int(values.get("PlaneCount", values.get("NumPlanes", 0))))
-        if "Start" in values:  # of an axis within another one
+        if element.tag[:-1].endswith("Along") and "Start" in values:  # an axis within another one
             length = float(values["End"]) - float(values["Start"])
             promised += abs(length / float(values.get("Step", 1)))
         if not promised <= 4 * MAX_IMAGES:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import PREFIX, has_averages, has_part, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, check_rows, has_averages, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, put_back, write_error
 from nvae_tf.run_folder import RunFolder
@@ -127,6 +127,11 @@ class Checkpoints:
 
     def _read(self, path: Path) -> None:
         """Reads a checkpoint. Optional parts are read only if it and this run both have them."""
+        trainer = self._trainer
+        check_rows(
+            path,
+            {"model/row_names": trainer.model.row_names, "kernel_names": trainer.kernel_names},
+        )
         without = tuple(part for part in OPTIONAL if not has_part(path, part))
         status = self._parts(without).read(str(path / PREFIX))
         # In this order, TensorFlow does not list what is left over if the check fails.
