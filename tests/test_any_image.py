@@ -156,6 +156,7 @@ def test_the_gallery_shows_them(trained, tmp_path):
     assert f"{spec.width}x{spec.height} (width x height)" in text
 
 
+@pytest.mark.slow
 def test_fid_is_for_grey_and_colour(tmp_path, capsys):
     images = crops(SPECS["4 channels"], 8)
     nvae_tf.train(

@@ -247,6 +247,7 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     assert np.isfinite(continued.train_on_batch(batch)).all()
 
 
+@pytest.mark.slow
 def test_several_steps_in_a_call_score_and_train_on_batches_too(digits):
     model, once = new_model(steps_per_execution=4), new_model()
     expected = once.evaluate(digits[1], verbose=0)

@@ -23,6 +23,7 @@ from processes import (
 
 import nvae_tf
 from nvae_tf import config
+from nvae_tf.cli.evaluate import main as evaluate
 from nvae_tf.cli.train import main
 from nvae_tf.data import catalog
 from nvae_tf.io.errors import ConfigError
@@ -156,6 +157,18 @@ def test_moving_averages_switched_on_and_off(recipe, tmp_path, capsys):
     _, state = final_state(tmp_path / "tiny")
     assert not any("averages" in name for name in state)
     assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_the_names_of_its_rows(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "tiny")
+    (newest, *older) = RunFolder(folder).list_checkpoints()
+    for path in (newest, *older):
+        shutil.rmtree(path)
+    newest.mkdir()
+    tf.train.Checkpoint(trainer=tf.train.Checkpoint(step=tf.Variable(1))).write(newest / "state")
+    assert evaluate(["--checkpoint", str(folder), "--num_iw_samples", "1"]) == 2
+    said = f"error: {newest}: this checkpoint is of another version of nvae-tf\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ class StopsInAnEpoch(tf_keras.callbacks.Callback):
             self.refused = str(error)
 
 
+@pytest.mark.slow
 def test_a_callback_that_ends_training_within_an_epoch(recipe, digits, tmp_path):
     stops, folder = StopsInAnEpoch(), tmp_path / "run"
     results = nvae_tf.train(str(recipe), digits, [stops], folder=folder, image=BINARY)
@@ -250,10 +251,8 @@ class SetBack(tf_keras.callbacks.Callback):
             self.model.set_weights(self.before)
 
 
-SLOW_AT_END = pytest.param("training", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("at_end_of", ["epoch", SLOW_AT_END])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_end_of", ["epoch", "training"])
 def test_a_run_ends_with_the_weights_that_callbacks_leave(at_end_of, recipe, tmp_path):
     back = SetBack(at_end_of)
     results = nvae_tf.train(str(recipe), callbacks=[back], folder=tmp_path / "run", ema_decay=0.9)
