@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from nvae_tf import config as configuration
+from nvae_tf.checks import checked_callbacks
 from nvae_tf.config import Config
 from nvae_tf.data.catalog import OWN
 from nvae_tf.data.own import own_images
@@ -21,7 +22,6 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import run
 from nvae_tf.training.callbacks import Curves, Termination
 from nvae_tf.training.cluster import Cluster, cluster_of, lost_workers
-from nvae_tf.training.fitting import checked_callbacks
 
 # Keys that say where the images of a recipe are and how they are read.
 _OF_FILES = ("data", "image_size", "channels", "bits", "value_range", "alpha", "strict", "crop")

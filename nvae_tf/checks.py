@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError, short_repr
@@ -40,12 +41,26 @@ def check_images(images, spec: ImageSpec) -> None:
         )
     if shape is not None and shape[0] == 0:
         raise UserError("images: a batch of no images; expected one at least")
+    check_values("images", images, spec)
+
+
+def check_values(name: str, images, spec: ImageSpec) -> None:
+    """Checks that the values of images lie in [0, 1], if they are known.
+
+    Args:
+        name: Name of the argument.
+        images: Array or tensor of floats.
+        spec: Specification of the model's images.
+
+    Raises:
+        UserError: They do not, or are not finite.
+    """
     if _is_concrete(images):
         values = np.asarray(images)
         lowest, highest = float(values.min()), float(values.max())
         if not (lowest >= -ROUNDING and highest <= 1.0 + ROUNDING):
             raise UserError(
-                f"images: values from {lowest:g} to {highest:g}; expected {_values_text(spec)}"
+                f"{name}: values from {lowest:g} to {highest:g}; expected {_values_text(spec)}"
             )
 
 
@@ -101,6 +116,62 @@ def check_count(name: str, value, minimum: int = 1, optional: bool = False) -> N
         raise UserError(
             f"{name}: {short_repr(value)} is not allowed; expected a whole number, at least {minimum}"
         )
+
+
+def check_flag(name: str, value) -> None:
+    """Checks that an argument is True or False.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise UserError(f"{name}: {short_repr(value)} is not allowed; expected True or False")
+
+
+def check_groups(groups, num_groups: int) -> None:
+    """Checks indices of latent groups.
+
+    Args:
+        groups: The indices.
+        num_groups: Number of groups of the model.
+
+    Raises:
+        UserError: It is not a list of them.
+    """
+    numbers = range(num_groups)
+    if not isinstance(groups, (list, tuple, range)) or not all(g in numbers for g in groups):
+        raise UserError(
+            f"groups: {short_repr(groups)} is not allowed; expected a list of numbers from 0, the "
+            f"coarsest, to {num_groups - 1}"
+        )
+
+
+def checked_callbacks(callbacks):
+    """Callbacks as a list; a list of Keras's own kind stays as it is.
+
+    Args:
+        callbacks: A callback, several, or None.
+
+    Raises:
+        UserError: There is something else among them.
+    """
+    if isinstance(callbacks, tf_keras.callbacks.CallbackList):
+        return callbacks
+    if callbacks is None or isinstance(callbacks, tf_keras.callbacks.Callback):
+        callbacks = [callbacks] if callbacks else []
+    if isinstance(callbacks, (list, tuple)):
+        strange = [c for c in callbacks if not isinstance(c, tf_keras.callbacks.Callback)]
+        if not strange:
+            return list(callbacks)
+        callbacks = strange[0]
+    raise UserError(
+        f"callbacks: {short_repr(callbacks)} is not allowed; expected callbacks of tf_keras or of "
+        "nvae_tf.callbacks"
+    )
 
 
 def images_of_dataset(

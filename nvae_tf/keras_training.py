@@ -5,6 +5,7 @@ to the model itself, and so `compile` and `export` are the only ones in the pack
 """
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class KerasTraining(tf_keras.Model):
         from nvae_tf.training.fitting import Fitting
 
         checks.check_count("steps_per_execution", steps_per_execution)
+        checks.check_flag("initialize_from_data", initialize_from_data)
         with self.distribute_strategy.scope():
             self.fitting = Fitting(self, optimizer, seed, initialize_from_data, settings)
             # No metrics: Keras would warn of the weights of images that fill up a batch.
@@ -265,6 +267,8 @@ class KerasTraining(tf_keras.Model):
         elif not isinstance(x, tf.distribute.DistributedDataset):
             x, _ = checks.images_of_dataset(x, self.image)
             checks.check_ends(x, options.get("steps"))
+        if "callbacks" in options:
+            options["callbacks"] = checks.checked_callbacks(options["callbacks"])
         if self.fitting is None:
             return super().predict(x, **options)
         with self.fitting.trainer.evaluated_weights():
@@ -310,9 +314,10 @@ class KerasTraining(tf_keras.Model):
             **options: As in Keras.
 
         Raises:
-            UserError: The name has another end.
+            UserError: The name has another end, or its folder does not exist.
         """
         check_model_name(filepath)
+        _check_parent(filepath)
         super().save(filepath, overwrite=overwrite, **options)
 
     def save_weights(self, filepath, overwrite: bool = True, **options):
@@ -325,9 +330,12 @@ class KerasTraining(tf_keras.Model):
             **options: As in Keras.
 
         Raises:
-            UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows.
+            UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows;
+                or its folder does not exist.
         """
         check_weights_name(filepath)
+        if str(filepath).endswith(".h5"):  # for the other format TensorFlow makes it
+            _check_parent(filepath)
         super().save_weights(filepath, overwrite=overwrite, **options)
 
     def export(self, filepath) -> Path:
@@ -402,6 +410,13 @@ def check_model_name(filepath) -> None:
             f"{filepath}: expected a name that ends in .keras; export() writes a SavedModel, and "
             "save_weights() the weights alone"
         )
+
+
+def _check_parent(filepath) -> None:
+    """Refuses a file in a folder that does not exist."""
+    parent = os.path.dirname(filepath) or "."
+    if not tf.io.gfile.isdir(parent):
+        raise UserError(f"{filepath}: there is no folder {parent}; make it first")
 
 
 def check_weights_name(filepath) -> None:

@@ -3,6 +3,16 @@
 import tensorflow as tf
 
 
+def graphs(folder):
+    """The number of graphs in the event files of a folder."""
+    events = (
+        event
+        for path in folder.glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+    )
+    return sum(bool(event.graph_def) for event in events)
+
+
 def scalars(folder):
     """tag -> [(step, value)] of every event file in a folder."""
     points_by_tag = {}

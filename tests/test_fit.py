@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from event_files import scalars
+from event_files import graphs, scalars
 from processes import free_ports
 
 import nvae_tf
@@ -182,6 +182,7 @@ def test_callbacks_of_keras_and_ours_leave_what_they_promise(trained, digits):
     assert points["kl_per_group/00"][-1][1] == pytest.approx(kl.history[-1][0], rel=1e-5)
     assert float(points["speed/images_per_second"][0][1]) > 0
     assert len(scalars(folder / "run" / "logs" / "validation")["elbo/nelbo"]) == 3
+    assert graphs(folder / "run" / "logs" / "train") == 1
     rows = (folder / "log.csv").read_text().splitlines()
     assert len(rows) == 4 and float(rows[1].split(",")[rows[0].split(",").index("nelbo")]) > 0
     assert list((folder / "logs" / "train").glob("events*"))
@@ -267,6 +268,25 @@ def test_several_steps_in_a_call_score_and_train_on_batches_too(digits):
     assert np.isfinite(validated.history["val_nelbo"]).all()
 
 
+@pytest.mark.slow
+def test_sigterm_ends_fit_after_the_step(digits, tmp_path):
+    steps, termination = [], nvae_tf.callbacks.Termination()
+
+    def kill(batch, logs):
+        steps.append(batch)
+        if batch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    callbacks = [
+        tf_keras.callbacks.LambdaCallback(on_train_batch_end=kill),
+        nvae_tf.callbacks.Checkpoints(tmp_path),
+        termination,
+    ]
+    new_model().fit(digits[0], batch_size=100, epochs=3, callbacks=callbacks, verbose=0)
+    assert termination.stopped and steps == [0, 1]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-2"]
+
+
 class Failing(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         raise RuntimeError("from a callback")
@@ -333,7 +353,7 @@ def test_several_steps_in_a_call_train_and_report_alike(digits, tmp_path):
     saved = {path.name for path in (tmp_path / "4" / "checkpoints").glob("step-*")}
     assert saved == {"step-6", "step-10", "step-12"}
     steps = [step for step, _ in scalars(tmp_path / "4" / "logs" / "train")["elbo/kl"]]
-    assert steps == [4, 6, 10, 12]
+    assert steps == list(range(1, 13))  # an epoch has 6, and ten values are more than it has
 
 
 class Interrupted(Exception):
@@ -461,6 +481,13 @@ def dataset_of(images, size=50):
         (lambda m, x: m.fit(dataset_of(x), epochs=2, steps_per_epoch=7), "take 14 .* ends after 12"),
         (lambda m, x: m.fit(x, validation_freq=0), "validation_freq: 0 is not allowed"),
         (lambda m, x: nvae_tf.callbacks.Pictures("x", None), "images: None is not allowed"),
+        (lambda m, x: nvae_tf.callbacks.Pictures("x", np.zeros(3)), r"images: array\(.* expected an a"),
+        (lambda m, x: nvae_tf.callbacks.Checkpoints(None), "folder: None is not allowed; expected the"),
+        (lambda m, x: nvae_tf.callbacks.Curves(""), "folder: '' is not allowed"),
+        (lambda m, x: m.predict(x, callbacks=3), "callbacks: 3 is not allowed; expected callbacks of"),
+        (lambda m, x: m.save("nowhere/m.keras"), "nowhere/m.keras: there is no folder nowhere; make"),
+        (lambda m, x: m.save_weights("nowhere/m.weights.h5"), "there is no folder nowhere"),
+        (lambda m, x: new_model(initialize_from_data="x"), "initialize_from_data: 'x' is not allowed"),
         (lambda m, x: m.predict("x"), "x: of type str"),
         (lambda m, x: m.predict(x, batch_size=0), "batch_size: 0 is not allowed"),
         (lambda m, x: m.predict(dataset_of(x).repeat()), "x: an endless data set"),

@@ -7,7 +7,11 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.distributions import DiscretizedLogisticMixture, num_mixture_parameters
+from nvae_tf.distributions import (
+    DiscretizedLogisticMixture,
+    exact_log_mass,
+    num_mixture_parameters,
+)
 from nvae_tf.io.errors import ConfigError
 
 pytestmark = pytest.mark.core
@@ -73,7 +77,8 @@ def test_probabilities_of_all_colours_sum_to_one():
         assert np.exp(log_probs).sum() == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("channels", "bits"), [(1, 16), (2, 12), (3, 8), (16, 16)])
+@pytest.mark.parametrize("bits", [5, 8, 10, 12, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 16])
 def test_values_and_gradients_are_finite_at_extremes(channels, bits):
     last = 2**bits - 1
     levels = tf.random.stateless_uniform((8, 8, channels), (1, 2), 0, last + 1, tf.int32)
@@ -88,6 +93,26 @@ def test_values_and_gradients_are_finite_at_extremes(channels, bits):
             ).log_prob(images)
         assert np.isfinite(log_prob)
         assert np.all(np.isfinite(tape.gradient(log_prob, parameters)))
+
+
+def test_edges_of_sixteen_bits_are_those_of_float64():
+    last, mean, log_scale = 2**16 - 1, np.float32(-0.73), np.float32(-7.0)
+    levels = np.r_[0:20, 8_000:8_020, 30_000, last - 20 : last + 1].astype(np.float64)
+    centres = (2.0 * levels - last - np.float64(mean) * last) / last
+    half = 1.0 / last
+    # -log F of a logistic at the upper and the lower edge of each level.
+    upper, lower = (
+        np.logaddexp(0.0, -(centres + edge) / np.exp(np.float64(log_scale)))
+        for edge in (half, -half)
+    )
+    with np.errstate(divide="ignore"):
+        expected = np.log(-np.expm1(upper - lower)) - upper
+    expected[0] = -upper[0]
+    expected[-1] = -np.logaddexp(0.0, (centres[-1] - half) / np.exp(np.float64(log_scale)))
+    shape = (len(levels), 1, 1)
+    parameters = np.full(shape, mean), np.full(shape, log_scale)
+    found = exact_log_mass(levels.reshape(shape).astype(np.float32), *parameters, last)
+    np.testing.assert_allclose(np.ravel(found), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_official_and_exact_probabilities_differ_where_the_official_ones_do_not_add_up():
@@ -137,6 +162,15 @@ def test_a_model_of_any_image_scores_draws_and_learns(image, parameters):
     assert model.reconstruct(images).shape == images.shape
     model.compile("adamax")
     assert np.all(np.isfinite(model.train_on_batch(images)))
+
+
+@pytest.mark.slow
+def test_eight_bits_learn_with_the_exact_likelihood(photographs):
+    model = nvae_tf.NVAE(image=(32, 32, 3), likelihood="exact", **SMALL)
+    model.compile("adamax")
+    images = (photographs[:16] / 255.0).astype(np.float32)
+    values = [model.train_on_batch(images, return_dict=True)["nelbo"] for _ in range(10)]
+    assert np.all(np.isfinite(values)) and values[-1] < 0.9 * values[0]
 
 
 def test_the_likelihood_is_the_official_one_where_there_is_one():

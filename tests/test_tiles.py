@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import nvae_tf
 from nvae_tf.cli.evaluate import main
+from nvae_tf.data.whole_image import read_whole
 from nvae_tf.evaluation import latents, tiles
 from nvae_tf.io.errors import UserError
 
@@ -42,7 +44,9 @@ def run(photograph, tmp_path_factory):
 def test_an_image_of_the_models_size_is_scored_as_usual(run, photograph):
     model = nvae_tf.load(run)
     image = photograph[100:124, 50:66].astype(np.float32) / 255.0
-    result = tiles.score(model, image, seed=4)
+    result = tiles.score(model, image, seed=4, groups=[1])
+    encoded = model(image[None], model.draw_noise(1, (4, 0)))
+    np.testing.assert_allclose(result.z[0], encoded.latents[1].z, rtol=1e-4, atol=1e-5)
     usual = latents.reconstruct(model, image[None], seed=4)
     np.testing.assert_allclose(result.reconstruction, usual.images[0], atol=1e-5)
     total = result.neg_log_likelihood.sum() + result.kl.sum()
@@ -79,12 +83,13 @@ def test_noise_in_a_corner_stands_out_on_a_map_of_the_images_size(run, photograp
 def test_the_command_writes_a_picture_and_arrays(run, photograph, tmp_path, capsys):
     Image.fromarray(photograph[:40, :50]).save(tmp_path / "image.png")
     line = ["--checkpoint", run, "--eval_mode", "tiles", "--output", tmp_path / "out"]
-    line += ["--images", tmp_path / "image.png", "--stride", 16]
+    line += ["--images", tmp_path / "image.png", "--stride", 16, "--groups", 1]
     assert main(list(map(str, line))) == 0
     assert "50x40, 8 tiles" in capsys.readouterr().out
     with np.load(tmp_path / "out" / "tiles_image.npz") as file:
         assert file["bits"].shape == (40, 50) and file["kl"].shape == (8, 2)
         assert file["reconstruction"].dtype == np.uint8
+        assert len(file["z_01"]) == 8 and "z_00" not in file
     assert Image.open(tmp_path / "out" / "tiles_image.png").width >= 3 * 50
 
 
@@ -106,3 +111,23 @@ def test_mistakes_are_one_line(run, photograph, tmp_path, capsys):
     model = nvae_tf.NVAE(image=(24, 16, 3), **TINY)
     with pytest.raises(UserError, match="stride: 17 is not allowed; expected 1 to 16"):
         tiles.score(model, np.zeros((30, 30, 3), np.float32), stride=17)
+    for image, options, message in (
+        ("x", {}, "image: 'x' is not allowed; expected an array"),
+        (np.full((30, 30, 3), 200.0), {}, "image: values from 200 to 200; expected floats in"),
+        (np.full((30, 30, 3), np.nan), {}, "image: values from nan to nan"),
+        (np.zeros((30, 30, 3)), dict(stride=8.5), "stride: 8.5 is not allowed"),
+        (np.zeros((30, 30, 3)), dict(batch_size=0), "batch_size: 0 is not allowed"),
+        (np.zeros((30, 30, 3)), dict(groups=[9]), "groups: .9. is not allowed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tiles.score(model, image, **options)
+
+
+def test_a_scan_of_twelve_bits_is_read_as_the_model_sees_it(tmp_path):
+    spec = nvae_tf.ImageSpec(24, 16, 1, bits=12)
+    grey = (load_sample_image("flower.jpg")[:60, :70, 1].astype(np.uint16) << 4) + 5
+    tifffile.imwrite(tmp_path / "scan.tiff", grey)
+    Image.fromarray(load_sample_image("flower.jpg")[:60, :70]).save(tmp_path / "colour.png")
+    levels = read_whole(tmp_path / "scan.tiff", spec)
+    np.testing.assert_array_equal(levels[..., 0], grey)
+    assert read_whole(tmp_path / "colour.png", spec).shape == (60, 70, 1)

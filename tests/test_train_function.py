@@ -229,6 +229,30 @@ def test_an_official_file_starts_a_model_whose_bits_are_automatic():
     check_start(loaded.model, dataclasses.replace(config, num_x_bits="auto"), image)
     with pytest.raises(UserError, match="num_latent_scales: 5 does not start from the model"):
         check_start(loaded.model, dataclasses.replace(config, num_latent_scales=5), image)
+    with pytest.raises(UserError, match="height: 64 does not start from the model"):
+        check_start(loaded.model, config, dataclasses.replace(image, height=64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pt", "keras"])
+def test_a_file_is_a_start_too(kind, run, digits, tmp_path):
+    path = REFERENCE / "mnist.pt"
+    if kind == "keras":
+        path = tmp_path / "model.keras"
+        nvae_tf.load(run).save(path)
+    before = nvae_tf.load(path)
+    config = nvae_tf.config.Config(
+        before.config,
+        DataConfig(batch_size=100),
+        nvae_tf.TrainConfig(epochs=1, warmup_epochs=0, learning_rate=1e-6, learning_rate_min=1e-7),
+    )
+    nvae_tf.train(
+        config, digits, folder=tmp_path / "run", image=BINARY, init_from=path, jit_compile="off"
+    )
+    # With so small a learning rate an epoch changes nearly nothing.
+    for one, other in zip(before.weights, nvae_tf.load(tmp_path / "run").weights, strict=True):
+        if one.trainable:
+            np.testing.assert_allclose(one, other, atol=1e-3)
 
 
 class SetBack(tf_keras.callbacks.Callback):

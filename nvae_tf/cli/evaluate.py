@@ -42,7 +42,7 @@ MODES = {
     "encode": Mode(show.encode, ("eval_on_train", "images", "groups")),
     "export": Mode(show.export, ("readjust_temps", "readjust_batches")),
     "card": Mode(show.card),
-    "tiles": Mode(tile.tiles, ("images", "stride")),
+    "tiles": Mode(tile.tiles, ("images", "stride", "groups")),
     "ood": Mode(
         ood.ood,
         (
@@ -293,7 +293,7 @@ def _parser() -> Parser:
     add(
         latents,
         "groups",
-        "latent groups, 0 the coarsest (default: all)",
+        "latent groups, 0 the coarsest (default: all; tiles writes the z of none)",
         nargs="+",
         type=at_least(0),
         metavar="N",

@@ -84,7 +84,7 @@ def traverse(arguments) -> None:
     from nvae_tf.evaluation import latents
     from nvae_tf.io.labelled_grid import Band, labelled_grid
 
-    model, groups = loaded.model, _groups(arguments, loaded.model)
+    model, groups = loaded.model, latent_groups(arguments, loaded.model)
     if arguments.images or arguments.indices:
         images, _ = _chosen_images(arguments, loaded)
         noise, temperature = latents.prior_noise(model, images), 1.0
@@ -122,7 +122,7 @@ def encode(arguments) -> None:
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import latents
 
-    groups = _groups(arguments, loaded.model)
+    groups = latent_groups(arguments, loaded.model)
     source, dataset, names = _source(arguments, loaded)
     batches = _batches(arguments, loaded, source, dataset, with_labels=True)
     labels: list = []
@@ -200,7 +200,7 @@ def _write_card(arguments, loaded, path: Path, picture: Path, usage: str = "") -
     return [path, picture]
 
 
-def _groups(arguments, model) -> list[int]:
+def latent_groups(arguments, model) -> list[int]:
     """Returns the latent groups that the flags name."""
     groups = arguments.groups or list(range(len(model.groups)))
     wrong = [group for group in groups if group >= len(model.groups)]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from nvae_tf.cli.model import load
+from nvae_tf.cli.show import latent_groups
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write, write_png
 from nvae_tf.io.paths import user_path
@@ -25,6 +26,7 @@ def tiles(arguments) -> None:
     from nvae_tf.io.labelled_grid import Band, labelled_grid
 
     model = loaded.model
+    groups = latent_groups(arguments, model) if arguments.groups else []
 
     def read(path: Path):
         return read_whole(path, model.image, loaded.config.data.alpha)
@@ -49,6 +51,7 @@ def tiles(arguments) -> None:
             stride=arguments.stride,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
+            groups=groups,
         )
         low, high = result.bits.min(), np.percentile(result.bits, BRIGHTEST)
         shown = np.clip((result.bits - low) / max(high - low, 1e-6), 0.0, 1.0)[..., None]
@@ -56,16 +59,17 @@ def tiles(arguments) -> None:
         note = f"map: bits per dim from {low:.2f}, black, to {high:.2f}, white"
         rows = np.stack([image, result.reconstruction, shown])
         write_png(picture, labelled_grid([Band(rows)], 3, "Image, reconstruction, map", note))
+        values = {f"z_{group:02d}": z for group, z in zip(groups, result.z, strict=True)}
+        values |= dict(
+            neg_log_likelihood=result.neg_log_likelihood,
+            bits=result.bits,
+            reconstruction=to_levels(result.reconstruction, model.image),
+            kl=result.kl,
+            positions=result.positions,
+            tile_size=np.array(result.size),
+        )
         with atomic_write(arrays) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                neg_log_likelihood=result.neg_log_likelihood,
-                bits=result.bits,
-                reconstruction=to_levels(result.reconstruction, model.image),
-                kl=result.kl,
-                positions=result.positions,
-                tile_size=np.array(result.size),
-            )
+            np.savez_compressed(file, allow_pickle=False, **values)
         print(
             f"{path}: {image.shape[1]}x{image.shape[0]}, {len(result.positions)} tiles, mean "
             f"{result.bits.mean():.4f} bits per dim of the tiles; the map shows {low:.2f} black "

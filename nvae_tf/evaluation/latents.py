@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nvae_tf.checks import check_count, check_groups
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import Scope
 from nvae_tf.evaluation.likelihood import draw_terms
@@ -106,7 +107,11 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
 
     Returns:
         Means of p(x | z), (batch, steps, height, width, channels).
+
+    Raises:
+        UserError: There are no steps.
     """
+    check_count("steps", steps)
     decode = _noise_decoder(model, temperature)
     rows = [
         decode([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
@@ -133,7 +138,12 @@ def traverse(
 
     Returns:
         Means of p(x | z), (n, groups, steps, height, width, channels).
+
+    Raises:
+        UserError: There are no steps, or no such groups.
     """
+    check_count("steps", steps)
+    check_groups(groups, len(model.groups))
     decode = _noise_decoder(model, temperature)
     fresh = model.draw_noise([1], (seed, 0))
     angles = tf.reshape(tf.linspace(0.0, math.pi, steps), [-1, 1, 1, 1])
@@ -207,7 +217,11 @@ def encode_batches(model: NVAE, batches, groups: list[int], seed: int) -> Iterat
 
     Yields:
         The latents of each batch.
+
+    Raises:
+        UserError: There are no such groups.
     """
+    check_groups(groups, len(model.groups))
 
     def encode(images, indices):
         encoded, noise = model.bottom_up(images), model.draw_noise(indices, (seed, 0))

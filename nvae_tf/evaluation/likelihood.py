@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nvae_tf.checks import check_count
 from nvae_tf.config import EXACT, OFFICIAL, check_image
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.io.errors import UserError
@@ -122,7 +123,13 @@ def evaluate_kinds(
 
     Returns:
         The estimates by each kind.
+
+    Raises:
+        UserError: A number is not allowed, or there are no images.
     """
+    check_count("num_draws", num_draws)
+    check_count("chunk", chunk)
+    check_count("seed", seed, minimum=0)
 
     def terms(encoded, images, indices):
         draws = tf.shape(indices)[1]
@@ -151,6 +158,8 @@ def evaluate_kinds(
             estimates.append((nelbo / num_draws, math.log(num_draws) - log_sum))
             start += count
             bar.update(count)
+    if not estimates:
+        raise UserError("batches: there are no images")
     nelbo, negative = (np.concatenate(column) for column in zip(*estimates, strict=True))
     return {kind: Likelihoods(nelbo[:, k], negative[:, k]) for k, kind in enumerate(kinds)}
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nvae_tf.checks import check_count
 from nvae_tf.engine.devices import on_devices, shard, unshard
 from nvae_tf.engine.scope import BatchStatistics
 from nvae_tf.engine.weights import assign_all
@@ -132,8 +133,11 @@ def sample_batches(
         Levels (up to batch_size, height, width, channels), as from `to_levels`.
 
     Raises:
-        UserError: An image is not finite.
+        UserError: An argument is wrong, or an image is not finite.
     """
+    check_count("num_samples", num_samples)
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, minimum=0)
     draw = draw or sampler_function(model)
     draw_temperature = tf.constant(temperature, tf.float32)
     draw_seed = tf.constant((seed, SAMPLING_STREAM))

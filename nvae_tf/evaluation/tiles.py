@@ -8,13 +8,15 @@ not conditioned on each other, and a pixel is scored by several tiles.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from nvae_tf.checks import check_count, check_groups, check_values
 from nvae_tf.engine.devices import on_devices, shard, unshard
-from nvae_tf.io.errors import UserError
+from nvae_tf.io.errors import UserError, short_repr
 from nvae_tf.layers.latent_group import FromPosterior
 from nvae_tf.model import NVAE
 
@@ -31,6 +33,7 @@ class Tiles(NamedTuple):
         kl: KL of each tile and group in nats, (tiles, groups).
         positions: Row and column of each tile's upper left pixel, (tiles, 2).
         size: Height and width of a tile.
+        z: The draws of z of the groups that were asked for, (tiles, height, width, latents) each.
     """
 
     reconstruction: np.ndarray
@@ -39,6 +42,7 @@ class Tiles(NamedTuple):
     kl: np.ndarray
     positions: np.ndarray
     size: tuple[int, int]
+    z: list[np.ndarray]
 
 
 def tile_size(model: NVAE) -> tuple[int, int]:
@@ -47,7 +51,13 @@ def tile_size(model: NVAE) -> tuple[int, int]:
 
 
 def score(
-    model: NVAE, image, *, stride: int | None = None, batch_size: int = 100, seed: int = 1
+    model: NVAE,
+    image,
+    *,
+    stride: int | None = None,
+    batch_size: int = 100,
+    seed: int = 1,
+    groups: Sequence[int] = (),
 ) -> Tiles:
     """Encodes, reconstructs and scores an image by overlapping tiles, with one draw of z for each.
 
@@ -57,24 +67,33 @@ def score(
         stride: Pixels from a tile to the next, at most a tile's sides; default: half a tile.
         batch_size: Tiles that are computed at once.
         seed: Seed of the draws.
+        groups: Indices of the groups whose z is returned.
 
     Raises:
-        UserError: The image or the stride do not fit the tiles.
+        UserError: The image or the stride do not fit the tiles, or another argument is wrong.
     """
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, minimum=0)
+    check_groups(groups, len(model.groups))
+    if not hasattr(image, "shape"):
+        raise UserError(f"image: {short_repr(image)} is not allowed; expected an array")
     image, size = np.asarray(image, np.float32), tile_size(model)
     positions = tile_positions(model, image, stride)
+    check_values("image", image, model.image)
     weights = _blending_weights(size)
-    pixels, run = math.prod(size), on_devices(lambda tiles, i: _score_tiles(model, tiles, i, seed))
+    pixels = math.prod(size)
+    run = on_devices(lambda tiles, indices: _score_tiles(model, tiles, indices, seed, groups))
     sums = np.zeros((*image.shape[:2], model.image.channels + 3), np.float32)
-    all_kl = []
+    all_kl, all_z = [], []
     with tqdm(total=len(positions), unit="tile", desc="tiles", disable=None) as bar:
         for start in range(0, len(positions), batch_size):
             batch = positions[start : start + batch_size]
             tiles = np.stack([_cut(model, image, size, *position) for position in batch])
             indices = np.arange(start, start + len(batch), dtype=np.int64)
             results = unshard(run(shard(tiles), shard(indices)), len(batch))
-            shown, nats, kl = (tensor.numpy() for tensor in results)
+            shown, nats, kl, *z = (tensor.numpy() for tensor in results)
             all_kl.append(kl)
+            all_z.append(z)
             bits = model.bits_per_dim(nats * pixels + kl.sum(1)[:, None, None])
             values = np.concatenate(
                 [shown, nats[..., None], bits[..., None], np.ones_like(nats)[..., None]], -1
@@ -90,16 +109,18 @@ def score(
         np.concatenate(all_kl),
         positions,
         size,
+        [np.concatenate(parts) for parts in zip(*all_z, strict=True)],
     )
 
 
-def _score_tiles(model: NVAE, tiles, indices, seed: int):
-    """Means, -log p(x | z) of each pixel and KL of each group, for tiles as the model's images."""
+def _score_tiles(model: NVAE, tiles, indices, seed: int, groups: Sequence[int]):
+    """Means, -log p(x | z) of each pixel, KL of each group, and z of some, for tiles as images."""
     rows, columns = model.image.scored_part
     noise = model.draw_noise(indices, (seed, 0))
     output = model.top_down(FromPosterior(model.bottom_up(tiles), noise))
     shown = model.render(output.parameters)[:, rows, columns]
-    return shown, -model.pixel_log_likelihood(output.parameters, tiles), output.kl_per_group
+    nats = -model.pixel_log_likelihood(output.parameters, tiles)
+    return [shown, nats, output.kl_per_group, *(output.latents[group].z for group in groups)]
 
 
 def _cut(model: NVAE, image, size: tuple[int, int], top: int, left: int) -> np.ndarray:
@@ -132,7 +153,8 @@ def tile_positions(model: NVAE, image: np.ndarray, stride: int | None = None) ->
             f"image: {image.shape[1]}x{image.shape[0]} pixels are fewer than a tile of "
             f"{width}x{height}; give a larger image"
         )
-    if stride is not None and not 1 <= stride <= min(size):
+    check_count("stride", stride, optional=True)
+    if stride is not None and stride > min(size):
         raise UserError(f"stride: {stride} is not allowed; expected 1 to {min(size)} pixels")
     starts = []
     for length, side in zip(image.shape[:2], size, strict=True):

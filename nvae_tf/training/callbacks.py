@@ -4,6 +4,7 @@ They look at the model's `fitting`: its trainer, and what the latest step report
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -75,7 +76,7 @@ class Checkpoints(Callback):
 
     def __init__(self, folder, save_every: str = "10m", keep: int = 3):
         super().__init__()
-        self.folder = RunFolder(user_path(str(folder)))
+        self.folder = _run_folder(folder)
         self.save_every = check_value("save_every", save_every)
         self.keep = check_value("keep", keep)
         self._files: CheckpointFiles | None = None
@@ -127,11 +128,12 @@ class Pictures(Callback):
         super().__init__()
         check_count("every", every)
         check_count("seed", seed, minimum=0)
-        if not isinstance(images, (np.ndarray, tf.Tensor)) or len(images) == 0:
+        if not isinstance(images, (np.ndarray, tf.Tensor)) or images.ndim != 4 or len(images) == 0:
             raise UserError(
-                f"images: {short_repr(images)} is not allowed; expected an array or tensor of images"
+                f"images: {short_repr(images)} is not allowed; expected an array or tensor (n, height, "
+                "width, channels)"
             )
-        self.folder, self.images = RunFolder(user_path(str(folder))), images[: reports.PICTURED]
+        self.folder, self.images = _run_folder(folder), images[: reports.PICTURED]
         self.every, self.seed = every, seed
         self._pictures: reports.Pictures | None = None
         self._drawn_at = -1
@@ -176,8 +178,9 @@ class Curves(Callback):
     def __init__(self, folder, every: int = 100):
         super().__init__()
         check_count("every", every)
-        self.folder, self._every = RunFolder(user_path(str(folder))), every
+        self.folder, self._every = _run_folder(folder), every
         self._curves: curves.Curves | None = None
+        self._graph_shown = False
 
     def on_train_begin(self, logs=None):
         """Opens TensorBoard's files, and writes the configuration."""
@@ -188,13 +191,19 @@ class Curves(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes if it is time to."""
-        steps = (self.params or {}).get("steps") or self._every
-        if self._curves and self.passed(curves.interval(self._every, steps)):
-            self._curves.step(self.step, self.report, self.step)
+        steps, fitting = (self.params or {}).get("steps") or self._every, self.model.fitting
+        if self._curves:
+            every = curves.interval(self._every, steps)
+            self._curves.steps(fitting.step, fitting.count, fitting.report_of, every)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the validation's scalars, if there was one."""
+        """Writes the validation's scalars, if there was one, and once the graph of a step of `fit`."""
         if self._curves:
+            # As Keras's own callback TensorBoard finds it.
+            traced = getattr(self.model.train_tf_function, "_concrete_variable_creation_fn", None)
+            if traced is not None and not self._graph_shown:
+                self._curves.graph(traced.graph)
+                self._graph_shown = True
             names = {f"val_{name}": name for name in curves.TAGS}
             scores = {names[key]: value for key, value in (logs or {}).items() if key in names}
             self._curves.epoch(self.step, scores)
@@ -285,6 +294,15 @@ class Divergence(Callback):
                 "continue from a checkpoint of before, if the callback Checkpoints saved one"
             )
             raise TrainingDivergedError(reports.divergence(self.trainer, self.step, checkpoint))
+
+
+def _run_folder(folder) -> RunFolder:
+    """The folder of an argument, which is a path."""
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise UserError(
+            f"folder: {short_repr(folder)} is not allowed; expected the path of a folder"
+        )
+    return RunFolder(user_path(str(folder)))
 
 
 def _config(model) -> Config:

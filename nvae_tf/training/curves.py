@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +31,10 @@ TAGS = {
     ),
     "gamma_per_group": ("gamma_per_group", "Balancing coefficient of this group's KL"),
     "learning_rate": ("optimizer/learning_rate", "Learning rate of this step"),
-    "gradient_norm": ("optimizer/gradient_norm", "Norm of the gradient, over all weights"),
+    "gradient_norm": (
+        "optimizer/gradient_norm",
+        "Norm of the gradient over all weights, in nats per image and unit of weight",
+    ),
     "skipped_steps": ("optimizer/skipped_steps", "Steps so far that were not finite or too large"),
     "loss_scale": ("optimizer/loss_scale", "Factor on the loss, for float16"),
     "lambda": ("optimizer/lambda", "Coefficient of the spectral and batch-norm regularisation"),
@@ -86,18 +90,22 @@ class Curves:
             values = config.to_dict() if hparams is None else hparams
             hparams_plugin.hparams(values, trial_id=folder.path.name)
 
-    def step(self, step: int, logs, steps_done: int | None = None) -> None:
-        """Writes a training step's scalars.
+    def steps(self, step: int, count: int, report_of: Callable, every: int) -> None:
+        """Writes the scalars of those training steps that are due, and with the last one the speed.
 
         Args:
-            step: Number of the step.
-            logs: What it reports.
-            steps_done: Steps taken so far, from which the speed follows; None: no speed is
-                written.
+            step: Number of steps so far.
+            count: How many of them, the latest, may be written.
+            report_of: Returns what a step reports, for its place among those; -1 is the last.
+            every: Steps between those that are due; the first step of all is due, too.
         """
-        values = {**_arrays(logs), **({} if steps_done is None else self._speed(steps_done))}
-        with writing(self._folder, self.train, step):
-            write_scalars(values)
+        latest = range(step - count + 1, step + 1)
+        due = [number for number in latest if number % every == 0 or number == 1]
+        for number in due:
+            speed = self._speed(step) if number == due[-1] else {}
+            values = {**_arrays(report_of(number - step - 1)), **speed}
+            with writing(self._folder, self.train, number):
+                write_scalars(values)
 
     def session(self, step: int, text: str) -> None:
         """Writes how this process was started.

@@ -2,17 +2,18 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
 from nvae_tf import config as configuration
-from nvae_tf.checks import check_count
+from nvae_tf.checks import check_count, checked_callbacks
 from nvae_tf.config import Config, TrainConfig
 from nvae_tf.config_keys import LARGEST_INT
 from nvae_tf.engine.xla_probe import probe
-from nvae_tf.io.errors import ConfigError, UserError, short_repr
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.text import counted
 from nvae_tf.keras_training import check_model_name, check_weights_name
 from nvae_tf.training.callbacks import Callback, Divergence
@@ -59,6 +60,7 @@ class TrainingView:
 
     Attributes:
         report: What the latest step reports, with its vectors (see `Trainer.update`); None before.
+        report_of: What any step of the latest call reports, by its place (see `Steps.report`).
         step: Steps taken so far, counted here so that nobody has to wait for the device.
         count: How many of them the latest call of the graph took.
         images_per_step: Images in a step, over all replicas; None if that is not known.
@@ -70,12 +72,14 @@ class TrainingView:
         self.trainer, self.given_optimizer = trainer, given_optimizer
         self.images_per_step = images_per_step
         self.report: dict[str, tf.Tensor] | None = None
+        self.report_of: Callable[[int], dict[str, tf.Tensor]] | None = None
         self.step = self.count = 0
         self.weights_were_set = False
 
-    def note_steps(self, count: int, report: dict[str, tf.Tensor]) -> None:
-        """Notes that `count` more steps were taken, and what the last of them reports."""
-        self.step, self.count, self.report = self.step + count, count, report
+    def note_steps(self, count: int, report_of: Callable[[int], dict[str, tf.Tensor]]) -> None:
+        """Notes that `count` more steps were taken, and what they report."""
+        self.step, self.count = self.step + count, count
+        self.report, self.report_of = report_of(-1), report_of
 
     def read_step(self) -> None:
         """Takes the number of steps from the optimiser, which a checkpoint may have set."""
@@ -234,9 +238,8 @@ class Fitting(TrainingView):
         def run(iterator):
             count = int(steps_per_call.numpy())  # the last call of an epoch may take fewer
             steps.take(iterator, count)
-            report = steps.report()
-            self.note_steps(count, report)
-            return {name: report[name] for name in REPORTED}
+            self.note_steps(count, steps.report)
+            return {name: self.report[name] for name in REPORTED}
 
         return run, steps.function
 
@@ -332,30 +335,6 @@ def _without_annealing(settings: TrainConfig) -> TrainConfig:
         kl_anneal_portion=0.0,
         kl_const_portion=0.0,
         kl_const_coeff=settings.kl_max_coeff,
-    )
-
-
-def checked_callbacks(callbacks):
-    """Callbacks as a list; a list of Keras's own kind stays as it is.
-
-    Args:
-        callbacks: A callback, several, or None.
-
-    Raises:
-        UserError: There is something else among them.
-    """
-    if isinstance(callbacks, tf_keras.callbacks.CallbackList):
-        return callbacks
-    if callbacks is None or isinstance(callbacks, tf_keras.callbacks.Callback):
-        callbacks = [callbacks] if callbacks else []
-    if isinstance(callbacks, (list, tuple)):
-        strange = [c for c in callbacks if not isinstance(c, tf_keras.callbacks.Callback)]
-        if not strange:
-            return list(callbacks)
-        callbacks = strange[0]
-    raise UserError(
-        f"callbacks: {short_repr(callbacks)} is not allowed; expected callbacks of tf_keras or of "
-        "nvae_tf.callbacks"
     )
 
 

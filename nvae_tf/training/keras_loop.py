@@ -1,5 +1,7 @@
 """Keras's callbacks in the command's own loop."""
 
+from collections.abc import Callable
+
 import tf_keras
 
 from nvae_tf.training.fitting import REPORTED, SCORES, TrainingView
@@ -48,10 +50,11 @@ class KerasLoop:
             self._model.fitting.weights_were_set = False
             self._list.on_train_batch_begin(place)
 
-    def after(self, step: int, count: int, logs) -> None:
-        """Steps were taken: the `count` latest of `step`, the last of which reports `logs`."""
+    def after(self, step: int, count: int, report_of: Callable) -> None:
+        """Steps were taken: the `count` latest of `step`, which report what `Steps.report` says."""
         if self._list:
-            self._model.fitting.note_steps(count, logs)
+            self._model.fitting.note_steps(count, report_of)
+            logs = report_of(-1)
             self._model._train_counter.assign_add(count)
             place = (step - 1) % self._steps_per_epoch
             self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})

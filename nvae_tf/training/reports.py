@@ -204,11 +204,7 @@ class Reports:
             report_of: Returns what a step reports, for its place among those; -1 is the last.
         """
         self._progress.step(step, report_of(-1))
-        reported = range(step - count + 1, step + 1)
-        due = [number for number in reported if number % self._every == 0 or number == 1]
-        for number in due:
-            logs = report_of(number - step - 1)
-            self._curves.step(number, logs, step if number == due[-1] else None)
+        self._curves.steps(step, count, report_of, self._every)
 
     def trained(self, step: int) -> None:
         """Notes that an epoch's steps are done, before its validation."""

@@ -281,7 +281,7 @@ def _train(
             _check_divergence(trainer, step, folder)
         if report:
             _report_steps(run, report, step, count, steps, left == 0)
-        loop.after(step, count, logs)
+        loop.after(step, count, steps.report)
         results = None
         if left == 0:
             results = validate() if last or epoch % settings.eval_every == 0 else None
