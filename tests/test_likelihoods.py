@@ -98,17 +98,11 @@ def test_values_and_gradients_are_finite_at_extremes(channels, bits):
 def test_edges_of_sixteen_bits_are_those_of_float64():
     last, mean, log_scale = 2**16 - 1, np.float32(-0.73), np.float32(-7.0)
     levels = np.r_[0:20, 8_000:8_020, 30_000, last - 20 : last + 1].astype(np.float64)
-    centres = (2.0 * levels - last - np.float64(mean) * last) / last
-    half = 1.0 / last
-    # -log F of a logistic at the upper and the lower edge of each level.
-    upper, lower = (
-        np.logaddexp(0.0, -(centres + edge) / np.exp(np.float64(log_scale)))
-        for edge in (half, -half)
-    )
-    with np.errstate(divide="ignore"):
-        expected = np.log(-np.expm1(upper - lower)) - upper
-    expected[0] = -upper[0]
-    expected[-1] = -np.logaddexp(0.0, (centres[-1] - half) / np.exp(np.float64(log_scale)))
+    scale, centres = np.exp(np.float64(log_scale)), 2.0 * levels / last - 1.0 - np.float64(mean)
+    upper, lower = (centres + 1.0 / last) / scale, (centres - 1.0 / last) / scale
+    below, above = -np.logaddexp(0.0, -upper), -np.logaddexp(0.0, lower)
+    expected = below + above + np.log(-np.expm1(lower - upper))
+    expected[0], expected[-1] = below[0], above[-1]
     shape = (len(levels), 1, 1)
     parameters = np.full(shape, mean), np.full(shape, log_scale)
     found = exact_log_mass(levels.reshape(shape).astype(np.float32), *parameters, last)
