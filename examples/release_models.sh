@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Trains the two small models that a release carries, and measures and packs them, with cards.
 #
-#   bash examples/release_models.sh OUT
+#   bash examples/release_models.sh OUT [FLAG...]
 #
-# "digits" takes a few minutes on two CPU cores, "photos" some twenty. OUT gets nvae-tf-NAME.tar.gz, a run's
+# Flags are those of nvae-train, for both. docs/made.json says how long "digits" and "photos" take. OUT gets nvae-tf-NAME.tar.gz, a run's
 # folder (nvae_tf.load reads it); nvae-tf-NAME.md and nvae-tf-NAME.png, its model card and that card's picture;
 # and nvae-tf-NAME.html, its gallery. Where it stopped, it continues.
 set -euo pipefail
 out=$1
+shift
 mkdir -p "$out"
 for name in digits photos; do
     run=$out/runs/$name
     begun=()  # an empty array is no error below, as it is in bash before 4.4
     [ -e "$run/config.yaml" ] && begun=(--cont_training)
-    nvae-train --config "$name" --root "$out/runs" ${begun[@]+"${begun[@]}"}
+    nvae-train --config "$name" --root "$out/runs" "$@" ${begun[@]+"${begun[@]}"}
     nvae-evaluate --checkpoint "$run" --eval_mode evaluate --num_iw_samples 10
     nvae-evaluate --checkpoint "$run" --eval_mode card
     nvae-gallery "$run"

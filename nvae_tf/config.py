@@ -94,7 +94,8 @@ class ModelConfig(Section):
     )
     min_log_scale: float | str = key(
         OFFICIAL,
-        "smallest log-scale of the logistics of a colour pixel; official: -7 for at most 8 bits; "
+        "smallest log-scale of the logistics of a colour pixel; official: -7 for at most 8 bits, as in "
+        "PixelCNN++ (Salimans et al., 2017); "
         "auto, and official for more bits: as many levels wide as -7 is with 8 bits",
         minimum=-40,
         maximum=0,
@@ -262,8 +263,8 @@ class TrainConfig(Section):
     skip_gradient_norm: float | str = key(
         0.0,
         "a step is skipped if the norm of its gradient is above this (Child, 2021), in nats per unit "
-        "of the weights; 0: no step is; auto: above a running bound, at least ten times the typical "
-        "norm",
+        "of the weights; 0: no step is; auto: above a running bound of our own, at least ten times the "
+        "typical norm (nvae_tf/training/norm_bound.py)",
         minimum=0,
         words=(AUTO,),
     )

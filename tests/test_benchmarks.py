@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import free_ports
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = (
@@ -45,6 +46,52 @@ def test_the_last_line_is_json(script, flags, promised):
     result = json.loads(output.splitlines()[-1])
     assert set(promised.split()) <= set(result)
     assert all(value is not None for value in result.values())
+
+
+def two_replicas(topology, rematerialization):
+    """What every process of a cluster prints of the digits recipe's step, which is only traced."""
+    command = [sys.executable, BENCHMARKS / "train_step.py", "--config", "digits"]
+    command += ["--steps", "0", "--batch_size", "4", "--gradient_checkpointing", rematerialization]
+    environments = [{"NVAE_SPLIT_CPU": "1"}]
+    if topology == "two devices":
+        command += ["--world_size", "2"]
+    else:
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+        tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
+        environments = [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+    processes = [
+        subprocess.Popen(
+            list(map(str, command)), env={**os.environ, **own}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for own in environments
+    ]  # fmt: skip
+    outputs = [process.communicate() for process in processes]
+    assert not any(process.returncode for process in processes), outputs[0][1][-2000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "nodes"), [("two devices", 25_000), ("two workers", 14_000)])
+def test_replicas_are_lean(topology, nodes):
+    collectives = set()
+    for rematerialization in ("none", "cells"):
+        for result in two_replicas(topology, rematerialization):
+            assert result["replicas"] == 2 and result["threads"] > 1
+            assert result["step_seconds"] is result["peak_memory_gib"] is None
+            assert result["graph_nodes"] < nodes
+            collectives.add(result["collectives"])
+    (exchanges,) = collectives  # what is computed again exchanges nothing
+    assert 0 < exchanges <= 110
+
+
+@pytest.mark.slow
+def test_an_option_of_training_is_measured(tmp_path):
+    script = [sys.executable, BENCHMARKS / "options.py", tmp_path, "--dataset", "digits"]
+    result_of([*script, "--option", "kl_max_coeff 0.7", "--epochs", "2"])
+    (found,) = tmp_path.rglob("results.json")
+    result = json.loads(found.read_text())
+    assert 0 < result["nelbo"] < 1000 and result["largest_norm"] > 0
 
 
 @pytest.mark.slow

@@ -9,10 +9,16 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tarfile
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+import nvae_tf
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = dict(  # a console script -> the module that it runs
@@ -218,6 +224,15 @@ def test_the_keras_pages_python_runs(tmp_path, monkeypatch):
         1,
     )
     assert variables["results"]["nelbo"] < 600
+    # The page's callback for MLflow, which need not be installed.
+    logged = []
+    monkeypatch.setitem(
+        sys.modules,
+        "mlflow",
+        types.SimpleNamespace(log_metrics=lambda values, step: logged.append((values, step))),
+    )
+    variables["MLflowCallback"]().on_epoch_end(2, {"nelbo": np.float32(1.5)})
+    assert logged == [({"nelbo": 1.5}, 2)]
     for name in ("keras/samples.png", "keras/checkpoints", "own/images.json", "tuned/config.yaml"):
         assert (tmp_path / "runs" / name).exists(), name
 
@@ -348,3 +363,28 @@ def test_links_lead_somewhere(page):
 def test_python_in_the_pages_is_python(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         ast.parse(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_in_the_pages_is_yaml(page):
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.slow
+def test_the_models_of_a_release_are_made(tmp_path):
+    flags = f"{BRIEF} --num_preprocess_cells 1 --num_postprocess_cells 1"
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / "release_models.sh", tmp_path / "out", *flags.split()],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("digits", "photos"):
+        for ending in ("md", "png", "html", "tar.gz"):
+            assert (tmp_path / "out" / f"nvae-tf-{name}.{ending}").stat().st_size > 1000
+        card = (tmp_path / "out" / f"nvae-tf-{name}.md").read_text()
+        assert f"(nvae-tf-{name}.png)" in card
+        with tarfile.open(tmp_path / "out" / f"nvae-tf-{name}.tar.gz") as archive:
+            archive.extractall(tmp_path / "unpacked", filter="data")
+        assert nvae_tf.load(tmp_path / "unpacked" / name).num_parameters > 1000

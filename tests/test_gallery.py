@@ -280,8 +280,14 @@ addEventListener('load', () => {
   const frozen = document.querySelector('.film .frozen');
   const moving = frozen.offsetHeight === 0;
   document.querySelector('label[for=frozen]').click();
+  // Everything that can be used is reached by the keyboard, and what has its focus is marked.
+  const outlines = [...document.querySelectorAll('.chooser > input, .strips, .skip, nav a')].map(e => {
+    e.focus({focusVisible: true});
+    const marked = e.matches('input') ? e.nextElementSibling : e;
+    return document.activeElement === e && getComputedStyle(marked).outlineStyle;
+  });
   parent.postMessage(JSON.stringify({
-    problems, before, after, moving, stopped: frozen.offsetHeight > 0,
+    outlines, problems, before, after, moving, stopped: frozen.offsetHeight > 0,
     width: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
     background: getComputedStyle(document.body).backgroundColor,
     clipped: [...document.querySelectorAll('svg svg')]
@@ -332,5 +338,7 @@ def test_a_browser_shows_it_without_errors_overflow_or_requests(text, tmp_path, 
     assert len(found["clipped"]) == 9 and set(found["clipped"]) == {"hidden"}
     assert found["before"] == ["t-2"] and found["after"] == ["t-0"]
     assert found["moving"] and found["stopped"]
+    assert len(found["outlines"]) > 10 and False not in found["outlines"]
+    assert "none" not in found["outlines"]
     red = int(re.findall(r"\d+", found["background"])[0])
     assert red < 60 if dark else red > 200

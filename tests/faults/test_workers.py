@@ -176,11 +176,12 @@ def test_a_checkpoint_that_another_worker_sees_later(run, recipe, tmp_path):
     assert newest_step(roots[0] / "tiny") == 56
 
 
-def threads_and_memory(process):
-    """Threads, and resident memory in MiB, of a process."""
-    text = Path(f"/proc/{process.pid}/status").read_text()
+def resources(process):
+    """Threads, resident memory in MiB, and open files of a process."""
+    folder = Path(f"/proc/{process.pid}")
+    text = (folder / "status").read_text()
     found = dict(re.findall(r"^(Threads|VmRSS):\s+(\d+)", text, re.MULTILINE))
-    return int(found["Threads"]), int(found["VmRSS"]) / 1024
+    return int(found["Threads"]), int(found["VmRSS"]) / 1024, len(list((folder / "fd").iterdir()))
 
 
 @pytest.mark.slow
@@ -193,14 +194,16 @@ def test_two_workers_for_hundreds_of_steps(recipe, tmp_path):
         time.sleep(0.2)
         epochs = log.read_text().count("validation nelbo") if log.exists() else 0
         with contextlib.suppress(OSError, KeyError):  # a worker has just ended
-            measured.setdefault(epochs, [threads_and_memory(worker) for worker in workers])
+            measured.setdefault(epochs, [resources(worker) for worker in workers])
     assert_all_finish(workers, tmp_path / "runs")
     assert newest_step(tmp_path / "runs" / "tiny") == 17 * 44
     assert len(scalars(tmp_path / "runs" / "tiny" / "logs" / "train")["elbo/loss"]) >= 17 * 10
     for worker in range(2):
-        threads, memory = zip(*(measured[epoch][worker] for epoch in (3, 9, 15)), strict=True)
+        rows = [measured[epoch][worker] for epoch in (3, 9, 15)]
+        threads, memory, files = zip(*rows, strict=True)
         assert max(threads) < 200 and max(threads) - min(threads) < 20, threads
         assert memory[2] - memory[1] < 30, memory
+        assert max(files) < 100 and max(files) - min(files) < 10, files
 
 
 @pytest.mark.slow
