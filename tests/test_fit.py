@@ -84,6 +84,29 @@ def test_fit_gives_the_commands_weights_on_every_topology(topology, passes, tmp_
         assert ("init_from is a model of checksum" in front["refused"]) == several
 
 
+@pytest.mark.slow
+def test_all_callbacks_work_on_two_workers_of_a_strategy_of_ones_own(tmp_path):
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    program = PROGRAM.parent / "callbacks_program.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, program, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "TF_CONFIG": json.dumps({"cluster": cluster, "task": task})},
+        )
+        for task in ({"type": "worker", "index": index} for index in range(2))
+    ]  # fmt: skip
+    outputs = [process.communicate() for process in processes]
+    assert not any(process.returncode for process in processes), outputs[0][1][-3000:]
+    first, second = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
+    assert first == second and first["epochs with KL"] == len(first["val_nelbo"])
+    assert first["step"] < first["val_nelbo"][0]
+    run = tmp_path / "run"
+    assert (run / "samples.png").is_file() and nvae_tf.load(run).num_parameters > 1000
+    # The chief alone writes: one session's files.
+    assert len(list((run / "logs" / "validation").glob("events*"))) == 1
+    assert graphs(run / "logs" / "train") == 1
+
+
 def test_fit_gives_the_commands_weights_to_the_bit(run, recipe, tmp_path):
     config = configuration.load(str(recipe))
     dataset = catalog.get_dataset_info(config.data)
