@@ -1,14 +1,12 @@
 """Trains on real digits by `fit` on several workers, with callbacks of ours and of Keras.
 
-Run as a program by `test_fit.py`: ``python callbacks_program.py OUT``. TF_CONFIG says which workers there
-are; the strategy is made as the documentation of TensorFlow says.
+Run as a program by `test_fit.py`: ``python callbacks_program.py OUT``. TF_CONFIG says which workers
+there are; the strategy is made as the documentation of TensorFlow says.
 """
 
 import json
 import sys
 from pathlib import Path
-
-import numpy as np
 
 import nvae_tf
 

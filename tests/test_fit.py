@@ -90,7 +90,8 @@ def test_all_callbacks_work_on_two_workers_of_a_strategy_of_ones_own(tmp_path):
     program = PROGRAM.parent / "callbacks_program.py"
     processes = [
         subprocess.Popen(
-            [sys.executable, program, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, program, tmp_path], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "TF_CONFIG": json.dumps({"cluster": cluster, "task": task})},
         )
         for task in ({"type": "worker", "index": index} for index in range(2))
