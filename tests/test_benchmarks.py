@@ -72,7 +72,7 @@ def two_replicas(topology, rematerialization):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "nodes"), [("two devices", 25_000), ("two workers", 14_000)])
+@pytest.mark.parametrize(("topology", "nodes"), [("two devices", 25_000), ("two workers", 15_000)])
 def test_replicas_are_lean(topology, nodes):
     collectives = set()
     for rematerialization in ("none", "cells"):
