@@ -9,7 +9,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-import tarfile
 import types
 from pathlib import Path
 
@@ -17,8 +16,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-
-import nvae_tf
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = dict(  # a console script -> the module that it runs
@@ -369,22 +366,3 @@ def test_python_in_the_pages_is_python(page):
 def test_yaml_in_the_pages_is_yaml(page):
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         assert isinstance(yaml.safe_load(block), dict)
-
-
-@pytest.mark.slow
-def test_the_models_of_a_release_are_made(tmp_path):
-    flags = f"{BRIEF} --num_preprocess_cells 1 --num_postprocess_cells 1"
-    done = subprocess.run(
-        ["bash", ROOT / "examples" / "release_models.sh", tmp_path / "out", *flags.split()],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("digits", "photos"):
-        for ending in ("md", "png", "html", "tar.gz"):
-            assert (tmp_path / "out" / f"nvae-tf-{name}.{ending}").stat().st_size > 1000
-        card = (tmp_path / "out" / f"nvae-tf-{name}.md").read_text()
-        assert f"(nvae-tf-{name}.png)" in card
-        with tarfile.open(tmp_path / "out" / f"nvae-tf-{name}.tar.gz") as archive:
-            archive.extractall(tmp_path / "unpacked", filter="data")
-        assert nvae_tf.load(tmp_path / "unpacked" / name).num_parameters > 1000
