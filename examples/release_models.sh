@@ -3,9 +3,9 @@
 #
 #   bash examples/release_models.sh OUT [FLAG...]
 #
-# Flags are those of nvae-train, for both. docs/made.json says how long "digits" and "photos" take. OUT gets nvae-tf-NAME.tar.gz, a run's
-# folder (nvae_tf.load reads it); nvae-tf-NAME.md and nvae-tf-NAME.png, its model card and that card's picture;
-# and nvae-tf-NAME.html, its gallery. Where it stopped, it continues.
+# Flags are those of nvae-train, for both models. docs/made.json says how long "digits" and "photos" take. OUT
+# gets nvae-tf-NAME.tar.gz, a run's folder (nvae_tf.load reads it); nvae-tf-NAME.md and nvae-tf-NAME.png, its
+# model card and that card's picture; and nvae-tf-NAME.html, its gallery. Where it stopped, it continues.
 set -euo pipefail
 out=$1
 shift

@@ -143,7 +143,9 @@ def check_groups(groups, num_groups: int) -> None:
         UserError: It is not a list of them.
     """
     numbers = range(num_groups)
-    if not isinstance(groups, (list, tuple, range)) or not all(g in numbers for g in groups):
+    if not isinstance(groups, (list, tuple, range, np.ndarray)) or not all(
+        g in numbers for g in groups
+    ):
         raise UserError(
             f"groups: {short_repr(groups)} is not allowed; expected a list of numbers from 0, the "
             f"coarsest, to {num_groups - 1}"

@@ -50,6 +50,13 @@ def free_ports(count):
     return ports
 
 
+def cluster_environments(count=2):
+    """The environment of each of so many workers on this machine."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
+    tasks = [{"type": "worker", "index": index} for index in range(count)]
+    return [{"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})} for task in tasks]
+
+
 def start_workers(recipe, root, *more, count=2, own=((), ()), delay=0.0, resume=True, **options):
     """So many workers on this machine, each with a log beside the root.
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import free_ports
+from processes import cluster_environments
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = (
@@ -56,9 +56,7 @@ def two_replicas(topology, rematerialization):
     if topology == "two devices":
         command += ["--world_size", "2"]
     else:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-        tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
-        environments = [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+        environments = cluster_environments()
     processes = [
         subprocess.Popen(
             list(map(str, command)), env={**os.environ, **own}, text=True,
@@ -72,10 +70,13 @@ def two_replicas(topology, rematerialization):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "nodes"), [("two devices", 25_000), ("two workers", 15_000)])
-def test_replicas_are_lean(topology, nodes):
+@pytest.mark.parametrize(
+    ("topology", "plain", "rematerialized"),
+    [("two devices", 25_000, 25_000), ("two workers", 15_000, 16_000)],
+)
+def test_replicas_are_lean(topology, plain, rematerialized):
     collectives = set()
-    for rematerialization in ("none", "cells"):
+    for rematerialization, nodes in (("none", plain), ("cells", rematerialized)):
         for result in two_replicas(topology, rematerialization):
             assert result["replicas"] == 2 and result["threads"] > 1
             assert result["step_seconds"] is result["peak_memory_gib"] is None

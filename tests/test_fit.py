@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from event_files import graphs, scalars
-from processes import free_ports
+from processes import cluster_environments
 
 import nvae_tf
 from nvae_tf import config as configuration
@@ -46,9 +46,7 @@ def train_both_ways(out, topology, passes):
     if topology == "two devices":
         variables, flags = [{"NVAE_SPLIT_CPU": "1"}], [*flags, "--world_size", "2"]
     elif topology == "two workers":
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-        tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
-        variables = [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+        variables = cluster_environments()
     processes = [
         subprocess.Popen(
             [sys.executable, PROGRAM, out, *flags], env={**os.environ, **own},
@@ -86,15 +84,14 @@ def test_fit_gives_the_commands_weights_on_every_topology(topology, passes, tmp_
 
 @pytest.mark.slow
 def test_all_callbacks_work_on_two_workers_of_a_strategy_of_ones_own(tmp_path):
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     program = PROGRAM.parent / "callbacks_program.py"
     processes = [
         subprocess.Popen(
             [sys.executable, program, tmp_path], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "TF_CONFIG": json.dumps({"cluster": cluster, "task": task})},
+            env={**os.environ, **own},
         )
-        for task in ({"type": "worker", "index": index} for index in range(2))
+        for own in cluster_environments()
     ]  # fmt: skip
     outputs = [process.communicate() for process in processes]
     assert not any(process.returncode for process in processes), outputs[0][1][-3000:]

@@ -1,6 +1,5 @@
 """Replicas that share a batch train as one device does, in every mode."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import modes
 import numpy as np
 import pytest
-from processes import free_ports
+from processes import cluster_environments
 
 PROGRAM = Path(modes.__file__)
 # The largest difference of losses and of weights, relative to the largest weight.
@@ -36,12 +35,10 @@ def run(out, topology, *flags):
         processes = [start(out, *flags, "--world_size", "2", NVAE_SPLIT_CPU="1")]
     else:
         devices = "2" if topology == "two workers of two devices" else "1"
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-        processes = []
-        for index in range(2):
-            task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-            variables = {"TF_CONFIG": json.dumps(task)}
-            processes.append(start(out, *flags, "--devices", devices, **variables))
+        processes = [
+            start(out, *flags, "--devices", devices, **variables)
+            for variables in cluster_environments()
+        ]
     errors = [process.communicate()[1] for process in processes]
     assert not any(process.returncode for process in processes), errors[0][-2000:]
     with np.load(out) as archive:

@@ -293,7 +293,7 @@ def _parser() -> Parser:
     add(
         latents,
         "groups",
-        "latent groups, 0 the coarsest (default: all; tiles writes the z of none)",
+        "latent groups, 0 the coarsest (default: all; for tiles: none)",
         nargs="+",
         type=at_least(0),
         metavar="N",

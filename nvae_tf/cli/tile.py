@@ -1,6 +1,7 @@
 """The mode ``tiles`` of ``evaluate_keras.py``: images larger than those of training."""
 
 from pathlib import Path
+from typing import Any
 
 from nvae_tf.cli.model import load
 from nvae_tf.cli.show import latent_groups
@@ -59,17 +60,18 @@ def tiles(arguments) -> None:
         note = f"map: bits per dim from {low:.2f}, black, to {high:.2f}, white"
         rows = np.stack([image, result.reconstruction, shown])
         write_png(picture, labelled_grid([Band(rows)], 3, "Image, reconstruction, map", note))
-        values = {f"z_{group:02d}": z for group, z in zip(groups, result.z, strict=True)}
-        values |= dict(
-            neg_log_likelihood=result.neg_log_likelihood,
-            bits=result.bits,
-            reconstruction=to_levels(result.reconstruction, model.image),
-            kl=result.kl,
-            positions=result.positions,
-            tile_size=np.array(result.size),
-        )
+        z: dict[str, Any] = {f"z_{g:02d}": z for g, z in zip(groups, result.z, strict=True)}
         with atomic_write(arrays) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **values)
+            np.savez_compressed(
+                file,
+                neg_log_likelihood=result.neg_log_likelihood,
+                bits=result.bits,
+                reconstruction=to_levels(result.reconstruction, model.image),
+                kl=result.kl,
+                positions=result.positions,
+                tile_size=np.array(result.size),
+                **z,
+            )
         print(
             f"{path}: {image.shape[1]}x{image.shape[0]}, {len(result.positions)} tiles, mean "
             f"{result.bits.mean():.4f} bits per dim of the tiles; the map shows {low:.2f} black "

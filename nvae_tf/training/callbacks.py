@@ -4,7 +4,7 @@ They look at the model's `fitting`: its trainer, and what the latest step report
 """
 
 import dataclasses
-from pathlib import Path
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -199,7 +199,7 @@ class Curves(Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Writes the validation's scalars, if there was one, and once the graph of a step of `fit`."""
         if self._curves:
-            # As Keras's own callback TensorBoard finds it.
+            # Where Keras's own callback TensorBoard finds the graph, too.
             traced = getattr(self.model.train_tf_function, "_concrete_variable_creation_fn", None)
             if traced is not None and not self._graph_shown:
                 self._curves.graph(traced.graph)
@@ -297,8 +297,8 @@ class Divergence(Callback):
 
 
 def _run_folder(folder) -> RunFolder:
-    """The folder of an argument, which is a path."""
-    if not isinstance(folder, (str, Path)) or not str(folder):
+    """The folder of a run, from an argument that has to be a path."""
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
         raise UserError(
             f"folder: {short_repr(folder)} is not allowed; expected the path of a folder"
         )

@@ -54,7 +54,7 @@ class KerasLoop:
         """Steps were taken: the `count` latest of `step`, which report what `Steps.report` says."""
         if self._list:
             self._model.fitting.note_steps(count, report_of)
-            logs = report_of(-1)
+            logs = self._model.fitting.report
             self._model._train_counter.assign_add(count)
             place = (step - 1) % self._steps_per_epoch
             self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})
