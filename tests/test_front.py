@@ -67,7 +67,7 @@ def test_the_same_model_by_recipe_by_dataclasses_and_by_keywords():
         (lambda: nvae_tf.NVAE(image=(36, 36, 3), num_latent_scales=2), "num_latent_scales: images"),
         (
             lambda: nvae_tf.NVAE(image=(36, 60, 3), num_latent_scales=3),
-            "of 60x36 .* the nearest sizes for that are 56x32 and 64x40",
+            "of 60x36 .* the nearest sizes for that are 48x32 and 64x48",
         ),
         (
             lambda: nvae_tf.NVAE(image=nvae_tf.ImageSpec(32, 32, 1), binary=True),
