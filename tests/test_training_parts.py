@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from nvae_tf import objective
 from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.engine.kernels import SpectralNorms
 from nvae_tf.engine.scope import Scope
 from nvae_tf.layers.convolution import Conv2D
+from nvae_tf.training.keras_optimizer import KerasOptimizer
 from nvae_tf.training.optimizers import Adam, Adamax, AdamW, MovingAverage
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 
@@ -133,6 +135,38 @@ def test_adam_and_adamw_follow_their_formulas(decoupled):
         moved = 0.1 * mean / (1 - 0.9**step) / size
         weight = weight - moved - (0.1 * 0.01 * weight if decoupled else 0.0)
     np.testing.assert_allclose(variable, weight, rtol=1e-4, atol=1e-5)
+
+
+def keras_optimizers() -> list:
+    """Every optimiser of Keras, the legacy ones too, with and without a norm per variable."""
+    kinds = []
+    for module in (tf_keras.optimizers, tf_keras.optimizers.legacy):
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        for kind in (value for value in classes if value is not module.Optimizer):
+            for options in ({}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}):
+                id_ = "-".join((module.__name__.split(".")[-1], kind.__name__, *options))
+                kinds.append(pytest.param(kind, options, id=id_))
+    return kinds
+
+
+@pytest.mark.parametrize(("kind", "options"), keras_optimizers())
+def test_keras_optimisers_treat_stacks_as_their_weights(kind, options):
+    # Three weights of shape (4, 5) and two of shape (3,), as stacks and one by one.
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 4, 5), (2, 3))]
+    stacks = [tf.Variable(value) for value in values]
+    weights = [tf.Variable(row) for value in values for row in value]
+    ours = KerasOptimizer(kind(learning_rate=0.1, **options))
+    ours.build(stacks)
+    theirs = kind(learning_rate=0.1, **options)
+    for _ in range(3):
+        gradients = [rng.normal(size=value.shape).astype(np.float32) for value in values]
+        ours.apply_gradients([tf.constant(gradient) for gradient in gradients])
+        rows = [tf.constant(row) for gradient in gradients for row in gradient]
+        theirs.apply_gradients(zip(rows, weights, strict=True))
+    changed = [row for stack in stacks for row in stack.numpy()]
+    for one, other in zip(changed, weights, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_spectral_norms_are_the_largest_singular_values():
