@@ -12,6 +12,7 @@ import pytest
 from processes import cluster_environments
 
 PROGRAM = Path(modes.__file__)
+TOPOLOGIES = ("two devices", "two workers", "two workers of two devices")
 # The largest difference of losses and of weights, relative to the largest weight.
 TOLERANCES = {"bfloat16": (1e-4, 1e-3), "float16": (1e-4, 1e-3), "adamw": (1e-6, 5e-4)}
 TOLERANCE = (1e-6, 1e-5)
@@ -103,7 +104,7 @@ def one_device(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["two devices", "two workers", "two workers of two devices"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_every_mode_trains_as_one_device_does(topology, one_device, tmp_path, capsys):
     other = run(tmp_path / "other.npz", topology)
     with capsys.disabled():
@@ -112,7 +113,7 @@ def test_every_mode_trains_as_one_device_does(topology, one_device, tmp_path, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["two devices", "two workers"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_deterministic_replicas_give_the_same_bits_twice(topology, tmp_path):
     flags = ("--deterministic", "--modes", "plain,bfloat16,all")
     first, second = (run(tmp_path / f"{n}.npz", topology, *flags) for n in (1, 2))
