@@ -180,8 +180,8 @@ class MBConv(_FixedWidthLayer):
         expansion: Number of hidden channels per input channel.
         kernel_size: Size of the middle convolution's kernel.
         groups: Number of groups of the middle convolution; 0 for a depthwise one.
-        direction: As in `ResidualCell`. ``"up"`` doubles the map first, ``"down"`` halves it in the
-            middle convolution.
+        direction: As in `ResidualCell`. ``"up"`` doubles the map first; ``"down"`` gives the middle
+            convolution stride 2.
 
     Reference: NVAE paper, figure 3a; Sandler et al., *MobileNetV2*, 2018.
     """

@@ -161,7 +161,7 @@ class Conv2D(Layer):
         return tf.concat([tf.nn.conv2d(x, w, strides, padding) for x, w in parts], -1)
 
     def _initialize_from(self, inputs):
-        """Sets log-norm and bias so that this batch's outputs have mean 0 and standard deviation 0.2."""
+        """Sets log-norm and bias so that this batch's outputs have mean 0 and stddev 0.2."""
         kernel = normalize(self.kernel.value(), tf.zeros(self.log_norm.shape))
         outputs = self._convolve(tf.cast(inputs, tf.float32), kernel)
         mean, variance = tf.nn.moments(outputs, [0, 1, 2])
