@@ -125,8 +125,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     to three channels it depends on all of them, as in PixelCNN++; with more, only on the one just
     before, so that the number of coefficients grows linearly.
 
-    The official implementation approximates probabilities below 1e-5, and with 8 bits it gives level
-    254 the formula of the last level, 255. Exact probabilities sum to 1 over all levels.
+    The official implementation approximates probabilities below 1e-5, and with 8 bits it counts the
+    probability of level 255 for level 254, too. Exact probabilities sum to 1 over all levels.
 
     Args:
         parameters: (..., height, width, `num_mixture_parameters`). First the mixture's logits. Then,
@@ -386,7 +386,7 @@ def exact_log_mass(level, means, log_scales, max_level):
 
 
 def _chain(channels: int) -> list[tuple[int, int]]:
-    """Pairs (channel, earlier channel on which its mean depends), in the order of the coefficients."""
+    """Pairs (channel, earlier channel on which its mean depends), in the order of coefficients."""
     first = (lambda channel: 0) if channels <= 3 else (lambda channel: max(channel - 1, 0))
     return [(c, before) for c in range(channels) for before in range(first(c), c)]
 

@@ -264,7 +264,7 @@ class NVAE(KerasTraining):
             (print_fn or print)(line)
 
     def __call__(self, images, noise=None, *args, **kwargs):
-        """Checks the arguments and runs `call`. (Keras would add lines to an error raised in `call`.)"""
+        """Checks the arguments and runs `call`. (Keras adds lines to errors that `call` raises.)"""
         checks.check_images(images, self.image)
         noise = self._noise_or_zeros(images, noise)
         checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
