@@ -386,7 +386,7 @@ def exact_log_mass(level, means, log_scales, max_level):
 
 
 def _chain(channels: int) -> list[tuple[int, int]]:
-    """Pairs (channel, earlier channel on which its mean depends), in the order of coefficients."""
+    """Pairs of a channel and an earlier one that shifts its mean, in the order of coefficients."""
     first = (lambda channel: 0) if channels <= 3 else (lambda channel: max(channel - 1, 0))
     return [(c, before) for c in range(channels) for before in range(first(c), c)]
 

@@ -203,7 +203,7 @@ class KerasTraining(tf_keras.Model):
         return_dict: bool = True,
         **keras_options,
     ):
-        """Scores images with one draw of z each, and with the weights' moving averages if there are any.
+        """Scores images with one draw of z each, using moving averages of the weights if there are any.
 
         An image's draw depends on its place among the images, not on how they are batched.
 

@@ -163,7 +163,7 @@ class Trainer(tf.Module):
 
     @property
     def diverged(self) -> bool:
-        """Whether ``max_bad_steps`` steps in a row were skipped, which ends training; outside of steps."""
+        """Whether ``max_bad_steps`` steps in a row were skipped, which ends training."""
         return self.skipped_in_row >= self.config.max_bad_steps
 
     def forget_bad_steps(self) -> None:
@@ -335,7 +335,7 @@ class Trainer(tf.Module):
         return tf.nest.map_structure(tf.add, total, self.compute_pass(images, number, state))
 
     def update(self, total: PassResult, state=None):
-        """Completes a step on this replica: optimiser, averages, statistics, singular vectors, counters.
+        """Completes a step on this replica: changes weights, averages, statistics and counters.
 
         Args:
             total: The sum of the results of the step's passes.
