@@ -191,7 +191,7 @@ class Batching:
         return images, steps or size
 
     def _images_of_dataset(self, x, batch_size, whole: bool = True) -> tf.data.Dataset:
-        """A data set's images without labels, checked; `whole`: replicas must be able to share batches."""
+        """A data set's images alone, checked; with `whole`, batches that replicas can share."""
         x, first = checks.images_of_dataset(x, self.model.image)
         if batch_size is not None:
             raise UserError("batch_size: a data set has its own; expected none beside one")

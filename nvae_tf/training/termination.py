@@ -46,7 +46,7 @@ class Pace:
 
 
 class Termination:
-    """Within a block, records SIGTERM, by which schedulers announce that they take the machine away.
+    """A context that records SIGTERM, which announces that the machine is about to be taken away.
 
     Attributes:
         stop_agreed: Whether a callback of any worker has ended training.
