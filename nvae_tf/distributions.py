@@ -371,8 +371,8 @@ def exact_log_mass(level, means, log_scales, max_level):
     lower = (2.0 * level - (1.0 + max_level) - middle) * per_half_level
     log_below_upper, log_above_lower = -tf.nn.softplus(-upper), -tf.nn.softplus(lower)
     log_inner = log_below_upper + log_above_lower
-    # log(1 - exp(-w)) of the width w, for small w by its series, so that it is rounded only once. Values
-    # and gradients are finite for every w >= 0.
+    # log(1 - exp(-w)) of the width w, for small w by its series, to round only once. Values and
+    # gradients are finite for every w >= 0.
     width, small = 2.0 * per_half_level, 1e-2
     wide, narrow = tf.maximum(width, small), tf.minimum(width, small)
     log_narrow = log_inner - narrow / 2.0 + tf.square(narrow) / 24.0 - log_scales

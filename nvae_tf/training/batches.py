@@ -108,7 +108,7 @@ class TrainingData:
         )  # fmt: skip
 
     def validation(self):
-        """Batches of the test set (images, indices, weights), distributed over this worker's replicas."""
+        """Batches (images, indices, weights) of the test set, distributed over the replicas."""
         size = self._counts.images_per_pass
         return self._cluster.strategy.distribute_datasets_from_function(
             lambda _: pipeline.validation_batches(

@@ -118,7 +118,7 @@ class Checkpoints(Callback):
 
 
 class Pictures(Callback):
-    """Draws samples and reconstructions, as ``samples.png``, ``reconstructions.png`` and in TensorBoard.
+    """Draws samples and reconstructions, as two PNG files and in TensorBoard (see `reports.Pictures`).
 
     Args:
         folder: Path of the folder to write to.

@@ -199,9 +199,9 @@ class Reports:
         """Reports training steps.
 
         Args:
-            step: Number of steps so far.
-            count: How many of them, the latest, are reported.
-            report_of: Returns what a step reports, for its place among those; -1 is the last.
+            step: Number of steps taken so far.
+            count: Number of latest steps to report.
+            report_of: As for `Curves.steps`.
         """
         self._progress.step(step, report_of(-1))
         self._curves.steps(step, count, report_of, self._every)

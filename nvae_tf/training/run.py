@@ -130,7 +130,7 @@ def train(
             hparams,
         )
         results = _train(config, folder, cluster, run, termination, callbacks)
-        cluster.gather_from_workers([1])  # wait, since others would report a worker that ends first as lost
+        cluster.gather_from_workers([1])  # a barrier: a worker that ends first would count as lost
         for line in dataset.skipped:
             cluster.say(line)
         return results
