@@ -229,7 +229,7 @@ class KerasTraining(tf_keras.Model):
         if "_use_cached_eval_dataset" not in keras_options:
             x, steps = fitting.batching.evaluation(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
-        with self._one_step_in_a_call():  # several steps per call need a data set that knows its size
+        with self._one_step_in_a_call():  # several would need a data set that knows its size
             scores = super().evaluate(
                 x,
                 verbose=verbose,

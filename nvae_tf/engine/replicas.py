@@ -43,7 +43,8 @@ def mean_over_replicas(values):
     if num_replicas() == 1:
         return values
     tensors, count = tf.nest.flatten(values), tf.constant(num_replicas(), tf.float32)
-    means, before = [[] for _ in tensors], []  # parts of each tensor's mean; those of the latest pack
+    # The parts of each tensor's mean; and those of the latest pack.
+    means, before = [[] for _ in tensors], []
     for pack in _packs([tensor.shape.num_elements() for tensor in tensors]):
         with tf.control_dependencies(before):
             parts = [_part(tensors[number], *part) for number, *part in pack]
