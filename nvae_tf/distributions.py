@@ -1,8 +1,8 @@
 """The distributions of latents and images, as TensorFlow Probability distributions.
 
-Image distributions have event shape (height, width, channels) and are over images in [0, 1]. Those of
-colour images can turn given noise into a sample: `from_uniform` takes `num_uniform` uniform values per
-pixel.
+Image distributions are over images in [0, 1] and have event shape (height, width, channels). The two
+that are not binary can also turn given noise into a sample: their `from_uniform` takes `num_uniform`
+uniform values per pixel.
 """
 
 import functools
@@ -18,26 +18,26 @@ from nvae_tf.config import OFFICIAL
 from nvae_tf.image_spec import OFFICIAL_BITS
 
 CLAMP = 5.0
-MINIMUM_SCALE = 1e-2  # added to the scale of a normal distribution
-MINIMUM_LOG_SCALE = -7.0  # for logistic distributions, officially, whose values have 8 bits
+MINIMUM_SCALE = 1e-2  # added to the standard deviation of a clamped normal
+MINIMUM_LOG_SCALE = -7.0  # of logistics for values of 8 bits, as in the official implementation
 
 
 def soft_clamp(x):
-    """``5 tanh(x / 5)``: the identity near 0, bounded by 5."""
+    """``5 tanh(x / 5)``, elementwise: close to the identity near 0, bounded by +-5."""
     return CLAMP * tf.tanh(tf.convert_to_tensor(x) / CLAMP)
 
 
 def clamped_normal(mu, log_sigma, temperature=1.0, stddev="exp") -> tfd.Normal:
     """A normal distribution whose raw parameters pass through `soft_clamp`.
 
-    Its mean is ``clamp(mu)``, its standard deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
+    The mean is ``clamp(mu)``, the standard deviation ``(exp(clamp(log_sigma)) + 0.01) * temperature``.
 
     Args:
         mu: Raw means.
         log_sigma: Logarithms of raw standard deviations, of the same shape.
         temperature: Factor on the standard deviation.
-        stddev: ``"softplus"`` for ``log2(1 + 2**x)`` in place of ``exp(x)``: both are about 1 at 0, but
-            this one and its gradient stay small (softplus with beta = ln 2).
+        stddev: ``"exp"``, or ``"softplus"`` for ``log2(1 + 2**x)`` in place of ``exp(x)`` (softplus
+            with beta = ln 2). Both are 1 at 0, but this one grows linearly and has a gradient below 1.
 
     References: NVAE paper, section 3.2 and appendix; Hazami et al., *Efficient-VDVAE*, 2022.
     """
@@ -59,14 +59,14 @@ def bernoulli_image(logits) -> tfd.Independent:
 
 
 class NormalImage(tfd.Distribution):
-    """Independent normal values; `log_prob` is a density of the image scaled to [-1, 1], in nats.
+    """Independent normal values; `log_prob` is the log-density of the image scaled to [-1, 1], in nats.
 
-    The scale is that of the official implementation. Log-densities may be positive, and compare with
-    the log-probabilities of other distributions only after `NVAE.bits_per_dim`.
+    The scale is that of the official implementation. Log-densities may be positive, and can be compared
+    with the log-probabilities of other distributions only after `NVAE.bits_per_dim`.
 
     Args:
-        parameters: (..., height, width, 2 * channels): raw means, then logarithms of raw standard
-            deviations, as for `clamped_normal`.
+        parameters: Raw means, then logarithms of raw standard deviations, as for `clamped_normal`,
+            (..., height, width, 2 * channels).
         name: Name of the distribution.
     """
 
@@ -121,12 +121,12 @@ class NormalImage(tfd.Distribution):
 class DiscretizedLogisticMixture(tfd.Distribution):
     """Mixture of discretised logistics over images with 1 to 16 channels.
 
-    Within a pixel and a component the mean of a channel depends linearly on channels before it: with up
-    to three channels on all of them, as in PixelCNN++, and with more on the one just before it, so that
-    the number of coefficients grows linearly.
+    Within a pixel and a component, the mean of a channel depends linearly on earlier channels. With up
+    to three channels it depends on all of them, as in PixelCNN++; with more, only on the one just
+    before, so that the number of coefficients grows linearly.
 
-    The official probabilities approximate those below 1e-5, and with 8 bits level 254 is given the
-    probability of level 255 too. The exact ones sum to 1 over all levels.
+    The official implementation approximates probabilities below 1e-5, and with 8 bits it counts the
+    probability of level 255 for level 254, too. Exact probabilities sum to 1 over all levels.
 
     Args:
         parameters: (..., height, width, `num_mixture_parameters`). First the mixture's logits. Then,
@@ -134,11 +134,12 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             tanh); otherwise for each channel means and log-scales, and after those all coefficients.
         num_bits: Bits per value: the distribution is over multiples of 1 / (2^num_bits - 1).
         temperature: Temperature of samples. It divides the mixture's logits and, as in the official
-            implementation, the scales too.
-        min_log_scale: Smallest log-scale; ``"official"`` or ``"auto"``: see `minimum_log_scale`.
+            implementation, also the scales.
+        min_log_scale: Smallest log-scale: a number, ``"official"`` or ``"auto"`` (see
+            `minimum_log_scale`).
         channels: Number of channels.
-        exact: Whether probabilities are exact, and samples rounded to levels; default: as in
-            the official implementation, which approximates.
+        exact: Whether probabilities are exact and samples are rounded to levels; default: neither, as
+            in the official implementation.
         name: Name of the distribution.
 
     Reference: Salimans et al., *PixelCNN++*, 2017.
@@ -163,7 +164,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         shape = tf.shape(parameters)[:-1]
         self.logits = parameters[..., : self.mixtures]  # (..., h, w, M)
         rest = parameters[..., self.mixtures :]
-        # (..., h, w, channels, M) each; at most five dimensions, since TFLite cannot slice more.
+        # Each is (..., h, w, channels, M); not more than five dimensions, which TFLite could not slice.
         if channels == 3:
             rest = tf.reshape(rest, tf.concat([shape, [3, 3 * self.mixtures]], 0))
             self.means, log_scales, coefficients = tf.split(rest, 3, -1)
@@ -210,7 +211,11 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return tf.reduce_sum(self.pixel_log_prob(x), [-2, -1])
 
     def pixel_log_prob(self, x):
-        """log p of each pixel with all its channels, (..., height, width), in nats."""
+        """log p of each pixel (all channels together) in nats, (..., height, width).
+
+        Args:
+            x: Images (..., height, width, channels) in [0, 1].
+        """
         scaled = (2.0 * x - 1.0)[..., None]  # (..., h, w, channels, 1)
         values, coefficients = tf.unstack(scaled, axis=-2), tf.unstack(self.coefficients, axis=-2)
         shifts = [
@@ -235,8 +240,11 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """The sample for given noise.
 
         Args:
-            uniform: Values in (0, 1), (..., height, width, num_mixtures + channels): for the choice of
-                the component, then for each channel.
+            uniform: Values in (0, 1), (..., height, width, num_mixtures + channels): first those that
+                choose the component, then one per channel.
+
+        Returns:
+            Images (..., height, width, channels) in [0, 1].
         """
         component_uniform, value_uniform = tf.split(uniform, [self.mixtures, self.channels], -1)
         temperature = tf.cast(self.temperature, self.dtype)
@@ -259,9 +267,9 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def mean_image(self):
         """The image to show for the distribution, as in the official implementation.
 
-        It is not E[x], which has no closed form (so TFP's `mean` is not implemented): means and
-        coefficients are averaged over the components first, and then each channel is shifted by those
-        before it. Values are not rounded to levels.
+        It is not E[x], which has no closed form (so TFP's `mean` is not implemented). Instead, means
+        and coefficients are averaged over the components, and then each channel is shifted according to
+        the channels before it. Values are not rounded to levels.
 
         Returns:
             Images (..., height, width, channels) in [0, 1].
@@ -272,7 +280,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return _to_unit(self._shifted(means, coefficients, to_levels=False))
 
     def _shifted(self, values, coefficients, to_levels: bool):
-        """Each channel shifted by those before it and clipped to [-1, 1], or to the nearest level."""
+        """Shifts each channel according to those before it, clips to [-1, 1], and maybe rounds."""
         coefficients, shifted = tf.unstack(coefficients, axis=-1), []
         for channel, mean in enumerate(tf.unstack(values, axis=-1)):
             shift = channel_shift(shifted, coefficients, channel, self.channels) if channel else 0.0
@@ -299,8 +307,8 @@ def minimum_log_scale(num_bits: int, chosen: float | str) -> float:
 
     Args:
         num_bits: Bits per value.
-        chosen: A number, which is returned; ``"auto"``: the log-scale that is as many levels wide as -7
-            is with 8 bits; ``"official"``: the same for more than 8 bits, and -7 for others.
+        chosen: A number, which is returned as it is; ``"auto"``: the log-scale that spans as many
+            levels as -7 does with 8 bits; ``"official"``: -7 up to 8 bits, and beyond as ``"auto"``.
     """
     if not isinstance(chosen, str):
         return chosen
@@ -310,13 +318,16 @@ def minimum_log_scale(num_bits: int, chosen: float | str) -> float:
 
 
 def _official_log_mass(x, means, log_scales, max_level):
-    """Logarithms of the probabilities of levels, as the official implementation has them.
+    """Logarithms of the probabilities of levels, as the official implementation approximates them.
 
     Args:
         x: Values in [-1, 1], (..., channels, 1).
-        means: Means of the logistics, (..., channels, M).
-        log_scales: Logarithms of their scales, of the same shape.
+        means: Means of the logistics on the scale [-1, 1], (..., channels, M).
+        log_scales: Logarithms of the logistics' scales, of the same shape.
         max_level: The last level.
+
+    Returns:
+        Natural logarithms, (..., channels, M).
     """
     centred = x - means
     inverse_scale = tf.exp(-log_scales)
@@ -324,7 +335,7 @@ def _official_log_mass(x, means, log_scales, max_level):
     lower = inverse_scale * (centred - 1.0 / max_level)
     middle = inverse_scale * centred
     mass = tf.sigmoid(upper) - tf.sigmoid(lower)
-    # If the mass is lost in rounding, it is the density at the bin's centre times the bin's width.
+    # A mass too small for the difference is approximated: density at the bin's centre times its width.
     log_density = middle - log_scales - 2.0 * tf.nn.softplus(middle)
     log_mass = tf.where(
         mass > 1e-5,
@@ -337,19 +348,22 @@ def _official_log_mass(x, means, log_scales, max_level):
 
 
 def exact_log_mass(level, means, log_scales, max_level):
-    """Logarithms of the exact probabilities of levels: those of all levels sum to 1.
+    """Logarithms of the exact probabilities of levels, which sum to 1 over all levels.
 
-    Level l holds what a logistic has between l - 1/2 and l + 1/2, and the outermost levels hold all
-    beyond. With F its distribution function, ``F(u) - F(v) = F(u) F(-v) (1 - exp(v - u))``, whose
+    Level l has the logistic's mass between l - 1/2 and l + 1/2, and the outermost levels also have all
+    mass beyond. With F the logistic function, ``F(u) - F(v) = F(u) F(-v) (1 - exp(v - u))``, whose
     logarithm stays accurate where the difference of two sigmoids would be 0. Edges are computed from
-    whole numbers, in units of half a level, in which the range of values is [-max_level, max_level]:
-    so neighbours share theirs to the bit, also with 16 bits.
+    whole numbers in units of half a level, in which the range of values is [-max_level, max_level]. So
+    neighbouring levels share an edge to the bit, even with 16 bits.
 
     Args:
         level: Whole numbers from 0 to `max_level`, as floats, (..., channels, 1).
         means: Means of the logistics on the scale [-1, 1], (..., channels, M).
-        log_scales: Logarithms of their scales, of the same shape.
+        log_scales: Logarithms of the logistics' scales, of the same shape.
         max_level: The last level.
+
+    Returns:
+        Natural logarithms, (..., channels, M).
     """
     middle = means * max_level
     per_half_level = tf.exp(-log_scales) / max_level
@@ -357,8 +371,8 @@ def exact_log_mass(level, means, log_scales, max_level):
     lower = (2.0 * level - (1.0 + max_level) - middle) * per_half_level
     log_below_upper, log_above_lower = -tf.nn.softplus(-upper), -tf.nn.softplus(lower)
     log_inner = log_below_upper + log_above_lower
-    # 1 - exp(-w) of the width w. Where that is small, its logarithm is computed separately, to round
-    # only once; values and gradients are finite for every w from 0 on.
+    # log(1 - exp(-w)) of the width w, for small w by its series, to round only once. Values and
+    # gradients are finite for every w >= 0.
     width, small = 2.0 * per_half_level, 1e-2
     wide, narrow = tf.maximum(width, small), tf.minimum(width, small)
     log_narrow = log_inner - narrow / 2.0 + tf.square(narrow) / 24.0 - log_scales
@@ -372,17 +386,17 @@ def exact_log_mass(level, means, log_scales, max_level):
 
 
 def _chain(channels: int) -> list[tuple[int, int]]:
-    """Pairs of a channel and one before it on which its mean depends, in the order of coefficients."""
+    """Pairs of a channel and an earlier one that shifts its mean, in the order of coefficients."""
     first = (lambda channel: 0) if channels <= 3 else (lambda channel: max(channel - 1, 0))
     return [(c, before) for c in range(channels) for before in range(first(c), c)]
 
 
 def channel_shift(values, coefficients, channel: int, channels: int):
-    """What is added to the mean of a channel, for values of the channels before it.
+    """The amount by which a channel's mean is shifted, given the values of the channels before it.
 
     Args:
-        values: Values of each channel in [-1, 1].
-        coefficients: A coefficient for each pair of `_chain`.
+        values: List of tensors, the value of each channel in [-1, 1].
+        coefficients: List of tensors, one coefficient per pair of `_chain`.
         channel: Index of the channel, not 0.
         channels: Number of channels.
     """
@@ -392,14 +406,14 @@ def channel_shift(values, coefficients, channel: int, channels: int):
 
 
 def pixel_log_prob(distribution, x):
-    """log p of each pixel of images under an image distribution, as `log_prob` adds them up.
+    """log p of each pixel under an image distribution; `log_prob` is the sum over pixels.
 
     Args:
-        distribution: The distribution.
+        distribution: One of the image distributions of this module.
         x: Images (..., height, width, channels) in [0, 1].
 
     Returns:
-        Nats, (..., height, width).
+        Log-probabilities in nats, (..., height, width).
     """
     if isinstance(distribution, DiscretizedLogisticMixture):
         return distribution.pixel_log_prob(x)
@@ -409,13 +423,13 @@ def pixel_log_prob(distribution, x):
 
 
 def mean_image(distribution):
-    """The image to show for an image distribution: its mean, or `mean_image` of a logistic mixture."""
+    """The image to show for a distribution: its mean, or for a logistic mixture its `mean_image`."""
     mixture = isinstance(distribution, DiscretizedLogisticMixture)
     return distribution.mean_image() if mixture else distribution.mean()
 
 
 def _draw_uniform(distribution, n, seed):
-    """Draws the uniform noise for n samples of an image distribution."""
+    """Draws the uniform noise for n samples, (n, *batch, height, width, num_uniform)."""
     batch, event = distribution.batch_shape_tensor(), distribution.event_shape_tensor()
     shape = tf.concat([[n], batch, event[:-1], [distribution.num_uniform]], 0)
     seed = tfp.random.sanitize_seed(seed)

@@ -1,7 +1,7 @@
-"""Keras's way to train and score an NVAE: compile, fit, evaluate, predict.
+"""Training and scoring an NVAE through Keras: compile, fit, evaluate, predict.
 
-They run the same step as the command, which `nvae_tf.training.trainer` holds. Keras gives these methods
-to the model itself, and so `compile` and `export` are the only ones in the package that import upwards.
+These methods run the same step as the command (`nvae_tf.training.trainer`). In Keras they belong to the
+model itself, so `compile` and `export` import upwards, as nothing else in the package does.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ from nvae_tf.io.paths import user_path
 
 
 class KerasTraining(tf_keras.Model):
-    """The base class of `NVAE`: what Keras's users expect of a model.
+    """The base class of `NVAE`, with the methods that Keras's users expect of a model.
 
     Attributes:
-        fitting: How the model is trained (`nvae_tf.training.fitting.Fitting`); None before `compile`.
+        fitting: The training set up by `compile` (`nvae_tf.training.fitting.Fitting`), None before; or
+            a `TrainingView` while `nvae_tf.train` runs callbacks.
     """
 
     fitting: Any = None
@@ -36,24 +37,25 @@ class KerasTraining(tf_keras.Model):
         initialize_from_data: bool = True,
         **settings,
     ):
-        """Prepares the model for training and scoring; within the scope of the strategy that made it.
+        """Prepares the model for training and scoring, under the strategy in whose scope it was made.
 
         Args:
-            optimizer: A name: ``"adamax"``, ``"adam"`` or ``"adamw"`` with the recipes' schedule
-                (``learning_rate``, ``learning_rate_min``, ``warmup_epochs``), or one of Keras's with
-                Keras's defaults. Or an optimiser, `nvae_tf.Adamax` or one of Keras's, which keeps its
-                own learning rate.
+            optimizer: A name or an optimiser. ``"adamax"``, ``"adam"`` and ``"adamw"`` follow the
+                recipes' schedule (``learning_rate``, ``learning_rate_min``, ``warmup_epochs``); other
+                names are Keras's, with Keras's defaults. An optimiser, `nvae_tf.Adamax` or one of
+                Keras's, keeps its own learning rate.
             seed: Seed of the noise, and of the order in which `fit` takes the images of an array.
-            steps_per_execution: Training steps in one call of the graph. With several replicas, a few
-                dozen keep TensorFlow's record of exchanges small.
+            steps_per_execution: Number of training steps per call of the graph. With several replicas,
+                a few dozen keep TensorFlow's record of exchanges small.
             initialize_from_data: Whether the first batch initialises convolutions that ask for it
-                (``res_elu`` only); False for weights that were loaded.
-            **settings: Keys of `TrainConfig` that concern the step: objective, schedule, averages and
-                precision. `fit` knows the epochs; files are written by callbacks.
+                (``res_elu`` only); pass False if the weights were loaded.
+            **settings: Keys of `TrainConfig` that concern the step: objective, schedule, moving
+                averages and compilation. The number of epochs is an argument of `fit`, precision one of
+                `NVAE`, and files are written by callbacks.
 
         Raises:
             ConfigError: A key or its value is not allowed.
-            UserError: It is not an optimiser, or it cannot be used here.
+            UserError: `optimizer` is not an optimiser, or cannot be used here.
         """
         from nvae_tf.training.fitting import Fitting
 
@@ -61,12 +63,12 @@ class KerasTraining(tf_keras.Model):
         checks.check_flag("initialize_from_data", initialize_from_data)
         with self.distribute_strategy.scope():
             self.fitting = Fitting(self, optimizer, seed, initialize_from_data, settings)
-            # No metrics: Keras would warn of the weights of images that fill up a batch.
+            # Without metrics, so that Keras does not warn about the weights of images (0 for padding).
             super().compile(steps_per_execution=steps_per_execution, weighted_metrics=[])
 
     @property
     def optimizer(self):
-        """The optimiser that was given to `compile`, or that it made; None before."""
+        """The optimiser that `compile` was given or made; None before `compile`."""
         return self.fitting and self.fitting.given_optimizer
 
     @optimizer.setter
@@ -75,7 +77,7 @@ class KerasTraining(tf_keras.Model):
 
     @property
     def metrics_names(self):
-        """What `train_on_batch` returns, in this order."""
+        """Names of the values that `train_on_batch` returns, in their order."""
         return list(self._require_fitting().reported)
 
     def fit(
@@ -96,30 +98,30 @@ class KerasTraining(tf_keras.Model):
     ):
         """Trains the model.
 
-        Schedules span the steps taken so far and those of this call.
+        The schedules span the steps taken so far and those of this call.
 
         Args:
-            x: Images (n, height, width, channels) of floats in [0, 1]; or a `tf.data.Dataset` of
-                batches of them, over all replicas, whose labels are ignored. Images of an array that
-                do not fill the last batch of an epoch are left out of it.
-            batch_size: Images of a step over all replicas, for an array; default: 32.
-            epochs: Number of the epoch after which to stop.
+            x: Images (n, height, width, channels), floats in [0, 1]; or a `tf.data.Dataset` of batches
+                of such images for all replicas together, whose labels are ignored. An epoch leaves out
+                the images of an array that do not fill its last batch.
+            batch_size: Number of images per step over all replicas, for an array; default: 32.
+            epochs: Number of the epoch after which training stops.
             verbose: As in Keras.
-            callbacks: Callbacks of Keras, or ours (`nvae_tf.callbacks`).
-            validation_data: As for the `x` of `evaluate`, or a tuple that begins with it.
-            shuffle: Whether the images of an array come in another order in each epoch.
+            callbacks: Callbacks of Keras or of `nvae_tf.callbacks`.
+            validation_data: Images as for `x` of `evaluate`, or a tuple whose first entry they are.
+            shuffle: Whether each epoch takes the images of an array in a different random order.
             initial_epoch: Number of epochs that were trained before.
-            steps_per_epoch: Batches in an epoch; needed if the data set does not know its size. If it
-                has another number of batches, each epoch goes on in it where the last one ended.
-            validation_steps: As for the `steps` of `evaluate`.
-            validation_batch_size: As for the `batch_size` of `evaluate`; default: `batch_size`, for an
-                array.
+            steps_per_epoch: Number of batches per epoch; needed if the data set does not know its size.
+                If the data set has more batches, each epoch continues where the last one ended.
+            validation_steps: As `steps` of `evaluate`.
+            validation_batch_size: As `batch_size` of `evaluate`; default for an array: `batch_size`.
             validation_freq: As in Keras.
 
         Returns:
-            Keras's `History`: of each epoch ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits
-            per dimension, means over its steps; ``loss``, ``beta`` and ``learning_rate`` of its last
-            step; and with validation ``val_nelbo``, ``val_bpd``, ``val_recon`` and ``val_kl``.
+            Keras's `History`. Per epoch it has ``nelbo``, ``recon`` and ``kl`` in nats per image and
+            ``bpd`` in bits per dimension, all means over the steps of the epoch; ``loss``, ``beta`` and
+            ``learning_rate`` of the last step; and with validation ``val_nelbo``, ``val_bpd``,
+            ``val_recon`` and ``val_kl``.
 
         Raises:
             UserError: An argument is wrong.
@@ -165,22 +167,23 @@ class KerasTraining(tf_keras.Model):
             )
 
     def train_on_batch(self, x, *, reset_metrics: bool = True, return_dict: bool = False):
-        """Takes one step.
+        """Takes one training step.
 
-        Before the first `fit`, whose length schedules need, the KL coefficient is `kl_max_coeff` and
-        the learning rate is that after warm-up.
+        Schedules need the length of a `fit`. Before the first one, the KL coefficient is
+        ``kl_max_coeff`` and the learning rate is that after warm-up.
 
         Args:
-            x: Images (n, height, width, channels) of floats in [0, 1].
-            reset_metrics: Whether to report this step alone, instead of means over all steps since the
-                last time that this was True.
+            x: Images (n, height, width, channels), floats in [0, 1].
+            reset_metrics: Whether to report this step alone. If not, means are over all steps since the
+                last call in which this was True.
             return_dict: Whether to return a dictionary instead of a list.
 
         Returns:
-            What `metrics_names` says.
+            The values that `metrics_names` names.
 
         Raises:
-            UserError: The images have another type or shape, or other values.
+            UserError: The images have a wrong type or shape, values between levels, or a number that
+                replicas and passes cannot share equally.
         """
         fitting = self._require_fitting()
         fitting.batching.check(x)
@@ -200,31 +203,33 @@ class KerasTraining(tf_keras.Model):
         return_dict: bool = True,
         **keras_options,
     ):
-        """Scores images with one draw of z each; with moving averages of the weights if there are any.
+        """Scores images with one draw of z each, using moving averages of the weights if there are any.
 
-        The draw belongs to the image's place, whatever the batches.
+        An image's draw depends on its place among the images, not on how they are batched.
 
         Args:
-            x: Images as for `fit`; all of an array are scored.
-            batch_size: Images of a batch over all replicas, for an array; default: 32.
+            x: Images as for `fit`; all images of an array are scored.
+            batch_size: Number of images per batch over all replicas, for an array; default: 32.
             verbose: As in Keras.
-            steps: Batches to score; default: all.
+            steps: Number of batches to score; default: all.
             callbacks: Callbacks of Keras.
-            return_dict: Whether the result has names; otherwise it is a list in the same order.
-            **keras_options: Further arguments of Keras's `evaluate`; its `fit` has one of its own.
+            return_dict: Whether to return a dictionary instead of a list.
+            **keras_options: Further arguments of Keras's `evaluate`, including those that only its
+                `fit` passes.
 
         Returns:
-            Means over the images: ``nelbo``, ``recon``, ``kl`` in nats, ``bpd`` in bits per dimension.
+            Means over the images, in this order: ``nelbo`` (nats per image), ``bpd`` (bits per
+            dimension), ``recon`` and ``kl`` (nats per image).
 
         Raises:
             UserError: An argument is wrong.
         """
         fitting = self._require_fitting()
-        # `fit` has made its validation data ready, and says so by this argument.
+        # Keras's `fit` passes this argument, and our `fit` has already batched its validation data.
         if "_use_cached_eval_dataset" not in keras_options:
             x, steps = fitting.batching.evaluation(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
-        with self._one_step_in_a_call():  # several need a data set that knows its size
+        with self._one_step_in_a_call():  # several would need a data set that knows its size
             scores = super().evaluate(
                 x,
                 verbose=verbose,
@@ -236,13 +241,13 @@ class KerasTraining(tf_keras.Model):
         return scores if return_dict else list(scores.values())
 
     def test_on_batch(self, x, *, return_dict: bool = False):
-        """`evaluate` of one batch: ``nelbo``, ``bpd``, ``recon``, ``kl`` in a list, or with names."""
+        """Scores one batch as `evaluate` does: a list of nelbo, bpd, recon, kl, or a dictionary."""
         return self.evaluate(
             x, batch_size=checks.batch_of(x) or 1, verbose=0, return_dict=return_dict
         )
 
     def set_weights(self, weights):
-        """Gives the model other weights, from which moving averages then start anew."""
+        """Assigns weights; if any of them changes, the moving averages start anew from them."""
         before = self.get_weights() if self.fitting is not None else []
         super().set_weights(weights)
         same = map(np.array_equal, before, self.get_weights())
@@ -250,9 +255,9 @@ class KerasTraining(tf_keras.Model):
             self.fitting.follow_weights()
 
     def predict(self, x, **options):
-        """Reconstructs images with each z from its posterior's mean; arguments as in Keras.
+        """Reconstructs images with zero noise, and with the weights' moving averages if there are any.
 
-        With the moving averages of the weights if there are any.
+        Arguments as in Keras.
 
         Returns:
             Images (n, height, width, channels) in [0, 1]; for binary images, their means.
@@ -275,12 +280,12 @@ class KerasTraining(tf_keras.Model):
             return super().predict(x, **options)
 
     def predict_step(self, data):
-        """Reconstructs the images of a batch, whatever is beside them."""
+        """Reconstructs the images of a batch; labels beside them are ignored."""
         images = data[0] if isinstance(data, tuple) else data
         return self.reconstruct(images)
 
     def make_train_function(self, force=False):
-        """The step of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
+        """The step of `nvae_tf.training.trainer` as a function of an iterator over batches."""
         if self.train_function is None or force:
             run, graph = self._require_fitting().train_function(self._steps_per_execution)
 
@@ -293,7 +298,7 @@ class KerasTraining(tf_keras.Model):
         return self.train_function
 
     def make_test_function(self, force=False):
-        """The validation of `nvae_tf.training.trainer`, as a function of an iterator over batches."""
+        """The validation of `nvae_tf.training.trainer` as a function of an iterator over batches."""
         if self.test_function is None or force:
             run = self._require_fitting().test_function()
 
@@ -309,29 +314,29 @@ class KerasTraining(tf_keras.Model):
         """Writes the model to a file that `nvae_tf.load` and Keras read.
 
         Args:
-            filepath: Path of the file; its name ends in ``.keras``.
+            filepath: Path of the file, ending in ``.keras``.
             overwrite: As in Keras.
             **options: As in Keras.
 
         Raises:
-            UserError: The name has another end, or its folder does not exist.
+            UserError: The path does not end in ``.keras``, or its folder does not exist.
         """
         check_model_name(filepath)
         _check_parent(filepath)
         super().save(filepath, overwrite=overwrite, **options)
 
     def save_weights(self, filepath, overwrite: bool = True, **options):
-        """Writes the weights, and the state of the training in TensorFlow's format, for `load_weights`.
+        """Writes the weights for `load_weights`; in TensorFlow's format also the state of training.
 
         Args:
-            filepath: A path whose name ends in ``.weights.h5``; or what the names of the files begin
-                with, for TensorFlow's format.
+            filepath: A path that ends in ``.weights.h5``; any other path is the prefix of the files'
+                names in TensorFlow's format.
             overwrite: As in Keras.
             **options: As in Keras.
 
         Raises:
-            UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows;
-                or its folder does not exist.
+            UserError: The path has the ending of another format, ``.h5``, ``.hdf5`` or ``.keras``; or
+                its folder does not exist.
         """
         check_weights_name(filepath)
         if str(filepath).endswith(".h5"):  # for the other format TensorFlow makes it
@@ -339,18 +344,18 @@ class KerasTraining(tf_keras.Model):
         super().save_weights(filepath, overwrite=overwrite, **options)
 
     def export(self, filepath) -> Path:
-        """Writes a SavedModel that needs TensorFlow alone, with the signatures of docs/serving.md.
+        """Writes a SavedModel that needs only TensorFlow, with the signatures of docs/serving.md.
 
-        With the moving averages of the weights if there are any.
+        It has the moving averages of the weights if there are any.
 
         Args:
-            filepath: The folder that holds all versions, as TensorFlow Serving reads it.
+            filepath: Path of the folder of all versions, as TensorFlow Serving expects it.
 
         Returns:
             The folder of the new version, ``filepath/1`` if it is the first.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The folder cannot be written.
         """
         from nvae_tf.evaluation.export import export
 
@@ -366,11 +371,11 @@ class KerasTraining(tf_keras.Model):
             self.fitting.reset()
 
     def get_compile_config(self):
-        """None: a model that was saved is compiled anew."""
+        """None, so that a loaded model has to be compiled again."""
         return
 
     def _trackable_children(self, save_type="checkpoint", **options):
-        """What TensorFlow saves: in checkpoints also what training changes besides weights."""
+        """What TensorFlow saves: in checkpoints the trainer as well, with optimiser and counters."""
         children = super()._trackable_children(save_type, **options)
         if save_type == "checkpoint" and self.fitting is not None:
             children = {**children, "trainer": self.fitting.trainer}
@@ -378,7 +383,7 @@ class KerasTraining(tf_keras.Model):
 
     @contextlib.contextmanager
     def _one_step_in_a_call(self):
-        """Takes no notice of `steps_per_execution` until the block ends."""
+        """Sets `steps_per_execution` to 1 until the block ends."""
         count = int(self._steps_per_execution.numpy())
         self._steps_per_execution.assign(1)
         try:
@@ -403,7 +408,7 @@ def check_model_name(filepath) -> None:
     """Checks the name of a file for a whole model.
 
     Raises:
-        UserError: Its format cannot hold one.
+        UserError: The name does not end in ``.keras``.
     """
     if not str(filepath).endswith(".keras"):
         raise UserError(
@@ -423,7 +428,8 @@ def check_weights_name(filepath) -> None:
     """Checks the name of a file for weights.
 
     Raises:
-        UserError: It is a name of Keras's older HDF5 format, which cannot hold the names of rows.
+        UserError: The name ends in ``.keras``, or is one of Keras's older HDF5 format, which cannot
+            hold the names of rows.
     """
     name = str(filepath)
     if name.endswith((".h5", ".hdf5", ".keras")) and not name.endswith(".weights.h5"):

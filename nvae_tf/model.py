@@ -1,8 +1,8 @@
 """NVAE: the bidirectional hierarchy of the paper's figures 2 and 3.
 
-One bottom-up pass keeps a map for each latent group; one top-down walk goes through the groups, from
-the coarsest to the finest. What differs between training, reconstruction, generation and decoding is
-only the *source* of each group's z (see `nvae_tf.layers.latent_group`).
+A bottom-up pass computes one map per latent group; a top-down walk visits the groups from the coarsest
+to the finest. Training, reconstruction, generation and decoding differ only in the *source* of each
+group's z (see `nvae_tf.layers.latent_group`).
 """
 
 import dataclasses
@@ -64,18 +64,20 @@ from nvae_tf.summary import summary_lines
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 
-ROW_NAMES = "row_names"  # in files of Keras, beside the stacks
+ROW_NAMES = "row_names"  # key in Keras's files, beside the stacks
 
-# Folded into a seed for the noise of pixels, so that it differs from that of latents.
+# Folded into the seed of a sample's pixels, so that their noise differs from that of its latents.
 PIXEL_STREAM = -1
 
 
 class NVAEOutput(NamedTuple):
-    """What one pass computed.
+    """The result of one pass.
+
+    The KL and log-densities exist only if z comes from the posterior.
 
     Attributes:
         parameters: Parameters of the image distribution, (batch, height, width, parameters).
-        latents: A `GroupOutput` for each group, top of the hierarchy first.
+        latents: One `GroupOutput` per group, top of the hierarchy first.
     """
 
     parameters: tf.Tensor
@@ -83,7 +85,7 @@ class NVAEOutput(NamedTuple):
 
     @property
     def kl_per_group(self):
-        """KL of each image and group in nats, (batch, groups)."""
+        """KL of each image and group in nats, (batch, groups), top of the hierarchy first."""
         return tf.stack([latent.kl_per_image for latent in self.latents], 1)
 
     @property
@@ -105,7 +107,7 @@ class NVAEOutput(NamedTuple):
 class NVAE(KerasTraining):
     """A deep hierarchical variational autoencoder for images.
 
-    Its methods check what they are given (`nvae_tf.checks`): a wrong argument is a `UserError`.
+    The methods check their arguments (`nvae_tf.checks`) and raise `UserError` if one is wrong.
 
     ```python
     NVAE.from_recipe("cifar10")
@@ -114,18 +116,18 @@ class NVAE(KerasTraining):
     ```
 
     Args:
-        config: The hierarchy; default: that of `ModelConfig`.
-        image: The images; an `ImageSpec`, or their height, width and channels.
-        precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``; weights,
-            latents, distributions and statistics are float32 always.
+        config: Configuration of the model; default: the defaults of `ModelConfig`.
+        image: Description of the images: an `ImageSpec`, or (height, width, channels).
+        precision: Precision of activations, ``"float32"``, ``"float16"`` or ``"bfloat16"``. Weights,
+            latents, distributions and statistics are always float32.
         binary: Whether pixels are 0 or 1; default: what an `ImageSpec` says, or False.
         name: The model's name in Keras.
         **keys: Keys of `ModelConfig` that change `config`.
 
     Call arguments:
         images: (batch, height, width, channels), values in [0, 1].
-        noise: Standard-normal tensors, one per group (`draw_noise`); default: zeros, with which each z
-            follows from its posterior's mean.
+        noise: Standard-normal tensors (batch, height, width, latents), one per group (`draw_noise`);
+            default: zeros, which give each z the mean of its posterior before the flows.
         training: Whether batch norm uses the batch's statistics, and moves its running averages towards
             them.
 
@@ -135,7 +137,7 @@ class NVAE(KerasTraining):
     Raises:
         ConfigError: A key or its value is not allowed, or the image cannot be halved as often as the
             configuration asks.
-        UserError: Images or noise of another kind are passed in a call.
+        UserError: In a call, the images or the noise have another type or shape.
 
     Reference: Vahdat & Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
@@ -164,7 +166,7 @@ class NVAE(KerasTraining):
         # Bottom-up: stem and preprocess halve the image to the size of the finest latents.
         self.stem = Conv2D(enc, 3)
         self.preprocess = []
-        width = 1  # channels double at every halving
+        width = 1  # factor on the channels, which double at every halving
         for _ in range(config.num_preprocess_blocks):
             for _ in range(config.num_preprocess_cells - 1):
                 self.preprocess.append(cell("preprocess", enc * width))
@@ -227,7 +229,7 @@ class NVAE(KerasTraining):
 
     @classmethod
     def from_recipe(cls, name: str, precision: str = "float32", **keys) -> "NVAE":
-        """A new model of a recipe.
+        """Builds a new, untrained model from a recipe.
 
         Args:
             name: Name of a recipe (`nvae_tf.list_recipes`), or the path of a YAML file.
@@ -254,7 +256,7 @@ class NVAE(KerasTraining):
         """Prints a table of the model's parts: encoder and decoder by scale and group.
 
         Args:
-            line_length: Ignored, as all of Keras's other arguments.
+            line_length: Ignored, like all of Keras's other arguments.
             positions: Ignored.
             print_fn: Called with each line.
         """
@@ -262,7 +264,7 @@ class NVAE(KerasTraining):
             (print_fn or print)(line)
 
     def __call__(self, images, noise=None, *args, **kwargs):
-        """Checks the arguments (here, since Keras adds lines to what `call` raises) and runs `call`."""
+        """Checks the arguments and runs `call`. (Keras adds lines to errors that `call` raises.)"""
         checks.check_images(images, self.image)
         noise = self._noise_or_zeros(images, noise)
         checks.check_maps("noise", noise, self.latent_shapes, checks.batch_of(images))
@@ -273,10 +275,11 @@ class NVAE(KerasTraining):
 
         Args:
             images: As for `call`.
-            scope: How the layers are run; default: `scope`.
+            scope: How the layers are run; default: in evaluation (the method `scope`).
 
         Returns:
-            The encoder's maps, one per group, top of the hierarchy first.
+            The encoder's maps (batch, height, width, channels), one per group, top of the hierarchy
+            first.
         """
         if scope is None:
             checks.check_images(images, self.image)
@@ -297,7 +300,7 @@ class NVAE(KerasTraining):
 
         Args:
             source: The source of every group's z: `FromPosterior`, `FromPrior` or `Given`.
-            scope: How the layers are run; default: `scope`.
+            scope: How the layers are run; default: in evaluation (the method `scope`).
 
         Returns:
             An `NVAEOutput`.
@@ -317,7 +320,7 @@ class NVAE(KerasTraining):
         return NVAEOutput(tf.cast(parameters, tf.float32), latents)
 
     def autoencode(self, images, noise, scope: Scope) -> NVAEOutput:
-        """One pass with z from the posterior, which changes nothing.
+        """Runs one pass with z from the posterior, without updating running averages.
 
         Args:
             images: As for `call`.
@@ -327,14 +330,14 @@ class NVAE(KerasTraining):
         return self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
 
     def call(self, images, noise=None, training=False):
-        """One pass with z from the posterior."""
+        """Runs one pass with z from the posterior; arguments as for calling the model."""
         scope = self.scope(training)
         output = self.autoencode(images, self._noise_or_zeros(images, noise), scope)
         update_running_averages(scope.statistics)
         return output
 
     def scope(self, training: bool = False) -> Scope:
-        """How the model's layers are run, with its weights as they are.
+        """A scope that runs the model's layers with the current weights.
 
         Args:
             training: Whether batch norms use the statistics of the batch.
@@ -347,16 +350,16 @@ class NVAE(KerasTraining):
         )
 
     def encode(self, images, noise=None):
-        """Latents of images.
+        """Computes the latents of images.
 
         Args:
             images: As for `call`.
-            noise: As for `call`; default: zeros, with which each z follows from its posterior's mean.
+            noise: As for `call`.
 
         Returns:
-            A `GroupOutput` for each group, top of the hierarchy first: z, the posterior's mean and
-            standard deviation (before flows), and KL. With noise the KL is that of the objective;
-            without, it is the KL along the means, which is usually smaller.
+            One `GroupOutput` per group, top of the hierarchy first: z, the posterior's mean and
+            standard deviation (before flows), and the KL. With noise the KL is that of the objective;
+            without noise it is the KL along the means, which is usually smaller.
         """
         return self(images, noise).latents
 
@@ -368,7 +371,7 @@ class NVAE(KerasTraining):
             seed: As for `render`.
 
         Returns:
-            Images as from `render`.
+            Images as returned by `render`.
         """
         checks.check_maps("latents", latents, self.latent_shapes, batch=None)
         return self.render(self.top_down(Given(latents)).parameters, seed)
@@ -381,14 +384,14 @@ class NVAE(KerasTraining):
         """Generates images.
 
         Args:
-            indices: Number of images, or the index of each, (batch,). An image depends on the seed and
-                its index alone, whatever it is computed together with.
-            temperature: Factor on the priors' standard deviations: one number, or one per group; colour
-                pixels are drawn at the lowest.
+            indices: Number of images, or the index of each, (batch,). An image depends only on the seed
+                and its index, not on the other images of the batch.
+            temperature: Factor on the priors' standard deviations, one number or one per group. Colour
+                pixels are drawn at the lowest temperature.
             latents: z of the first groups, each (batch, height, width, latents), top of the hierarchy
-                first; those of the other groups are drawn.
-            seed: Two integers, or one: 3 stands for (3, 0), which is also what ``--seed 3`` samples.
-            scope: How the layers are run; default: `scope`.
+                first; z of the other groups is drawn.
+            seed: Two integers, or one: 3 stands for (3, 0), the seed of the command's ``--seed 3``.
+            scope: How the layers are run; default: in evaluation (the method `scope`).
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; for binary images, their means.
@@ -401,15 +404,15 @@ class NVAE(KerasTraining):
         return self.render(parameters, seed, indices, tf.reduce_min(temperature))
 
     def render(self, parameters, seed=None, indices=None, temperature=1.0):
-        """Renders images to look at.
+        """Turns parameters of the image distribution into images to look at.
 
         Args:
             parameters: Parameters of the image distribution, (batch, height, width, parameters).
-            seed: Two integers or one (see `sample`), for samples of colour pixels; default: the
-                distribution's `mean_image`.
-            indices: Number of images, or the index of each, (batch,), which gives its part of the
-                seed's noise; default: as many as there are parameters.
-            temperature: Temperature of the samples.
+            seed: Seed with which pixels that are not binary are drawn, two integers or one (see
+                `sample`); default: no draw, but the distribution's `mean_image`.
+            indices: Number of images, or the index of each, (batch,), which selects its part of the
+                seed's noise; default: the size of the batch.
+            temperature: Temperature at which pixels are drawn.
 
         Returns:
             Images (batch, height, width, channels) in [0, 1]; for binary images, always their means.
@@ -426,12 +429,13 @@ class NVAE(KerasTraining):
         return tf.clip_by_value(images, 0.0, 1.0)
 
     def image_distribution(self, parameters, temperature=1.0, likelihood: str | None = None):
-        """p(x | z) over images in [0, 1], a TFP distribution.
+        """p(x | z) over images in [0, 1], as a TFP distribution.
 
         Args:
-            parameters: (batch, height, width, parameters).
+            parameters: Parameters of the distribution, (batch, height, width, parameters).
             temperature: Temperature of samples from a logistic mixture.
-            likelihood: Which probabilities, ``"official"`` or ``"exact"``; default: `likelihood`.
+            likelihood: Kind of probabilities of a logistic mixture, ``"official"`` or ``"exact"``;
+                default: the property `likelihood`.
         """
         if self.image.binary:
             return bernoulli_image(parameters)
@@ -452,7 +456,7 @@ class NVAE(KerasTraining):
         With a normal decoder (``num_mixture_dec: 1``) it is the logarithm of a density on [-1, 1].
 
         Args:
-            parameters: (batch, height, width, parameters).
+            parameters: Parameters of the image distribution, (batch, height, width, parameters).
             images: As for `call`.
             likelihood: As for `image_distribution`.
         """
@@ -460,7 +464,12 @@ class NVAE(KerasTraining):
         return self.image_distribution(parameters, likelihood=likelihood).log_prob(images)
 
     def pixel_log_likelihood(self, parameters, images):
-        """log p(x | z) of each pixel of the scored centre, (batch, height, width), in nats."""
+        """log p(x | z) of each pixel of the scored centre in nats, (batch, height, width).
+
+        Args:
+            parameters: As for `log_likelihood`.
+            images: As for `call`.
+        """
         parameters, images = self._scored(parameters, images)
         return pixel_log_prob(self.image_distribution(parameters), images)
 
@@ -476,10 +485,10 @@ class NVAE(KerasTraining):
     def bits_per_dim(self, nats):
         """Converts negative log-likelihoods in nats per image to bits per dimension (elementwise).
 
-        A normal decoder's density, times the distance between levels, counts as a level's mass. With
-        6 bits and more deviations are at least half that distance, and the masses of all levels sum to
-        1.01 at most; with fewer bits the sum may be larger, and the results cannot be compared with
-        others.
+        For a normal decoder, the density times the distance between levels counts as the probability of
+        a level. With 6 bits or more the standard deviation is at least half that distance, and the
+        probabilities of all levels sum to at most 1.01. With fewer bits the sum may be larger, and the
+        results cannot be compared with those of other decoders.
         """
         bits = self.image.bits_per_dim(nats)
         if not self.image.binary and self.config.num_mixture_dec == 1:
@@ -488,12 +497,12 @@ class NVAE(KerasTraining):
 
     @property
     def num_bits(self) -> int:
-        """Bits per value that the model sees: images are multiples of 1 / (2**num_bits - 1)."""
+        """Bits per value of the model's images, which are multiples of 1 / (2**num_bits - 1)."""
         return self.config.x_bits(self.image)
 
     @property
     def likelihood(self) -> str:
-        """Which probabilities of images are computed: ``"official"`` or ``"exact"``."""
+        """Kind of probabilities that a logistic mixture computes: ``"official"`` or ``"exact"``."""
         if self.config.likelihood != AUTO:
             return self.config.likelihood
         return OFFICIAL if has_official_likelihood(self.config, self.image) else EXACT
@@ -509,11 +518,11 @@ class NVAE(KerasTraining):
         return [group.latent_shape for group in self.groups]
 
     def draw_noise(self, indices, seed):
-        """Standard-normal noise for every group.
+        """Draws standard-normal noise for every group.
 
         Args:
-            indices: Number of images, or the index of each, (batch,). An image's noise depends on the
-                seed and its index alone.
+            indices: Number of images, or the index of each, (batch,). An image's noise depends only on
+                the seed and its index.
             seed: Two integers, or one (see `sample`).
 
         Returns:
@@ -535,17 +544,17 @@ class NVAE(KerasTraining):
 
     @property
     def needs_data_initialization(self) -> bool:
-        """Whether a convolution is initialised from data."""
+        """Whether the model has convolutions that are initialised from data."""
         return any(layer.data_init for layer in self.convolutions)
 
     @property
     def convolutions(self) -> list[Conv2D]:
-        """Every convolution of the model, in the order in which they were made."""
+        """Every convolution of the model, in the order of `nvae_tf.engine.weights.walk`."""
         return [layer for _, layer in walk(self) if isinstance(layer, Conv2D)]
 
     @property
     def batch_norms(self) -> list[BatchNormAct]:
-        """Every batch norm of the model, in the order in which they were made."""
+        """Every batch norm of the model, in the order of `nvae_tf.engine.weights.walk`."""
         return [layer for _, layer in walk(self) if isinstance(layer, BatchNormAct)]
 
     def get_config(self):
@@ -569,10 +578,11 @@ class NVAE(KerasTraining):
         store[ROW_NAMES] = np.frombuffer(self.row_names.serialize().encode(), np.uint8)
 
     def load_own_variables(self, store):
-        """Reads the stacks.
+        """Reads the stacks from a ``.keras`` or ``.weights.h5`` file.
 
         Raises:
-            ValueError: Their rows have no names, or are those of other weights (`OtherRowsError`).
+            ValueError: The file has no names of rows, or its rows belong to other weights
+                (`OtherRowsError`).
         """
         if ROW_NAMES not in store:
             raise ValueError("it has no names of weights; expected a file of an NVAE")
@@ -585,7 +595,10 @@ class NVAE(KerasTraining):
         return noise
 
     def _initial_state(self, batch_size, scope: Scope):
-        """The learned map that the walk starts from; None if there is only one group."""
+        """The learned map (batch, height, width, channels) that the walk starts from.
+
+        None if there is only one group.
+        """
         if self.top is None:
             return None
         top = tf.cast(scope.value(self.top), self.precision)
@@ -593,16 +606,16 @@ class NVAE(KerasTraining):
 
     @property
     def pixels_of_samples(self) -> str:
-        """What `sample` shows of p(x | z), in words for a caption."""
+        """How `sample` obtains pixels from p(x | z), in words for a caption."""
         return "means of p(x | z)" if self.image.binary else "pixels drawn from p(x | z)"
 
     @property
     def _draws_pixels(self) -> bool:
-        """Whether `sample` draws pixels at its temperature, besides latents."""
+        """Whether the temperature of `sample` applies to pixels as well as latents."""
         return not self.image.binary and self.config.num_mixture_dec > 1
 
     def _create_weights(self):
-        """Makes all weights from the shapes of the maps, and the stacks that hold them."""
+        """Creates all weights from the shapes of the maps, and the stacks that hold them."""
         self.top = None
         if len(self.groups) > 1:
             self.top = Weight(self.top_shape, Uniform(0.0, 1.0))
@@ -620,7 +633,7 @@ class NVAE(KerasTraining):
 
 
 def model_digest(model: NVAE) -> str:
-    """SHA-256 of a model's configuration and weights."""
+    """SHA-256 of a model's configuration, names of weights and weights, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.image)]
     digest.update(json.dumps(parts, sort_keys=True).encode())

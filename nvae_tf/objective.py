@@ -1,8 +1,7 @@
 """Terms and coefficients of the objective (paper, sections 2, 3.2 and 3.3, appendix A).
 
-They are functions of the KL that the model returned, of the scales of batch norms, of the step and of
-the configuration. The spectral term is in `nvae_tf.engine.kernels`. The KL is in nats, (batch, groups),
-coarsest group first.
+The functions take the model's KL, the scales of batch norms, the step and the configuration. The
+spectral term is in `nvae_tf.engine.kernels`. Groups are ordered from the coarsest.
 """
 
 import math
@@ -15,7 +14,10 @@ ACTIVE_NATS = 0.1  # a latent channel counts as active above this mean KL
 
 
 def kl_coefficient(step, total_steps: int, config: TrainConfig):
-    """beta, the weight of the KL, annealed from almost 0 to 1, or to ``kl_max_coeff`` (section 3.3).
+    """beta, the weight of the KL, a float32 scalar (section 3.3).
+
+    After a constant phase it rises linearly, reaching 1 after the annealing phase. It is bounded by
+    ``kl_const_coeff`` from below and by ``kl_max_coeff`` from above.
 
     Args:
         step: Number of steps before this one, a scalar tensor.
@@ -30,7 +32,11 @@ def kl_coefficient(step, total_steps: int, config: TrainConfig):
 
 
 def balancing_weights(config: ModelConfig) -> list[float]:
-    """alpha of every group, coarsest first: 4^scale / groups of the scale, divided by the smallest."""
+    """alpha of every group, coarsest group first.
+
+    In scale s (0 the coarsest) alpha is 4^s / (number of groups in the scale), divided by the smallest
+    of these values.
+    """
     alphas = [
         4.0**scale / count
         for scale, count in enumerate(reversed(config.groups_per_scale))
@@ -44,12 +50,12 @@ def balance_kl(kl_per_group, mean_kl, alphas, beta):
 
     Args:
         kl_per_group: KL of each image and group in nats, (batch, groups).
-        mean_kl: Mean of its absolute values over the global batch, (groups,).
-        alphas: What `balancing_weights` returned.
-        beta: The KL coefficient as a portion of its largest value; at 1 every group has weight 1.
+        mean_kl: Mean of the absolute values of `kl_per_group` over the global batch, (groups,).
+        alphas: The result of `balancing_weights`.
+        beta: The KL coefficient divided by its largest value; at 1 every group has weight 1.
 
     Returns:
-        The balanced KL of each image in nats, (batch,), and gamma, the weights (groups,).
+        The balanced KL of each image in nats, (batch,), and the weights gamma, (groups,).
     """
     size = mean_kl + 0.01
     gamma = size / tf.constant(alphas, size.dtype) * tf.reduce_sum(size)
@@ -59,10 +65,13 @@ def balance_kl(kl_per_group, mean_kl, alphas, beta):
 
 
 def regularization_coefficient(beta, config: TrainConfig):
-    """lambda, the weight of the spectral and the batch-norm term (section 3.2).
+    """lambda, the weight of the spectral and batch-norm terms, a float32 scalar (section 3.2).
+
+    With ``weight_decay_norm_anneal``, log lambda moves linearly in beta from ``weight_decay_norm_init``
+    to ``weight_decay_norm``.
 
     Args:
-        beta: The KL coefficient as a portion of its largest value, with which lambda is annealed.
+        beta: The KL coefficient divided by its largest value.
         config: Gives ``weight_decay_norm``, ``weight_decay_norm_init`` and
             ``weight_decay_norm_anneal``.
     """
@@ -73,20 +82,20 @@ def regularization_coefficient(beta, config: TrainConfig):
 
 
 def batch_norm_penalty(gammas: list):
-    """The sum over batch norms of the largest |gamma|, which the paper regularises with the kernels.
+    """The sum over batch norms of the largest |gamma|, a scalar (section 3.2).
 
     Args:
-        gammas: Scales of the batch norms: for each number of channels, one tensor (n, channels) for
-            the n batch norms that have as many.
+        gammas: Scales of the batch norms: one tensor (n, channels) for the n batch norms of each width.
     """
     largest = [tf.reduce_sum(tf.reduce_max(tf.abs(gamma), 1)) for gamma in gammas]
-    return tf.add_n(largest) if largest else tf.zeros(())  # the cells of res_elu have none
+    return tf.add_n(largest) if largest else tf.zeros(())  # res_elu cells have no batch norms
 
 
 def active_latents(channel_kl):
-    """Number of latent channels of each group that carry information, (groups,).
+    """Number of latent channels of each group with a mean KL above `ACTIVE_NATS`, float32 (groups,).
 
     Args:
-        channel_kl: Mean KL of every channel, summed over its map, in nats, (groups, latents).
+        channel_kl: KL of every latent channel in nats, summed over its map and averaged over images,
+            (groups, latents).
     """
     return tf.reduce_sum(tf.cast(channel_kl > ACTIVE_NATS, tf.float32), 1)

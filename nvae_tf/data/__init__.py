@@ -1,1 +1,1 @@
-"""Reading and preparing images. This package knows neither model nor training."""
+"""Reading and preparing images. Knows neither model nor training."""

@@ -20,16 +20,17 @@ CIFAR_TEST = ["test_batch"]
 
 
 def read_digits(folder: str = "", grey: bool = False) -> Splits:
-    """Reads scikit-learn's 1,797 bundled handwritten digits, 8x8, in the layout of MNIST.
+    """Reads the 1,797 handwritten digits of 8x8 pixels that scikit-learn bundles, sized like MNIST.
 
-    Enlarged to 28x28 (bilinear) and padded to 32x32; a fixed random fifth is the test set. They are
-    the test set of *Optical Recognition of Handwritten Digits* (Alpaydin & Kaynak, UCI, 1998).
+    They are enlarged to 28x28 (bilinear) and padded to 32x32; a fixed random fifth is the test set. The
+    digits are the test set of *Optical Recognition of Handwritten Digits* (Alpaydin & Kaynak, UCI,
+    1998).
 
     Args:
         folder: Ignored, because the images come with scikit-learn.
-        grey: Whether they have 5 bits. The originals have 17 levels, 0 to 16, and so have these: values
-            between them, which enlarging makes, are rounded to the nearest. They are spread over the 32
-            levels of 5 bits, 16 becoming 31, so that 15 levels of 5 bits never occur.
+        grey: Whether to return 5-bit images. The original digits have 17 levels, 0 to 16. Values in
+            between, which arise from enlarging, are rounded to these levels, and the levels are spread
+            over the 32 levels of 5 bits, so that 16 becomes 31. So 15 of the 32 levels never occur.
 
     Returns:
         Training and test images, of 8 or 5 bits, (n, 32, 32, 1).
@@ -103,7 +104,7 @@ def read_stacked_mnist(folder: str = "") -> Splits:
 
 
 def read_omniglot(folder: str = "") -> Splits:
-    """Reads OMNIGLOT as the IWAE release has it, padded to 32x32.
+    """Reads OMNIGLOT in the version of the IWAE release, padded to 32x32.
 
     Args:
         folder: Folder that holds ``chardata.mat``.
@@ -112,7 +113,7 @@ def read_omniglot(folder: str = "") -> Splits:
         24,345 training and 8,070 test images, 8-bit, (n, 32, 32, 1).
 
     Raises:
-        UserError: The file is missing or not that of the release.
+        UserError: The file is missing, unreadable or not that of the release.
     """
     from scipy.io import loadmat
 
@@ -212,13 +213,13 @@ def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _PickledArray(safe_pickle.Object):
-    """Stands for a NumPy array whose state follows."""
+    """Takes the place of a NumPy array while a pickle is read; its state follows later."""
 
     def __init__(self, *_):
         self.array = None
 
     def set_state(self, state):
-        """Takes shape, type and bytes."""
+        """Makes the array from its shape, type and bytes."""
         _, shape, dtype, column_major, content = state
         if isinstance(content, str):  # Python 2's strings
             content = content.encode("latin-1")
@@ -227,7 +228,7 @@ class _PickledArray(safe_pickle.Object):
 
 
 class _PickledType(safe_pickle.Object):
-    """Stands for the NumPy type uint8; any other is refused."""
+    """Takes the place of the NumPy type uint8 while a pickle is read; refuses any other type."""
 
     def __init__(self, code, *_):
         if code not in ("u1", "|u1", "uint8"):
@@ -239,7 +240,7 @@ class _PickledType(safe_pickle.Object):
 
 
 def _bytes_of_text(text, encoding):
-    """Stands for `codecs.encode`, with which Python 3 writes bytes into pickles of old formats."""
+    """Takes the place of `codecs.encode`, which Python 3 uses for bytes in pickles of old protocols."""
     if encoding not in ("latin1", "latin-1"):
         raise safe_pickle.UnsafePickle(f"text in the encoding {short_repr(encoding)}")
     return text.encode("latin-1")

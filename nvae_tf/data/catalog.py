@@ -1,4 +1,4 @@
-"""The data sets by name: what their images are like, and how they are opened."""
+"""The data sets by name: descriptions of their images, and how to open them."""
 
 import dataclasses
 import functools
@@ -17,24 +17,24 @@ from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 
 OWN = "own"  # the data set of a run whose images were given in Python
-IMAGES, TFRECORDS = "images", "tfrecords"  # data sets of whatever images
-FOR_FOLDERS = ("alpha", "crop", "strict")  # keys of folders of images alone
+IMAGES, TFRECORDS = "images", "tfrecords"  # data sets of the user's own files
+FOR_FOLDERS = ("alpha", "crop", "strict")  # keys that apply only to the user's own files
 FOUND = ("image_size", "channels", "bits", "value_range", "alpha")  # keys that `settle` may change
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One description per data set; nothing else in the project depends on a data set's name.
+    """The description of a data set.
 
     Attributes:
         name: Name in the configuration.
-        image: What the model has to know about the images.
-        read: Opens the training and the test images in a folder; raises `UserError` if they are
-            missing or not what they should be.
+        image: Description of the images for the model.
+        read: Function from a folder to the sources of training and test images; raises `UserError` if
+            they are missing or not as expected.
         flip: Whether images are mirrored at random in training.
-        fid_on_all: Whether FID compares with training and test images, as published for this data
-            set, instead of with training images alone.
-        skipped: Lines about images that cannot be used, for the end of a command.
+        fid_on_all: Whether FID compares with training and test images together, as published results
+            for this data set do, instead of with training images alone.
+        skipped: Lines about images that cannot be used, to print at the end of a command.
     """
 
     name: str
@@ -51,7 +51,8 @@ class DatasetInfo:
             folder: The folder that holds them; empty for data sets that need none.
 
         Raises:
-            UserError: They are missing, or not what they should be.
+            UserError: The images are missing or not as expected, or a folder is given to a data set
+                that needs none.
         """
         check_data(DataConfig(dataset=self.name, data=folder))
         return self.read(folder)
@@ -61,9 +62,9 @@ class Settled(NamedTuple):
     """A complete configuration, with every open setting resolved, and its data set.
 
     Attributes:
-        config: Section ``data``, with what was found.
-        dataset: The data set.
-        lines: What was found and decided, to print.
+        config: Section ``data`` with nothing left open.
+        dataset: Description of the data set.
+        lines: Lines to print about what was found and decided.
     """
 
     config: DataConfig
@@ -72,16 +73,17 @@ class Settled(NamedTuple):
 
 
 def settle(config: DataConfig) -> Settled:
-    """Finds out what a configuration leaves open: size, channels, bits and value range.
+    """Resolves what a configuration leaves open: size, channels, bits and value range.
 
-    Those of ``images`` and ``tfrecords`` depend on the files, which are looked through; other data sets
-    are known. With what is found, other files are mapped in exactly the same way.
+    For ``images`` and ``tfrecords`` these depend on the files, which are looked through; for other data
+    sets they are known. With the resulting configuration, other files are mapped to levels in exactly
+    the same way.
 
     Args:
         config: Section ``data`` of the configuration.
 
     Raises:
-        ConfigError: As for `get_dataset_info`, or a key is not for this data set.
+        ConfigError: As for `get_dataset_info`, or a key does not apply to this data set.
         UserError: Files are missing, or none can be used.
     """
     if config.dataset == IMAGES:
@@ -93,7 +95,7 @@ def settle(config: DataConfig) -> Settled:
         check_data(config)
         config = prepared.settle(config)
     dataset = get_dataset_info(config)
-    # Not in `get_dataset_info`: runs were trained with such keys, and can still be evaluated.
+    # `get_dataset_info` does not check this, so that runs trained with such keys can be evaluated.
     for name in FOR_FOLDERS if config.dataset in _BUILT_IN else ():
         value = getattr(config, name)
         if value != getattr(DataConfig(), name):
@@ -106,7 +108,7 @@ def settle(config: DataConfig) -> Settled:
 def get_dataset_info(config: DataConfig) -> DatasetInfo:
     """Returns the description of the data set that a configuration names.
 
-    What `settle` finds is found here, too, if the configuration leaves it open.
+    What the configuration leaves open is resolved as by `settle`.
 
     Args:
         config: Section ``data`` of the configuration.
@@ -121,21 +123,21 @@ def get_dataset_info(config: DataConfig) -> DatasetInfo:
 
 
 def with_flip(dataset: DatasetInfo, config: DataConfig) -> DatasetInfo:
-    """The data set, mirrored at random or not as the configuration says; ``auto`` keeps its own way."""
+    """The data set with ``flip`` as the configuration says; ``auto`` keeps the data set's own value."""
     flip = dataset.flip if config.flip == AUTO else bool(config.flip)
     return dataclasses.replace(dataset, flip=flip)
 
 
 def names() -> list[str]:
-    """The data sets that a name alone describes."""
+    """Names of the built-in data sets."""
     return list(_BUILT_IN)
 
 
 def given_images(image: ImageSpec) -> DatasetInfo:
-    """A data set of images that a user gives, which are not kept.
+    """The description of images that a user gives, which cannot be opened again.
 
     Args:
-        image: What they are like.
+        image: Description of the images.
     """
     return DatasetInfo(OWN, image, _not_kept, flip=False)
 
@@ -186,7 +188,7 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
 def _tfrecords(
     name: str, image: ImageSpec | int, evaluation="validation", cropped=False
 ) -> DatasetInfo:
-    """A data set kept as GLOW's tfrecords: colours of 8 bits if only the size is given."""
+    """A data set of GLOW's tfrecords; an integer `image` is the size of square 8-bit colour images."""
     spec = ImageSpec(image, image, 3) if isinstance(image, int) else image
 
     def open_splits(folder):
@@ -203,8 +205,9 @@ def _images(config: DataConfig, looked_through: images.Folder | None = None) -> 
     """A plain folder of image files.
 
     Args:
-        config: Section ``data``, of which nothing is left open.
-        looked_through: The folder that it names; default: it is looked through when it is opened.
+        config: Section ``data`` with nothing left open.
+        looked_through: The folder that `config` names, if it was looked through already; default: it is
+            looked through when it is opened.
     """
 
     def open_splits(name):
@@ -227,7 +230,7 @@ def _skipped(folder: images.Folder) -> list[str]:
 
 
 def _photos(config: DataConfig) -> DatasetInfo:
-    """Crops of photographs in one of their sizes."""
+    """The data set ``photos`` in one of the sizes of its crops."""
     height, width = config.size or (0, 0)
     if height != width or height not in PHOTO_SIZES:
         raise ConfigError(
@@ -239,7 +242,7 @@ def _photos(config: DataConfig) -> DatasetInfo:
 
 
 def _lsun(name: str) -> DatasetInfo | None:
-    """An LSUN scene in one of its sizes, or None if the name is not one of those."""
+    """An LSUN scene in one of its sizes; None if the name is not that of one."""
     match = re.fullmatch(r"lsun_(bedroom|church|tower)_(64|128|256)", name)
     return match and _tfrecords(name, int(match[2]), cropped=True)
 

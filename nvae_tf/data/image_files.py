@@ -1,8 +1,8 @@
-"""Reads the images of files of every format: one by one, as the values that the file holds.
+"""Reads images from files of all supported formats, as the values that the file holds.
 
-The first bytes of a file say how it is read, whatever its name is. A file of several images (pages of
-a TIFF, slices of a scan, arrays) is read image by image; where its compression does not allow that,
-the file is kept in memory.
+The first bytes of a file decide how it is read; only npz and NIfTI files are also told by their names.
+A file of several images (pages of a TIFF, slices of a scan, arrays) is read image by image; if its
+compression does not allow that, the file is kept in memory.
 """
 
 import collections
@@ -36,8 +36,8 @@ from nvae_tf.io.paths import is_regular
 # Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 OTHER_ENDINGS = (".npy", ".npz", ".dcm", ".dicom", ".nii", ".nii.gz")
-LARGEST_KEPT = 2**31  # bytes of files that are kept in memory
-MOST_OPEN = 64  # files of several images that are kept open
+LARGEST_KEPT = 2**31  # bytes of files kept in memory, at most
+MOST_OPEN = 64  # files of several images kept open, at most
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -46,9 +46,9 @@ class Content(NamedTuple):
     """The images of an open file.
 
     Attributes:
-        images: Number of images; None: the file is one image.
-        read: Reads one by its index; raises anything if it is damaged.
-        kept: Bytes that are kept in memory for it.
+        images: Number of images; None if the file is a single image.
+        read: Reads the image of an index; may raise any exception if the file is damaged.
+        kept: Number of bytes that the file keeps in memory.
         open_files: Number of files that it keeps open.
     """
 
@@ -59,12 +59,12 @@ class Content(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is below a folder.
+    """The content of a folder and its subfolders.
 
     Attributes:
-        files: Paths of the files whose names have an image's ending, sorted.
-        unreadable: Folders that cannot be read, and the line that refuses each.
-        links: Links to folders, which are not followed.
+        files: Paths of the files with the file extension of an image, sorted.
+        unreadable: Dictionary from each folder that cannot be read to the message that refuses it.
+        links: Links to folders, which are not followed, sorted.
     """
 
     files: list[Path]
@@ -106,7 +106,7 @@ def search(folder: Path) -> Found:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Finds every image file below a folder, as `search` does, and refuses what cannot be read.
+    """Finds every image file below a folder as `search` does, but refuses folders it cannot read.
 
     Args:
         folder: Path of the folder.
@@ -124,7 +124,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 class ImageReader:
-    """Reads images, and keeps files open or in memory from which several images may be read."""
+    """Reads images; keeps files that hold several images open or in memory."""
 
     def __init__(self):
         self._kept: collections.OrderedDict[Path, Content] = collections.OrderedDict()
@@ -132,11 +132,11 @@ class ImageReader:
         self._unpacking = threading.Lock()
 
     def items(self, path: Path) -> list[Item]:
-        """Returns the images of a file.
+        """Returns the images of a file, one `Item` each.
 
         Raises:
             UnreadableImage: The file cannot be read.
-            UserError: A package is missing.
+            UserError: The package for its format is not installed.
         """
         with _unreadable(path):
             count = self._open(path).images
@@ -147,7 +147,7 @@ class ImageReader:
 
         Raises:
             UnreadableImage: The file is not an image in a known format, is damaged or too large.
-            UserError: A package is missing.
+            UserError: The package for its format is not installed.
         """
         with _unreadable(item.name):
             return self._open(item.path).read(item.place or 0)
@@ -157,7 +157,7 @@ class ImageReader:
             if path in self._kept:
                 self._kept.move_to_end(path)
                 return self._kept[path]
-        # One at a time of those that are unpacked into memory as a whole.
+        # Files that are unpacked into memory as a whole are opened one at a time.
         whole = path.name.lower().endswith((".npz", ".gz"))
         with self._unpacking if whole else contextlib.nullcontext():
             content = self._kept.get(path) or _open(path)
@@ -205,7 +205,7 @@ def _unreadable(name):
 
 
 def _open(path: Path) -> Content:
-    """Opens a file by what its first bytes say."""
+    """Opens a file with the reader for its format."""
     if not is_regular(path):
         raise ValueError("not a file")
     with path.open("rb") as file:
@@ -252,12 +252,16 @@ def _open_scan(path: Path, head: bytes) -> Content | None:
 
 
 def _is_one_image(shape) -> bool:
-    """Whether an array is (height, width) or (height, width, channels), and not several images."""
+    """Whether an array is one image, (height, width) or (height, width, channels), not several."""
     return len(shape) == 2 or (len(shape) == 3 and shape[-1] <= MAX_CHANNELS)
 
 
 def _count(shape) -> int | None:
-    """The number of images of an array (n, height, width) or (n, height, width, channels)."""
+    """The number of images of an array (n, height, width[, channels]); None if it is one image.
+
+    Raises:
+        ValueError: The array is not a number of images, or they are too large.
+    """
     if len(shape) not in (2, 3, 4):
         raise ValueError(f"an array of shape {shape}; expected (n, height, width, channels)")
     if _is_one_image(shape):
@@ -278,7 +282,7 @@ def _image_of(array, index: int) -> Stored:
 
 
 def _read_deep_png(path: Path, head: bytes) -> Stored:
-    """Reads a PNG of 16 bits with TensorFlow: Pillow reduces those of several channels to 8."""
+    """Reads a 16-bit PNG with TensorFlow, since Pillow reduces several channels of 16 bits to 8."""
     width, height, _, colour = struct.unpack(">IIBB", head[16:26])
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     check_bounds(height, width, channels)
@@ -289,7 +293,7 @@ def _read_deep_png(path: Path, head: bytes) -> Stored:
         raise ValueError(f"an image of shape {values.shape} in a file of {width}x{height} pixels")
     with Image.open(path, formats=("PNG",)) as header:
         transparent = header.info.get("transparency")
-        if channels in (1, 3) and transparent is not None:  # the one colour that is
+        if channels in (1, 3) and transparent is not None:  # the only colour that is transparent
             opaque = np.any(values != np.array(transparent, np.uint16), axis=-1, keepdims=True)
             values = np.concatenate([values, opaque * np.uint16(65535)], axis=-1)
         turned = tiff.turn_upright(values, header.getexif().get(ORIENTATION, 1))

@@ -1,4 +1,4 @@
-"""Images of files as a data set: one folder, two splits, each image as the model wants it."""
+"""A folder of image files as a data set: two splits, with each image converted for the model."""
 
 import math
 import os
@@ -19,19 +19,19 @@ from nvae_tf.io.errors import UserError, one_line
 from nvae_tf.io.paths import user_path
 from nvae_tf.io.text import counted
 
-CACHE_PORTION = 0.25  # of the machine's memory, for images decoded on the fly
-FEW_FILES = 10  # of which single images are held out, not whole files
+CACHE_PORTION = 0.25  # portion of the machine's memory that decoded images may fill, per split
+FEW_FILES = 10  # with fewer files, single images instead of whole files are held out
 
 
 def load_image(file, name, spec: ImageSpec, crop: str = CENTRE) -> np.ndarray:
-    """Decodes one image with Pillow, turns it upright, and makes of it what a spec says.
+    """Decodes one image with Pillow, turns it upright, and converts it to the levels of a spec.
 
     Opacity is dropped.
 
     Args:
         file: Path of a file, or a binary file.
         name: Name of the image in errors.
-        spec: What the image becomes.
+        spec: Size, channels, bits and value range of the result.
         crop: As for `levels.to_levels`.
 
     Returns:
@@ -61,10 +61,10 @@ def split_randomly(
 
     Args:
         items: The items.
-        portion: Portion of the items for validation.
+        portion: Portion of the items that are held out for validation.
         seed: Seed of the draw.
-        usable: Those that can be used, two at least for each part to get one: a part without any gets
-            as many more as it takes, in the order of the draw. Default: all.
+        usable: The items that can be used, at least two. A part that would get none of them is
+            enlarged, in the order of the draw, until it has one. Default: all items.
 
     Returns:
         Training and validation items, each in the order of the items.
@@ -90,14 +90,17 @@ def split_randomly(
 
 
 class FolderSource(PythonSource):
-    """Image files that are decoded when they are fetched, and padded if the spec says so.
+    """Image files, decoded when they are fetched; zero-padded if the spec scores only the centre.
 
     Args:
-        images: The images, or paths of files, of which every image is taken.
-        spec: What the images are to become: size, channels, bits and value range.
+        images: Images, or paths of files all of whose images are taken.
+        spec: Size, channels, bits and value range of the result.
         crop: As for `levels.to_levels`.
         alpha: As for `levels.to_levels`.
-        reader: What reads the files; default: a new one.
+        reader: The reader of the files; default: a new one.
+
+    Raises:
+        UnreadableImage: One of the paths cannot be read.
     """
 
     def __init__(
@@ -133,11 +136,11 @@ class FolderSource(PythonSource):
 
 
 def named_images(paths: Iterable[str], spec: ImageSpec, alpha: str) -> FolderSource:
-    """The images of files, and of folders of them, that a user names.
+    """A source of the images in files and folders that a user names.
 
     Args:
         paths: Paths as the user wrote them.
-        spec: What the images become.
+        spec: Size, channels, bits and value range of the result.
         alpha: As for `levels.to_levels`.
 
     Raises:
@@ -152,9 +155,10 @@ class Folder(NamedTuple):
     """A folder whose images were looked through.
 
     Attributes:
-        splits: Files for training and for validation, or all files alone if they are not split yet.
-        decision: What its images become.
-        reader: What has read them.
+        splits: Two lists of files, for training and for validation; or a single list of all files if
+            the folder is not split.
+        decision: The decisions about the images.
+        reader: The reader of the files.
     """
 
     splits: list[list[Path]]
@@ -163,7 +167,10 @@ class Folder(NamedTuple):
 
 
 def look(config: DataConfig) -> Folder:
-    """Looks through the images of a plain folder.
+    """Looks through the images of a folder and decides what they become.
+
+    Args:
+        config: Section ``data`` of the configuration.
 
     Raises:
         UserError: There is no such folder, or nothing in it can be used.
@@ -173,7 +180,7 @@ def look(config: DataConfig) -> Folder:
         raise UserError(
             f"{config.data or '--data'}: no such folder; --data names the folder that holds the images"
         )
-    # Unlike the method of Path, `isdir` raises nothing in a folder that cannot be read.
+    # Unlike `Path.is_dir`, `os.path.isdir` does not raise in a folder that cannot be read.
     parts = [root / name for name in ("train", "validation", "test") if os.path.isdir(root / name)]
     is_split = len(parts) > 1 and parts[0].name == "train"
     places = [search(place) for place in (parts[:2] if is_split else [root])]
@@ -197,11 +204,16 @@ def look(config: DataConfig) -> Folder:
 
 
 def split(folder: Folder, portion: float, seed: int) -> list[list[Item]]:
-    """Returns the images for training and for validation that can be used.
+    """Returns the usable images for training and for validation.
 
-    If the folder is not split, a portion of its files is drawn for validation, always the same: images
-    of one file stay together. With few files, images are drawn. The draw includes what cannot be used,
-    and goes on until a part has something that can be.
+    If the folder is not split, a portion of its files is drawn for validation, so that the images of a
+    file stay together; of few files, single images are drawn. The draw is the same every time. It
+    includes files that cannot be used, and is extended until each part has a usable image.
+
+    Args:
+        folder: The folder, looked through.
+        portion: Portion that is held out for validation.
+        seed: Seed of the draw.
 
     Raises:
         UserError: A split would be empty.
@@ -234,10 +246,10 @@ def _non_empty(folder: Folder, parts: list[list[Item]]) -> list[list[Item]]:
 
 
 def open_folder(folder: Folder) -> tuple[PythonSource, PythonSource]:
-    """Opens the training and validation images of a folder, in memory if they fit well.
+    """Opens the training and validation images of a folder, cached in memory if they are small enough.
 
-    If the folder holds ``train`` and ``validation`` (or ``test``), those are the splits. Otherwise a
-    tenth of all images is drawn for validation, always the same.
+    If the folder holds ``train`` and ``validation`` (or ``test``), those are the splits. Otherwise the
+    same tenth is drawn for validation every time (see `split`).
 
     Args:
         folder: The folder, looked through.

@@ -1,4 +1,4 @@
-"""From the values that a file holds to the levels that a model is trained on: size, channels, bits."""
+"""Converts the values in a file to the levels that a model is trained on: size, channels, bits."""
 
 import numpy as np
 from PIL import Image
@@ -22,27 +22,28 @@ def colours(image: Stored) -> int:
 
 
 def can_become(own: int, wanted: int) -> bool:
-    """Whether an image of so many channels, apart from opacity, can become one of others."""
+    """Whether an image of `own` channels, apart from opacity, can become one of `wanted` channels."""
     return own == wanted or {own, wanted} == {1, 3}
 
 
 def to_levels(image: Stored, spec: ImageSpec, crop: str = CENTRE, alpha: str = DROP) -> np.ndarray:
-    """Resizes an image, bilinearly with antialiasing, and maps its values to levels.
+    """Maps an image's values to levels, and resizes it bilinearly with antialiasing.
 
-    8-bit images that stay so are resized as 8-bit images, others in float32 channel by channel. Values
-    outside the range are clipped to it, and NaN becomes the smallest value of the range.
+    Images that are 8-bit before and after are resized as such; others are resized in float32, channel
+    by channel. Values outside the value range are clipped to it, and NaN becomes its smallest value.
 
     Args:
-        image: The image, not smaller than the size asked for.
-        spec: What it becomes: size, channels, bits and value range.
-        crop: ``"centre"``: the largest box in the middle that has the shape asked for; ``"random"``: no
-            crop yet, the image is scaled so that it covers the size; ``"none"``: the whole image,
-            squeezed.
-        alpha: What becomes of opacity: ``"drop"``, ``"white"`` or ``"black"`` (laid on that), or
-            ``"keep"``: the last channel.
+        image: The image, not smaller than the spec's size.
+        spec: Size, channels, bits and value range of the result.
+        crop: ``"centre"``: scale the largest centred box of the spec's aspect ratio; ``"random"``: do
+            not crop yet, but scale the image so that it covers the spec's size; ``"none"``: scale the
+            whole image to the spec's size, which may distort it.
+        alpha: What to do with opacity: ``"drop"`` it; lay the image on ``"white"`` or ``"black"``; or
+            ``"keep"`` it as the last channel.
 
     Returns:
-        The levels (height, width, channels), uint8 or, for more than 8 bits, uint16.
+        Levels (height, width, channels), uint8 or, for more than 8 bits, uint16. With ``"random"``,
+        height or width may be larger than the spec's.
 
     Raises:
         ValueError: The image's channels cannot become those of the spec.
@@ -71,7 +72,7 @@ def to_levels(image: Stored, spec: ImageSpec, crop: str = CENTRE, alpha: str = D
 
 
 def _opacity(image: Stored) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values, and opacity in [0, 1] (height, width, 1), if there is one."""
+    """Splits an image into values and opacity; opacity is in [0, 1], (height, width, 1), or None."""
     if not image.has_alpha:
         return image.values, None
     values, opacity = image.values[..., :-1], image.values[..., -1:].astype(np.float32)
@@ -91,7 +92,7 @@ def _lay_on(values: np.ndarray, opacity: np.ndarray, ground: float) -> np.ndarra
 
 
 def _with_channels(values: np.ndarray, wanted: int) -> np.ndarray:
-    """Makes colours grey, or repeats grey."""
+    """Converts between 1 and 3 channels: colours become grey, or grey is repeated."""
     if values.shape[-1] == wanted:
         return values
     if wanted == 3:
@@ -116,7 +117,7 @@ def resize(values: np.ndarray, size: tuple[int, int], crop: str) -> np.ndarray:
 
 
 def _box(height: int, width: int, size: tuple[int, int], crop: str):
-    """The part of an image that is scaled (left, top, right, bottom), and to what (width, height)."""
+    """The box to scale (left, top, right, bottom; None: all), and the target size (width, height)."""
     high, wide = size
     if crop == CENTRE:
         box_width, box_height = min(width, height * wide // high), min(height, width * high // wide)

@@ -1,4 +1,4 @@
-"""Images that are given in Python, as a data set of the command."""
+"""A data set of images that are given in Python."""
 
 import zlib
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from nvae_tf.data.source import ArraySource, Source
 from nvae_tf.image_spec import ImageSpec, image_spec
 from nvae_tf.io.errors import UserError, short_repr
 
-LARGEST = 2**33  # bytes of the images of a data set that is read into memory
+LARGEST = 2**33  # bytes of a tf.data.Dataset that is read into memory, at most
 
 
 class OwnImages(NamedTuple):
     """Images that are given in Python.
 
     Attributes:
-        info: What they are like.
+        info: Description of the data set.
         sources: Training and test images.
-        facts: What identifies them in a run's folder: their numbers, and a checksum.
+        facts: Numbers of images and a checksum, which identify the images in a run's folder.
     """
 
     info: DatasetInfo
@@ -39,7 +39,7 @@ def own_images(dataset, image: ImageSpec | None = None) -> OwnImages:
             one, which says how many bits they have.
 
     Raises:
-        UserError: They are something else, or do not fit the description.
+        UserError: The images are of another type or shape, or do not fit the description.
     """
     if not isinstance(dataset, (tuple, list)) or len(dataset) != 2:
         raise UserError(f"dataset: {_kind(dataset)}; expected a pair of training and test images")
@@ -83,7 +83,7 @@ def _as_array(name: str, images) -> np.ndarray:
 
 
 def _fitting(name: str, images: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """Images in the type that their bits need; refuses those that do not fit their description."""
+    """Converts images to uint8 or uint16 as their bits need; refuses what does not fit the spec."""
     if images.shape[1:] != spec.shape:
         raise UserError(
             f"dataset: {name} images of shape {images.shape[1:]}; expected {spec.shape}"

@@ -13,8 +13,8 @@ TEST = ("chelsea", "flower.jpg")
 def read_photos(folder: str = "", size: int = SIZES[0]) -> tuple[ArraySource, ArraySource]:
     """Cuts square crops out of photographs; no photograph is in both splits.
 
-    Training images overlap by half; test images do not overlap. There are 3,775 and 386 of
-    32x32, 868 and 88 of 64x64.
+    Training images overlap by half; test images do not overlap. There are 3,775 training and 386 test
+    images of 32x32, or 868 and 88 of 64x64.
 
     Args:
         folder: Ignored, because the photographs come with scikit-image and scikit-learn.

@@ -1,7 +1,7 @@
-"""Batches of images, as functions of the seed and the place in training alone.
+"""Batches of images, as functions of the seed and the position in training alone.
 
-The order of the images, their crops, flips and binarisation are drawn statelessly from (seed, place).
-So training can start at any step, and sees what it would have seen without stopping.
+The order of the images, their crops, flips and binarisation are drawn statelessly from the seed and an
+index. So training can resume at any step and sees the same batches as without a stop.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source
 from nvae_tf.image_spec import ImageSpec
 
-# Streams of random numbers, which differ in their seeds.
+# Streams of random numbers, each with its own seed.
 _ORDER, _FLIP, _CROP, _BINARIZE = range(4)
 
 
@@ -28,29 +28,29 @@ def training_batches(
     parts: int = 1,
     passes: int = 1,
 ) -> tf.data.Dataset:
-    """Returns an endless sequence of batches; each epoch has another random order of the images.
+    """Returns an endless sequence of batches, with a new random order of the images in each epoch.
 
-    An epoch has ``len(source) // batch_size`` steps. The remaining images, others in each epoch, are
-    not seen in it. The workers' batches side by side are those that a single worker would see, and each
-    worker reads only its share of the images.
+    An epoch has ``len(source) // batch_size`` steps. The images that remain, different ones in each
+    epoch, are left out. Each worker reads only its share of a batch; the shares of all workers together
+    are the batch that a single worker would read.
 
     Args:
         source: The training images.
         dataset: Description of the data set.
         batch_size: Number of images per batch, over all workers.
         seed: Seed of order, augmentation and binarisation.
-        num_bits: Number of bits per colour value that are kept; default: all.
+        num_bits: Number of bits per value that are kept; default: all.
         start_step: Number of batches to skip.
         worker: Index of this worker.
-        num_workers: Number of workers that share each batch; it divides the batch size.
+        num_workers: Number of workers that share each batch; it must divide the batch size.
         parts: Number of parts into which a worker's share of each batch is split, one per device. The
-            parts follow one another.
-        passes: Number of passes in which a batch is computed. In each, all devices of all workers
-            together see the images that one device alone would see in it.
+            parts follow one another in the data set.
+        passes: Number of passes in which a batch is computed. In each pass, all devices of all workers
+            together get the images that a single device would get in that pass.
 
     Returns:
-        Batches (batch_size / num_workers / parts, height, width, channels), float32 in [0, 1], the
-        images of the first pass first.
+        A data set of parts (batch_size / num_workers / parts, height, width, channels), float32 in
+        [0, 1], each with the images of the first pass first.
     """
     per_epoch = len(source) // batch_size * batch_size
     share = batch_size // num_workers
@@ -98,10 +98,10 @@ def evaluation_batches(
         dataset: Description of the data set.
         batch_size: Number of images per batch.
         seed: Seed of the binarisation.
-        num_bits: Number of bits per colour value that are kept; default: all.
+        num_bits: Number of bits per value that are kept; default: all.
         with_labels: Whether to yield pairs of images and labels, (up to batch_size,) int64.
-        by_content: Whether the binarisation of an image follows from the seed and its content, in
-            place of the seed and its index: then it is the same in every set.
+        by_content: Whether the binarisation of an image depends on its content instead of its index,
+            which makes it the same in every data set.
 
     Returns:
         Batches (up to batch_size, height, width, channels), float32 in [0, 1].
@@ -126,21 +126,21 @@ def validation_batches(
     num_workers: int = 1,
     parts: int = 1,
 ) -> tf.data.Dataset:
-    """Returns batches of equal size that hold every image once over all workers.
+    """Returns batches of equal size which, over all workers, hold every image once.
 
     Args:
         source: The images.
         dataset: Description of the data set.
         batch_size: Number of images per batch, over all workers.
         seed: Seed of the binarisation.
-        num_bits: Number of bits per colour value that are kept; default: all.
+        num_bits: Number of bits per value that are kept; default: all.
         worker: As for `training_batches`.
         num_workers: As for `training_batches`.
         parts: As for `training_batches`.
 
     Returns:
-        Images as for `training_batches`, their indices (batch,) int64, and weights (batch,): 1, or 0
-        for images that only fill up the last batch.
+        A data set of tuples: images as for `training_batches`, their indices, int64 (batch,), and
+        weights, float32 (batch,), which are 0 for images that only fill the last batch and otherwise 1.
     """
     share = batch_size // num_workers
     num_batches = -(-len(source) // batch_size)
@@ -176,7 +176,14 @@ def _evaluation_example(
 
 
 def _crop(image, spec: ImageSpec, portions):
-    """Crops the part that lies `portions`, each in [0, 1), of the way down and to the right."""
+    """Crops an image to the spec's size.
+
+    Args:
+        image: Levels (height, width, channels), at least of the spec's size.
+        spec: The size to crop to.
+        portions: Where the crop lies between top and bottom and between left and right, two numbers in
+            [0, 1).
+    """
     if image.shape[:2] != spec.shape[:2]:
         room = tf.cast(tf.shape(image)[:2] - spec.shape[:2] + 1, tf.float32)
         top, left = tf.unstack(tf.cast(portions * room, tf.int32))
@@ -185,7 +192,7 @@ def _crop(image, spec: ImageSpec, portions):
 
 
 def _to_unit(image, spec: ImageSpec, num_bits: int | None, seed):
-    """Converts levels to [0, 1]: binarised at random, or reduced to fewer bits."""
+    """Converts levels to float32 in [0, 1]: binary images at random, others reduced to `num_bits`."""
     if spec.binary:
         grey = tf.cast(image, tf.float32) / (2.0**spec.bits - 1.0)
         return tf.cast(tf.random.stateless_uniform(spec.shape, seed) < grey, tf.float32)
@@ -195,5 +202,5 @@ def _to_unit(image, spec: ImageSpec, num_bits: int | None, seed):
 
 
 def _stream_seed(seed: int, stream: int, index):
-    """Returns the seed for an index (of an epoch, a place or an image) in one stream."""
+    """Returns the seed for an index (of an epoch, a position or an image) in one stream."""
     return tf.random.experimental.stateless_fold_in((seed, stream), index)

@@ -64,16 +64,16 @@ class Job(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What to write.
+    """A data set to write.
 
     Attributes:
         splits: The images of each split.
-        spec: What they become: size, channels and bits.
+        spec: Size, channels and bits of the images to write.
         settings: Settings that the images depend on; an output prepared with others is not continued.
-        skipped: What is left out already: the reason of each by name.
-        lines: What was found about the images, to print.
-        may_skip: Whether any number of images may be unreadable.
-        strict: Whether none may be.
+        skipped: Dictionary from the name of each image that is left out already to the reason.
+        lines: Lines to print about the images.
+        may_skip: Whether any number of images may be unreadable, instead of `MAX_UNREADABLE`.
+        strict: Whether no image may be unreadable.
     """
 
     splits: dict[str, list[ImageToWrite]]
@@ -89,11 +89,12 @@ def prepare(task: Task, output: Path) -> dict:
     """Writes the splits as tfrecords.
 
     Args:
-        task: What to write.
-        output: Folder, created if need be; shards that are complete there are kept.
+        task: The data set to write.
+        output: Path of the output folder, created if needed. Complete shards in it are kept.
 
     Returns:
-        The content of ``prepare.json``: settings, the count of each split, and the files left out.
+        The content of ``prepare.json``: settings, the number of images of each split, and the images
+        left out.
 
     Raises:
         UserError: Too many images are unreadable, one is too small, or the output cannot be written
@@ -135,7 +136,7 @@ def _prepare_locked(task: Task, output: Path) -> dict:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Removes what a killed command has left; the lock ensures that no other command is at work."""
+    """Removes partial files of a killed command; the lock ensures that no other command is running."""
     for path in folder.glob(".*.part"):
         path.unlink()
 
@@ -161,7 +162,11 @@ def _check_output(output: Path, settings: dict) -> None:
 
 
 def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
-    """Writes the shards on all cores; returns the names of unreadable images, `limit` at most."""
+    """Writes the shards on all cores; returns the names of unreadable images.
+
+    Raises:
+        UserError: More than `limit` images are unreadable, or a shard cannot be written.
+    """
     unreadable = set()
     with (
         # Pillow releases Python's lock while it decodes and resizes, so threads use every core.
@@ -202,7 +207,7 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
         try:
             with tf.io.TFRecordWriter(str(temporary)) as writer:
                 for item in job.items:
-                    if stop.is_set():  # another shard failed, and its error ends the command
+                    if stop.is_set():  # another shard has failed, and its error ends the command
                         raise concurrent.futures.CancelledError
                     try:
                         writer.write(tfrecords.serialize(item.load(), bits=job.bits))
@@ -217,12 +222,12 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
 
 
 def folder_task(config: DataConfig, validation: float, seed: int, settings: dict) -> Task:
-    """Looks through a folder of images, which are split at random unless the folder is.
+    """Makes the task for a folder of images, which are split at random unless the folder is split.
 
     Args:
         config: Section ``data`` of a configuration: the folder, and what its images become.
-        validation: Portion of the images that is held out.
-        seed: Seed of that draw.
+        validation: Portion of the images that is held out for validation.
+        seed: Seed of the split.
         settings: Further settings that the output depends on.
 
     Raises:
@@ -273,10 +278,10 @@ def folder_task(config: DataConfig, validation: float, seed: int, settings: dict
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Refuses a size (height, width) that is too small or too large.
+    """Checks that a size (height, width) is neither too small nor too large.
 
     Raises:
-        UserError: It is.
+        UserError: The size is too small or too large.
     """
     if not SMALLEST_SIZE <= min(size) <= max(size) <= LARGEST_SIZE:
         raise UserError(
@@ -286,7 +291,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 
 def faces_task(folder: Path, size: int, validation: float, seed: int, settings: dict) -> Task:
-    """FFHQ's images, split at random."""
+    """Makes the task for FFHQ's images, split at random; arguments as for `folder_task`."""
     paths = image_files.find_images(folder)
     parts = images.split_randomly(paths, validation, seed)
     spec = ImageSpec(size, size, 3)
@@ -303,7 +308,7 @@ def faces_task(folder: Path, size: int, validation: float, seed: int, settings: 
 
 
 def celeba_task(folder: Path, size: int, settings: dict) -> Task:
-    """CelebA's aligned images by the official split, cropped to 148x148 faces.
+    """Makes the task for CelebA's aligned images: the official split, cropped to 148x148 faces.
 
     Raises:
         UserError: The images or the split file are missing, or an image has another size.
@@ -356,7 +361,7 @@ def _load_celeba(path: Path, size: int) -> np.ndarray:
 
 
 def lsun_task(folder: Path, size: int, settings: dict) -> Task:
-    """An LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder.
+    """Makes the task for an LSUN scene: the LMDBs ``*_train_lmdb`` and ``*_val_lmdb`` below a folder.
 
     Raises:
         UserError: An LMDB is missing, damaged or empty, or the package lmdb is not installed.
@@ -400,10 +405,10 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
 
     Args:
         archive: Path of the tar.
-        output: Folder, created if need be; shards that are complete there are kept.
+        output: Path of the output folder, created if needed. Complete shards in it are kept.
 
     Returns:
-        The number of images of each split and size.
+        Dictionary from split and size (``"train 256x256"``) to the number of images.
 
     Raises:
         UserError: The archive is damaged, incomplete, or holds no tfrecords; or another process
@@ -461,7 +466,12 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
 
 
 def _read_block(content) -> bytes:
-    """The next bytes of a member of a tar; an error is the tar's, not that of the file it goes to."""
+    """Reads the next bytes of a tar's member.
+
+    Raises:
+        tarfile.ReadError: The tar cannot be read. It takes the place of an OSError, which would be
+            taken for an error of the file that is written.
+    """
     try:
         return content.read(1 << 20)
     except OSError as error:

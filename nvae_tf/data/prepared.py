@@ -1,4 +1,4 @@
-"""What tfrecords say of their images: size, channels, bits, and the values that those stand for."""
+"""Reads from tfrecords what their images are like: size, channels, bits and value range."""
 
 import dataclasses
 from pathlib import Path
@@ -12,15 +12,15 @@ MANIFEST = "prepare.json"
 
 
 def settle(config: DataConfig) -> DataConfig:
-    """Replaces what a configuration leaves open by what the tfrecords have.
+    """Completes a configuration with the properties of the tfrecords that it names.
 
     Args:
         config: Section ``data`` of the configuration.
 
     Raises:
-        ConfigError: They are present in several sizes, or have other channels, bits or values than
-            those asked for.
-        UserError: There are none, or they are damaged.
+        ConfigError: The tfrecords have several sizes and none was chosen, or other channels, bits or a
+            value range than those asked for.
+        UserError: There are no tfrecords, or they are damaged.
     """
     root = tfrecords.find_root(config.data)
     size = config.size or _only_size(root)
@@ -68,12 +68,16 @@ def _first_example(root: Path, size: tfrecords.Size) -> tfrecords.Example:
 
 
 def _comparable(value):
-    """A value of which ``0,255`` and ``0,255.0`` are equal forms."""
+    """A value in a form in which ``0,255`` and ``0,255.0`` are equal."""
     return [float(end) for end in value.split(",")] if isinstance(value, str) else value
 
 
 def _settings(root: Path) -> dict[str, str]:
-    """What ``nvae-prepare`` wrote of the values that the levels stand for, and of opacity."""
+    """The settings ``value_range`` and ``alpha`` that ``nvae-prepare`` has written, if any.
+
+    Raises:
+        UserError: The file is unreadable.
+    """
     path = root / MANIFEST
     if not path.exists():
         return {}

@@ -15,7 +15,7 @@ from nvae_tf.io.labelled_grid import Band, labelled_grid
 from nvae_tf.io.text import counted
 
 COLUMNS, ROWS = 10, 6
-LABELS_READ = 1000  # of a source, to find their range
+LABELS_READ = 1000  # number of labels read to find their range
 BINS, BAR = 16, 40  # of the histogram: number of bins, and length of the longest bar
 
 
@@ -23,9 +23,9 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
     """Prints counts, shapes, labels, values and throughput, and writes a grid of training images.
 
     Args:
-        config: Configuration; its data section and ``num_x_bits`` are used.
+        config: Configuration, of which the section ``data`` and ``num_x_bits`` are used.
         picture: Path of the PNG to write.
-        seconds: Number of seconds to measure the throughput for.
+        seconds: Number of seconds for which the throughput is measured.
 
     Raises:
         UserError: The data is missing or damaged, or the picture cannot be written.
@@ -70,10 +70,11 @@ def histogram(images: np.ndarray, levels: int) -> list[str]:
 
     Args:
         images: Images with values in [0, 1].
-        levels: How many values there are.
+        levels: Number of levels that values can have.
 
     Returns:
-        A line on the smallest and the largest value and how many differ, and one for each bin.
+        A line with the smallest level, the largest level and the number of different ones; then a line
+        per bin.
     """
     found = np.rint(images.astype(np.float64) * (levels - 1)).astype(np.int64)
     bins = min(BINS, levels)
@@ -89,7 +90,7 @@ def histogram(images: np.ndarray, levels: int) -> list[str]:
 
 
 def _label_range(source: Source) -> tuple[int, int]:
-    """Returns the smallest and the largest label among images spread over the source."""
+    """The smallest and the largest label among evenly spaced images of a source."""
     indices = np.linspace(0, len(source) - 1, min(LABELS_READ, len(source))).astype(np.int64)
     dataset = tf.data.Dataset.from_tensor_slices(indices).map(lambda i: source.example(i)[1])
     labels = [int(label) for label in dataset]

@@ -9,13 +9,13 @@ import numpy as np
 from nvae_tf.data.stored import MAX_IMAGES, Stored, check_bounds, check_inflation, stored
 from nvae_tf.io.errors import UserError
 
-DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM file that is compressed as a whole
-MAX_VOLUME = 2**30  # bytes of a compressed NIfTI file in memory
-MAX_HEADER = 2**20  # bytes of a NIfTI file before its values
+DEFLATED = "1.2.840.10008.1.2.1.99"  # transfer syntax of DICOM files that are compressed as a whole
+MAX_VOLUME = 2**30  # bytes of a compressed NIfTI file after unpacking, at most
+MAX_HEADER = 2**20  # bytes of a NIfTI file before its values, at most
 
 
 def count_dicom(path: Path) -> int | None:
-    """The number of frames of a DICOM file; None: one.
+    """The number of frames of a DICOM file; None if it is one.
 
     Raises:
         Exception: The file is damaged.
@@ -28,7 +28,7 @@ def count_dicom(path: Path) -> int | None:
 
 
 def read_dicom(path: Path, index: int) -> Stored:
-    """Reads one frame of a DICOM file, in the unit that it says (Hounsfield units, for example).
+    """Reads one frame of a DICOM file, rescaled to the file's unit (such as Hounsfield units).
 
     Raises:
         Exception: The file is damaged.
@@ -43,7 +43,7 @@ def read_dicom(path: Path, index: int) -> Stored:
 
     values = pixel_array(content, index=index if frames > 1 else None)
     if channels == 1:
-        if content.PhotometricInterpretation == "MONOCHROME1":  # whose smallest value is white
+        if content.PhotometricInterpretation == "MONOCHROME1":  # the smallest value is white
             signed = content.PixelRepresentation == 1
             values = (-1 if signed else 2**content.BitsStored - 1) - values.astype(np.int64)
         values = _whole_numbers(apply_modality_lut(values, content))
@@ -51,7 +51,7 @@ def read_dicom(path: Path, index: int) -> Stored:
 
 
 def _whole_numbers(values: np.ndarray) -> np.ndarray:
-    """Turns floats into integers if that changes none of them."""
+    """Converts floats to int32 if that changes no value."""
     small = values.dtype.kind == "f" and np.abs(values).max() < 2**31
     whole = small and np.array_equal(values, np.rint(values))
     return values.astype(np.int32) if whole else values
@@ -62,17 +62,21 @@ def _dicom(path: Path, only_header: bool = False):
         import pydicom
     except ImportError:
         raise _missing("DICOM", "pydicom") from None
-    # pydicom would unpack such a file without a bound.
+    # pydicom would unpack such a file without any limit on its size.
     if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
         raise ValueError("a deflated DICOM file")
     return pydicom.dcmread(path, stop_before_pixels=only_header)
 
 
 class NiftiScan:
-    """The slices of a NIfTI file along its third axis, the second axis upwards.
+    """The slices of a NIfTI file along its third and further axes, with the second axis upwards.
 
     Args:
-        path: Path of the file; one that is compressed is kept in memory.
+        path: Path of the file. The values of a compressed file are kept in memory.
+
+    Attributes:
+        count: Number of slices; None if it is one.
+        kept: Number of bytes kept in memory.
 
     Raises:
         Exception: The file is damaged.
@@ -117,7 +121,7 @@ class NiftiScan:
 
 
 def _nifti_kind(nibabel, path: Path, compressed: bool):
-    """The class for NIfTI-1 or NIfTI-2, by the length of the header that comes first."""
+    """nibabel's class for NIfTI-1 or NIfTI-2, told apart by the header's length, its first number."""
     with gzip.open(path) if compressed else path.open("rb") as file:
         length = file.read(4)
     known = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}

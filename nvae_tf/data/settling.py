@@ -1,4 +1,4 @@
-"""Decides what the images of a folder become, where the configuration leaves that open."""
+"""Chooses size, channels, bits and value range for the images of a folder, if the user has not."""
 
 import dataclasses
 import math
@@ -26,20 +26,20 @@ from nvae_tf.data.survey import (
 from nvae_tf.image_spec import MAX_BITS, MAX_CHANNELS, ImageSpec
 from nvae_tf.io.errors import ConfigError, UserError
 
-STEP, LARGEST_FOUND = 32, 256  # pixels: sizes that are found are multiples of one, up to the other
-REACHING = 0.9  # portion of the images that reach a size that is found
-DARK = 1 / 16  # of the range: where all values are below that, pictures look black
+STEP, LARGEST_FOUND = 32, 256  # pixels: a chosen size is a multiple of STEP, at most LARGEST_FOUND
+REACHING = 0.9  # portion of the images that have to be at least of the chosen size
+DARK = 1 / 16  # portion of the range; if all values are below it, pictures look black
 
 
 class Decision(NamedTuple):
-    """What the images become.
+    """The decisions about a folder of images.
 
     Attributes:
-        config: The configuration with nothing left open.
+        config: Section ``data`` of the configuration with nothing left open.
         images: The images that are used.
-        skipped: Those that are not.
-        lines: What was found and decided, to print.
-        warnings: The lines among them that matter even where nothing was to be decided.
+        skipped: The images that are not used.
+        lines: Lines to print about what was found and decided.
+        warnings: Those of the lines that matter even if nothing was left to decide.
     """
 
     config: DataConfig
@@ -50,16 +50,16 @@ class Decision(NamedTuple):
 
 
 def is_open(config: DataConfig) -> bool:
-    """Whether a configuration leaves open what images of one's own become."""
+    """Whether a configuration leaves size, channels, bits or value range of images open."""
     chosen = config.size and config.channels and config.bits
     return not chosen or config.value_range in (AUTO, FULL)
 
 
 def limits(config: DataConfig) -> tuple[float, float] | None:
-    """The smallest and the largest value of ``value_range``, if it gives those.
+    """The smallest and the largest value of ``value_range``; None if it is ``auto`` or ``full``.
 
     Raises:
-        ConfigError: They are not finite, or not in rising order.
+        ConfigError: The values are not finite, or not in rising order.
     """
     if config.value_range in (AUTO, FULL):
         return None
@@ -73,7 +73,7 @@ def limits(config: DataConfig) -> tuple[float, float] | None:
 
 
 def image_spec(config: DataConfig) -> ImageSpec:
-    """What images become by a configuration that leaves nothing open."""
+    """The description of the images under a configuration that leaves nothing open."""
     assert config.size is not None
     span = limits(config)
     is_levels = span == (0.0, 2.0**config.bits - 1.0)
@@ -86,13 +86,13 @@ def decide(config: DataConfig, survey: Survey, folder: Path) -> Decision:
     """Decides size, channels, bits and value range, and leaves out what does not fit.
 
     Args:
-        config: What was asked for.
-        survey: What there is.
+        config: Section ``data`` of the configuration, as the user has written it.
+        survey: What the folder holds.
         folder: Path of the folder, for errors.
 
     Raises:
-        UserError: No image can be used, or one does not fit and ``strict`` is asked for.
-        ConfigError: What was asked for does not go together.
+        UserError: No image can be used, or one cannot be used and ``strict`` is set.
+        ConfigError: Settings contradict each other or the images.
     """
     total = len(survey.images) + len(survey.skipped)
     if not survey.images:
@@ -124,7 +124,7 @@ def _nothing_left(folder: Path, skipped: list[Skipped], total: int) -> UserError
 
 
 def _channels(config: DataConfig, images: list[Facts], skipped: list[Skipped], lines: list[str]):
-    """Settles ``alpha`` and ``channels``, and leaves out images whose channels cannot become those."""
+    """Decides ``alpha`` and ``channels``, and leaves out images that cannot have these channels."""
     transparent = sum(facts.is_transparent for facts in images)
     if transparent and config.alpha == DROP:
         lines.append(
@@ -200,7 +200,7 @@ def _large_enough(config: DataConfig, images: list[Facts], skipped: list[Skipped
 
 
 def too_small(name: str, height: int, width: int, size: tuple[int, int]) -> str:
-    """The line that refuses an image that is smaller than a size (height, width)."""
+    """The message that refuses an image which is smaller than `size` (height, width)."""
     return (
         f"{name}: the image is {width}x{height}, smaller than {size[1]}x{size[0]}; ask for a smaller "
         "size or remove it"
@@ -210,7 +210,7 @@ def too_small(name: str, height: int, width: int, size: tuple[int, int]) -> str:
 def _values(
     config: DataConfig, images: list[Facts], lines: list[str], warnings: list[str]
 ) -> DataConfig:
-    """Settles ``bits`` and ``value_range``."""
+    """Decides ``bits`` and ``value_range``."""
     asked, types = config.value_range, {facts.dtype for facts in images}
     low, high = min(facts.low for facts in images), max(facts.high for facts in images)
     span = limits(config) or _find_range(asked, types, low, high)
@@ -272,18 +272,18 @@ def _find_range(asked: str, types: set[np.dtype], low: float, high: float) -> tu
         return low, high if high > low else low + max(1.0, abs(low) / 2**20)
     if low >= 0.0:
         return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1.0
-    # Negative numbers, as Hounsfield units: a level for each whole number from the smallest.
+    # Negative integers, such as Hounsfield units: one level per whole number, from the smallest on.
     bits = max(8, int(high - low).bit_length())
     return low, low + 2.0**bits - 1.0
 
 
 def _find_bits(types: set[np.dtype], span: tuple[float, float]) -> int:
-    """As many bits as there are whole numbers in a range, 8 to 16; 16 for floats."""
+    """Enough bits for one level per whole number in the range, 8 to 16; 16 for floats."""
     if any(dtype.kind == "f" for dtype in types):
         return MAX_BITS
     return min(max(8, int(span[1] - span[0]).bit_length()), MAX_BITS)
 
 
 def _exact(value: float) -> str:
-    """A value as a key of the configuration: float32 exactly."""
+    """A value as text for the configuration, from which float32 is recovered exactly."""
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else f"{value:.9g}"

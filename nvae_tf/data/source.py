@@ -1,7 +1,7 @@
-"""Images by index: what every data set looks like to the pipeline.
+"""Images by index: the interface of every data set to the pipeline.
 
-Random access is what makes the order of images a function of the seed alone, whatever the number of
-workers, readers or restarts: the pipeline draws a permutation and asks for images by index.
+The pipeline draws a permutation and fetches images by index. This random access makes the order of
+images a function of the seed alone, whatever the number of workers, readers or restarts.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from nvae_tf.io.errors import UserError
 
 
 class Source:
-    """A split of a data set. Subclasses implement the number of images and how to fetch one."""
+    """A split of a data set. Subclasses implement ``__len__``, the number of images, and `example`."""
 
     def __len__(self):
         raise NotImplementedError
@@ -59,7 +59,7 @@ class StackedSource(Source):
 
     Args:
         grey: Images of digits (n, height, width, 1), with their labels.
-        seed: Seed of the permutations that decide which three are stacked; there are 2n stacks.
+        seed: Seed of the permutations that choose which three digits are stacked; there are 2n stacks.
     """
 
     ROUNDS = 2
@@ -75,7 +75,7 @@ class StackedSource(Source):
         return len(self.triples)
 
     def example(self, index):
-        """Stacks three digits; their labels become one number from 0 to 999."""
+        """Stacks three digits; their labels are the digits of one label from 0 to 999."""
         triple = self.triples[index]
         image = tf.concat(tf.unstack(tf.gather(self.grey.images, triple), 3), -1)
         label = tf.reduce_sum(tf.gather(self.grey.labels, triple) * [100, 10, 1])
@@ -83,11 +83,11 @@ class StackedSource(Source):
 
 
 class EvenlySpread(Source):
-    """Some images of a source, at equal distances from the first on.
+    """Evenly spaced images of a source, beginning with the first.
 
     Args:
         source: The source.
-        max_images: Largest number of images.
+        max_images: Number of images; all of the source if it has fewer.
     """
 
     def __init__(self, source: Source, max_images: int):
@@ -104,10 +104,10 @@ class EvenlySpread(Source):
 
 
 class PythonSource(Source):
-    """A source that fetches with Python code.
+    """A source that fetches images with Python code, which subclasses implement in `fetch`.
 
-    Subclasses implement `fetch`. tf.data turns its exceptions into errors of TensorFlow, so the first
-    `UserError` is stored here, for `reading` to raise instead.
+    tf.data turns exceptions into TensorFlow errors, so the first `UserError` is stored here, and
+    `reading` raises it instead.
 
     Args:
         dtype: Type of the images' values, uint8 or uint16.
@@ -126,7 +126,7 @@ class PythonSource(Source):
         image, label, readable = tf.numpy_function(
             self._guarded_fetch, [index], [tf.as_dtype(self.dtype), tf.int64, tf.bool]
         )
-        # Raised here, because TensorFlow writes the traceback of what Python raises to standard error.
+        # The failure is raised here, because TensorFlow prints the traceback of a Python exception.
         with tf.control_dependencies([tf.debugging.Assert(readable, ["an image is not readable"])]):
             image = tf.ensure_shape(image, [None, None, None])
         return image, tf.ensure_shape(label, [])
@@ -144,13 +144,13 @@ class PythonSource(Source):
 def reading(*sources: Source):
     """Raises a source's own `UserError` in place of the TensorFlow error that tf.data turned it into.
 
-    It also ends tf.data's threads when the block fails. They call Python for every image of a
-    `PythonSource`. An iterator that is freed only while the interpreter shuts down would wait for ever
-    for those calls, because Python ends foreign threads then. The frames of a traceback hold iterators,
-    so they are cleared here, while Python still runs.
+    It also ends tf.data's threads when the block fails. These threads call Python for every image of a
+    `PythonSource`. If an iterator were freed only at the interpreter's shutdown, it would wait for ever
+    for such calls, because Python then stops foreign threads. The frames of a traceback hold iterators,
+    so the frames are cleared here, while Python still runs.
 
     Args:
-        sources: The sources that the block reads. Errors of earlier blocks are forgotten.
+        sources: The sources that the block reads. Errors stored by earlier blocks are cleared.
 
     Raises:
         UserError: A source could not deliver an image.
@@ -187,7 +187,7 @@ class CachedSource(PythonSource):
         return len(self.source)
 
     def fetch(self, index):
-        """Fetches from memory what was fetched before."""
+        """Returns an image from memory, after fetching it the first time."""
         if not self._cached[index]:
             self._images[index], self._labels[index] = self.source.fetch(index)
             self._cached[index] = True

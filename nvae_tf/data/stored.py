@@ -1,4 +1,4 @@
-"""The values of one image as its file holds them, and the bounds that hold for every reader."""
+"""The values of one image as its file holds them, and size limits for all readers."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from nvae_tf.io.errors import UserError
 MAX_PIXELS = 2**26  # 67 million; decoding takes up to 16 bytes of memory per pixel
 MAX_VALUES = 4 * MAX_PIXELS  # of an image of many channels
 MAX_IMAGES = 2**20  # in one file
-MAX_INFLATION = 1100  # times that zlib's format can make a block larger
+MAX_INFLATION = 1100  # largest factor by which zlib's format can compress
 
 
 class UnreadableImage(UserError):
@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How errors and lists name it."""
+        """The image's name in errors and lists."""
         return str(self.path) if self.place is None else f"{self.path}, image {self.place}"
 
 
@@ -51,7 +51,7 @@ def check_bounds(height: int, width: int, channels: int = 1) -> None:
     """Refuses an image that would take too much memory, before it is decoded.
 
     Raises:
-        ValueError: It is empty or too large.
+        ValueError: The image is empty, is too large or has too many channels.
     """
     if min(height, width, channels) < 1:
         raise ValueError("an image without pixels")
@@ -62,29 +62,32 @@ def check_bounds(height: int, width: int, channels: int = 1) -> None:
 
 
 def check_inflation(stored: int, needed: int, compressed: bool) -> None:
-    """Refuses a file that is far too small for the image that it promises.
+    """Refuses a file that is too small to hold the image that its header announces.
 
     Args:
-        stored: Bytes in the file.
-        needed: Bytes of the image.
-        compressed: Whether the bytes in the file are compressed as zlib does.
+        stored: Number of bytes in the file.
+        needed: Number of bytes of the image.
+        compressed: Whether the bytes in the file are compressed, at most as strongly as zlib can.
 
     Raises:
-        ValueError: It is.
+        ValueError: The file is too small.
     """
     if stored * (MAX_INFLATION if compressed else 1) < needed:
         raise ValueError(f"{stored} bytes cannot hold an image of {needed}")
 
 
 def stored(values: np.ndarray, has_alpha: bool = False) -> Stored:
-    """Brings values to one of the types of `Stored`, without a change of value.
+    """Converts values to one of the types of `Stored`, without changing integers.
+
+    Booleans become 0 and 255, and floats become float32.
 
     Args:
         values: Array (height, width) or (height, width, channels) of numbers.
         has_alpha: Whether the last channel is opacity.
 
     Raises:
-        ValueError: They are not numbers, are integers of more than 31 bits, or none of them is finite.
+        ValueError: The values are not numbers, do not fit into 32-bit signed integers, or none of them
+            is finite; or the image is empty or too large.
     """
     values = values[..., None] if values.ndim == 2 else values
     check_bounds(*values.shape)
@@ -110,7 +113,7 @@ def stored(values: np.ndarray, has_alpha: bool = False) -> Stored:
 
 
 def full_range(dtype) -> tuple[float, float]:
-    """The smallest and the largest value of a type; floats reach from 0 to 1."""
+    """The smallest and the largest value of a type; 0 and 1 for floats."""
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""Finds out what a folder of images holds: sizes, channels, values, and what cannot be used."""
+"""Looks through a folder of images: sizes, channels, values, and images that cannot be used."""
 
 import concurrent.futures
 from collections import Counter
@@ -16,24 +16,24 @@ from nvae_tf.io.machine import usable_cores
 
 UNREADABLE, TOO_SMALL, OTHER_CHANNELS = "unreadable", "too small", "of other channels"
 UNREADABLE_FOLDER = "unreadable as a whole folder"
-LISTED = 10  # skipped images that are named
+LISTED = 10  # number of skipped images that are named
 
 
 class Facts(NamedTuple):
-    """What one image is like.
+    """The properties of one image. Values do not include opacity.
 
     Attributes:
         item: The image.
         height: Height in pixels.
         width: Width in pixels.
         channels: Number of channels apart from opacity.
-        has_alpha: Whether it has opacity.
-        is_transparent: Whether a part of it is.
-        dtype: Type of its values.
-        low: Smallest value apart from opacity.
-        high: Largest value.
-        not_numbers: How many of its values are NaN or infinite.
-        outside: How many of its values are outside the range that was asked for.
+        has_alpha: Whether the image has opacity.
+        is_transparent: Whether some pixels are not fully opaque.
+        dtype: Type of the values.
+        low: Smallest finite value.
+        high: Largest finite value.
+        not_numbers: Number of values that are NaN or infinite.
+        outside: Number of finite values outside the range that was asked for.
     """
 
     item: Item
@@ -58,9 +58,9 @@ class Skipped(NamedTuple):
     """An image that is not used, or a folder that cannot be read.
 
     Attributes:
-        item: The image; of a folder its path.
-        kind: Why, in a word or two.
-        reason: The line that refuses it.
+        item: The image; for a folder, its path.
+        kind: The kind of reason, a few words by which skipped images are counted.
+        reason: The message that refuses the image.
     """
 
     item: Item
@@ -69,11 +69,11 @@ class Skipped(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What some files hold.
+    """The images of some files.
 
     Attributes:
-        images: What is readable, in the order of the files.
-        skipped: What is not.
+        images: Readable images, in the order of the files.
+        skipped: Unreadable images.
     """
 
     images: list[Facts]
@@ -90,13 +90,13 @@ def look_through(
 
     Args:
         paths: The files.
-        reader: What reads them.
+        reader: The reader of the files.
         limits: The range of values that was asked for; values outside it are counted.
-        strict: Whether to refuse the first unreadable image instead of skipping it.
+        strict: Whether to raise an error for the first unreadable image instead of skipping it.
 
     Raises:
-        UnreadableImage: An image is unreadable, and that is to be refused.
-        UserError: A package for a format is missing.
+        UnreadableImage: An image is unreadable and `strict` is set.
+        UserError: The package for a format is not installed.
     """
     paths = list(paths)
     images, skipped = [], []
@@ -180,7 +180,7 @@ def describe(images: list[Facts]) -> str:
 
 
 def number(value: float) -> str:
-    """A value for readers: whole ones with commas."""
+    """A value as text for users: whole numbers have commas between thousands."""
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.6g}"
 
 
@@ -191,19 +191,19 @@ def skipped_line(skipped: list[Skipped], total: int) -> str:
 
 
 def count_kinds(kinds: Iterable[str]) -> str:
-    """How often each kind of a reason occurs: ``3 too small, 1 unreadable``."""
+    """How often each kind of reason occurs, such as ``3 too small, 1 unreadable``."""
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(Counter(kinds).items()))
 
 
 def first_lines(reasons: list[str]) -> list[str]:
-    """The first reasons, indented, and how many more there are."""
+    """The first `LISTED` reasons, indented, and a line with the number of further ones."""
     lines = [f"  {one_line(reason)}" for reason in reasons[:LISTED]]
     more = len(reasons) - LISTED
     return lines + ([f"  and {more:,} more"] if more > 0 else [])
 
 
 def skipped_lines(skipped: list[Skipped], total: int) -> list[str]:
-    """How many images are skipped and why, and the first of them by name, for a command's end."""
+    """How many images are skipped and why, then the first of them by name; empty if there are none."""
     if not skipped:
         return []
     return [skipped_line(skipped, total), *first_lines([each.reason for each in skipped])]

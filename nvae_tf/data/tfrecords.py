@@ -1,14 +1,15 @@
 """Reads and writes GLOW's tfrecords, the format of every large data set here.
 
-``DIR/train/train-rRR-s-SSSS-of-NNNN.tfrecords`` and ``DIR/validation/validation-rRR-...``, where RR
-is the binary logarithm of the size. Each record is a ``tf.train.Example`` with ``shape`` (height,
+Files are named ``DIR/train/train-rRR-s-SSSS-of-NNNN.tfrecords`` and ``DIR/validation/validation-...``.
+RR is the binary logarithm of the size. Each record is a ``tf.train.Example`` with ``shape`` (height,
 width, channels), ``data`` (the image's bytes) and ``label``.
 
-Ours may also hold images of other sizes, ``train-96x64-s-...`` (width x height), and of other than 8
-bits: those have the feature ``bits``, and above 8 bits ``data`` holds 16-bit values, little-endian.
+As an extension, images may have other sizes, with names ``train-96x64-s-...`` (width x height), and
+other numbers of bits than 8. Those have the feature ``bits``, and above 8 bits their ``data`` holds
+little-endian 16-bit values.
 
-A file holds, for each record: its length (8 bytes, little-endian), a checksum of those 8 bytes, the
-record, and its checksum (4 bytes each).
+For each record, a file holds its length (8 bytes, little-endian), a checksum of these 8 bytes, the
+record, and a checksum of the record (4 bytes per checksum).
 """
 
 import mmap
@@ -52,20 +53,20 @@ def _size_name(size: Size) -> str:
 
 
 def size_of(match: re.Match) -> Size:
-    """The height and the width that the name of a shard says."""
+    """The height and width of the images, from the name of a shard (a match of `SHARD`)."""
     if match["log"]:
         return 2 ** int(match["log"]), 2 ** int(match["log"])
     return int(match["height"]), int(match["width"])
 
 
 def size_text(size: Size) -> str:
-    """A size as users write it: its side, or width x height."""
+    """A size as users write it: the side of a square, or width x height."""
     height, width = size
     return str(width) if height == width else f"{width}x{height}"
 
 
 def find_root(folder: str) -> Path:
-    """Finds the folder that holds ``train/``: the one given, or one below it, as archives unpack to.
+    """Finds the folder that holds ``train/``: the given one, or one below, as archives unpack to.
 
     Args:
         folder: Path as the user wrote it.
@@ -142,8 +143,8 @@ class Example(NamedTuple):
 
     Attributes:
         image: Levels (height, width, channels), uint8 or uint16.
-        label: A whole number.
-        bits: Bits per value of the image.
+        label: The label, a whole number.
+        bits: Number of bits per value of the image.
     """
 
     image: np.ndarray
@@ -255,8 +256,8 @@ class TFRecordSource(PythonSource):
     Args:
         root: Folder that holds the splits.
         split: ``train``, ``validation`` or ``test``.
-        spec: What the images are like: size, channels and bits.
-        cropped: Whether the pipeline crops the images, which may then be larger on one side.
+        spec: Size, channels and bits of the images.
+        cropped: Whether the pipeline crops the images; then one side may be larger than the spec's.
 
     Raises:
         UserError: A shard is missing or damaged, or the split is empty.

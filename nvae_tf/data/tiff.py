@@ -1,4 +1,4 @@
-"""Reads the pages of TIFF files with tifffile; what that cannot decompress, with Pillow's libtiff."""
+"""Reads the pages of TIFF files with tifffile, or with Pillow if tifffile cannot decompress them."""
 
 import importlib.util
 import logging
@@ -18,21 +18,21 @@ from nvae_tf.data.stored import MAX_IMAGES, Stored, check_bounds, check_inflatio
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 UNCOMPRESSED, DEFLATE = (1,), (8, 32946)
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
-HORIZONTAL = 2  # difference of neighbours, which NumPy undoes
-PREMULTIPLIED = 1  # kind of an extra sample: opacity by which the colours were multiplied
-ALPHA = (PREMULTIPLIED, 2)  # kinds that are opacity
+HORIZONTAL = 2  # predictor: difference of neighbours, which NumPy can undo
+PREMULTIPLIED = 1  # kind of extra sample: opacity that the colours were multiplied by
+ALPHA = (PREMULTIPLIED, 2)  # kinds of extra samples that are opacity
 # Tags that hold one whole number: sizes of images, strips and tiles, compression, number of channels.
 SINGLE = (256, 257, 259, 262, 277, 278, 284, 317, 322, 323, 32997, 32998)
 WHOLE_NUMBERS = (1, 3, 4, 13, 16, 18)  # types of such tags
-SMALLER = 330  # where the directories of smaller versions of an image are
-LONG_POINTERS = (16, 18)  # types of that tag whose values have 64 bits
+SMALLER = 330  # tag that points to the directories of smaller versions of an image
+LONG_POINTERS = (16, 18)  # types of that tag with 64-bit values
 
-# What is wrong with a file is said in our own line.
+# Damaged files are reported by our own messages.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 class Stack:
-    """A file of one or several images, open as long as it is used; its directories are read once.
+    """A TIFF file of one or several images, open as long as the object exists.
 
     Args:
         path: Path of the file.
@@ -89,7 +89,7 @@ def _read(path: Path, pages: list, read_with_pillow: Callable) -> Stored:
 
 
 def _divide_by_opacity(values: np.ndarray) -> np.ndarray:
-    """An image (height, width, channels) whose colours were multiplied by its opacity, as it was."""
+    """Undoes the multiplication of an image's colours by its opacity, the last channel."""
     whole = values.dtype.kind in "iu"
     largest = np.iinfo(values.dtype).max if whole else 1.0
     colours, opacity = values[..., :-1].astype(np.float64), values[..., -1:].astype(np.float64)
@@ -100,15 +100,15 @@ def _divide_by_opacity(values: np.ndarray) -> np.ndarray:
 
 
 def _check_directories(path: Path) -> None:
-    """Walks the directories of a file, which hold tags and say where further directories are.
+    """Checks a file's directories, which hold tags and point to further directories.
 
-    tifffile would follow a chain that leads back into itself for ever, and repeat a list of sizes as
-    often as the other sizes say.
+    tifffile would follow a chain that leads back into itself for ever, and would repeat a tag's list of
+    values as often as other tags say.
 
     Raises:
-        ValueError: There are too many or too large ones, they are longer together than the file, or a
-            tag that holds one number has several.
-        struct.error: One is cut off.
+        ValueError: There are too many directories or tags, the directories are longer together than the
+            file, or a tag that should hold one number has several.
+        struct.error: A directory is cut off.
     """
     with path.open("rb") as file:
         head = file.read(16)
@@ -150,29 +150,29 @@ def _check_directories(path: Path) -> None:
                         raise ValueError("too many smaller versions")
                     unit = "Q" if kind in LONG_POINTERS else "I"
                     length = values * struct.calcsize(order + unit)
-                    # What fits stands in the tag itself, in place of its offset.
+                    # Values that fit into the tag itself take the place of their offset.
                     fits = length <= pointer_size
                     below = struct.pack(order + pointer, value) if fits else read(value, length)
                     offsets += struct.unpack(f"{order}{values}{unit}", below[:length])
 
 
 def _check_ome(text: str) -> None:
-    """Refuses metadata that promise very many images: tifffile makes lists of them.
+    """Refuses metadata that announce very many images, of which tifffile would make lists.
 
     Args:
         text: Metadata in OME-XML.
 
     Raises:
-        Exception: They do, or are malformed.
+        Exception: The metadata announce too many images, or an attribute is malformed.
     """
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:  # tifffile does without it
+    except ElementTree.ParseError:  # tifffile ignores such metadata
         return
     promised = 0.0
     for element in root.iter():
         values = element.attrib
-        # The first two axes of an image are its own.
+        # The first two axes are those of a single image.
         axes = values.get("DimensionOrder", "")[2:]
         promised += math.prod(abs(int(values[f"Size{axis}"])) for axis in axes)
         promised += abs(int(values.get("PlaneCount", values.get("NumPlanes", 0))))
@@ -232,7 +232,7 @@ def _values(page) -> np.ndarray:
 
 
 def _check_segments(page) -> None:
-    """Refuses strips and tiles that unpack to more than they should."""
+    """Refuses a page with strips or tiles that unpack to more bytes than their pixels have."""
     segment = int(np.prod(page.chunks, dtype=object)) * page.dtype.itemsize
     check_bounds(*((*page.chunks, 1)[:2]))
     handle = page.parent.filehandle
@@ -244,7 +244,7 @@ def _check_segments(page) -> None:
 
 
 def _from_libtiff(path: Path, page, read_with_pillow: Callable) -> Stored:
-    """Reads a page with Pillow, if that keeps all of its bits."""
+    """Reads a page with Pillow; refuses it if Pillow would lose bits or channels."""
     result = read_with_pillow(path, page.index)
     deep = page.bitspersample > 8 and result.values.dtype == np.uint8
     if deep or page.samplesperpixel > 4:
@@ -257,7 +257,7 @@ def _from_libtiff(path: Path, page, read_with_pillow: Callable) -> Stored:
 
 
 def turn_upright(values: np.ndarray, orientation) -> np.ndarray:
-    """Turns an image (height, width, channels) as EXIF's orientation, 1 to 8, says."""
+    """Turns an image (height, width, channels) upright, given EXIF's orientation, 1 to 8."""
     orientation = orientation if orientation in range(2, 9) else 1
     if orientation in (5, 6, 7, 8):
         values = values.transpose(1, 0, 2)

@@ -1,11 +1,11 @@
-"""What ``--data`` has to name for each data set, and where to get it; without TensorFlow."""
+"""What ``--data`` has to name for each data set, and where to get it. Does not import TensorFlow."""
 
 import re
 
 from nvae_tf.config import DataConfig
 from nvae_tf.io.errors import UserError
 
-# Data sets that are listed nowhere here are fetched by Keras.
+# Keras fetches the data sets that are not listed here.
 _BUNDLED = ("digits", "digits_grey", "photos")  # with scikit-learn and scikit-image
 _NEEDED = {
     "omniglot": "fetch chardata.mat of the IWAE release; --data names its folder",
@@ -25,7 +25,7 @@ _NEEDED = {
 
 
 def check_data(config: DataConfig) -> None:
-    """Checks that ``--data`` is given where a data set needs it, and only where it is read.
+    """Checks that ``--data`` is given if the data set needs it, and not if it would be ignored.
 
     Args:
         config: Section ``data`` of the configuration.
@@ -45,11 +45,11 @@ def check_data(config: DataConfig) -> None:
 
 
 def needs_data(dataset: str) -> bool:
-    """Whether the data set of a name cannot be fetched automatically."""
+    """Whether a data set needs ``--data``, because it cannot be fetched automatically."""
     return _advice(dataset) is not None
 
 
 def _advice(dataset: str) -> str | None:
-    """Where to get a data set that cannot be fetched automatically."""
+    """Where to get a data set that cannot be fetched automatically; None if it can be."""
     advice = [line for pattern, line in _NEEDED.items() if re.fullmatch(pattern, dataset)]
     return advice[0] if advice else None

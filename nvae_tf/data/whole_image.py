@@ -1,4 +1,4 @@
-"""Reads an image of any size as a model's levels, without a change of its size."""
+"""Reads an image of any size as the levels of a model, without resizing it."""
 
 import dataclasses
 from pathlib import Path
@@ -20,14 +20,14 @@ def read_whole(path: Path, spec: ImageSpec, alpha: str = DROP) -> np.ndarray:
 
     Args:
         path: Path of the file.
-        spec: What the model's images are like; their size may be another one.
-        alpha: What becomes of opacity, as in training.
+        spec: Description of the model's images, whose size is ignored.
+        alpha: What to do with opacity, as in training (see `levels.to_levels`).
 
     Returns:
         Levels (height, width, channels) of the spec's bits, uint8 or uint16.
 
     Raises:
-        UserError: The file is not readable, or cannot become such an image.
+        UserError: The file is not readable, or its channels cannot become those of the spec.
     """
     stored = ImageReader().read(Item(path))
     height, width, _ = stored.values.shape

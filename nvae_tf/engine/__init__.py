@@ -1,1 +1,1 @@
-"""How layers hold their weights and how a pass over them is run; it knows nothing of the paper."""
+"""How layers hold their weights and how a pass over them is run. Knows nothing of the paper."""

@@ -1,9 +1,9 @@
-"""Statistics of a batch that several replicas share, and what batch norm computes with them.
+"""Batch statistics of a layer over all replicas that share a batch, and their gradient.
 
-A layer's statistics take one exchange in each direction. Forward, every replica gives the count, the
-mean and the sum of centred squares of its part, and all of them combine those of all parts exactly
-(Chan et al., *Updating Formulae and a Pairwise Algorithm for Computing Sample Variances*, 1979).
-Backward, the sum of the gradients with respect to mean and variance is exchanged. All arithmetic is
+A layer needs one exchange per direction. In the forward pass every replica contributes the count, mean
+and sum of centred squares of its part, and each replica combines those of all parts exactly (Chan et
+al., *Updating Formulae and a Pairwise Algorithm for Computing Sample Variances*, 1979). In the backward
+pass the gradients with respect to mean and variance are summed over replicas. All arithmetic is in
 float32.
 """
 
@@ -21,7 +21,8 @@ def global_statistics(inputs, scope: Scope, exchanged=None):
     Args:
         inputs: This replica's maps, (batch, height, width, channels).
         scope: How the layers are run.
-        exchanged: What this returned before, if it did; gradients are as without.
+        exchanged: The result of an earlier call for the same inputs, which saves the forward exchange;
+            gradients are the same as without it.
 
     Returns:
         A vector (see `BatchStatistics`), whose gradient reaches the inputs of all replicas.
@@ -45,9 +46,11 @@ def global_statistics(inputs, scope: Scope, exchanged=None):
 
 
 def _local_statistics(inputs, replica_row):
-    """Count, mean and centred squares of a replica's part, in its row of (replicas, 1 + 2 * channels).
+    """Count, mean and sum of centred squares of this replica's part of the batch.
 
-    The other rows are zeros, so that the sum over replicas holds the rows of all.
+    Returns:
+        A tensor (replicas, 1 + 2 * channels) with these values in this replica's row and zeros in the
+        other rows, so that the sum over replicas holds the rows of all.
     """
     inputs = tf.cast(inputs, tf.float32)
     count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
@@ -57,7 +60,7 @@ def _local_statistics(inputs, replica_row):
 
 
 def _combine(parts):
-    """The statistics of the whole batch, from those of its parts, (replicas, 1 + 2 * channels)."""
+    """Combines the statistics of all parts, (replicas, 1 + 2 * channels), to those of the batch."""
     channels = (parts.shape[1] - 1) // 2
     counts, means, squares = tf.split(parts, [1, channels, channels], 1)
     count = tf.reduce_sum(counts, 0)
@@ -71,9 +74,9 @@ def _input_gradient(inputs, statistics, gradient):
     """The gradient of the statistics with respect to a replica's part of the batch.
 
     Args:
-        inputs: The part of the batch.
-        statistics: Those of the whole batch, a vector.
-        gradient: With respect to the statistics, the sum over all replicas.
+        inputs: This replica's part, (batch, height, width, channels).
+        statistics: Statistics of the whole batch, as a vector.
+        gradient: Gradient with respect to the statistics, summed over all replicas.
     """
     mean, _, count = BatchStatistics.from_vector(statistics)
     d_mean, d_variance, _ = BatchStatistics.from_vector(gradient / count)

@@ -1,4 +1,4 @@
-"""The devices of this machine that work on a batch together, through `tf.distribute`.
+"""The devices of this machine that share a batch, through `tf.distribute`.
 
 with local_strategy().scope():
     model = NVAE(...)
@@ -16,7 +16,7 @@ from nvae_tf.io.machine import usable_cores
 
 
 def gpu_found() -> bool:
-    """Whether TensorFlow finds a GPU: what `Scope.on_gpu` and ``jit_compile: auto`` are by default."""
+    """Whether TensorFlow finds a GPU; decides ``jit_compile: auto`` and the trainer's ``on_gpu``."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 
@@ -24,12 +24,13 @@ def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
     """A strategy over devices of this machine.
 
     Args:
-        num_devices: Number of devices; default: all GPUs, or the CPU if there is none. If there is no
-            GPU and ``NVAE_SPLIT_CPU=1`` is in the environment, the CPU is divided into that many
-            devices: nothing gets faster, but several devices can be tried out.
+        num_devices: Number of devices; default: all GPUs, or the CPU if there is none. Without a GPU,
+            ``NVAE_SPLIT_CPU=1`` in the environment divides the CPU into that many logical devices,
+            which is not faster but allows several devices to be tried out.
 
     Raises:
-        UserError: There are fewer GPUs.
+        UserError: There are fewer GPUs than asked for, or the CPU cannot be divided any more because
+            TensorFlow has been used already.
     """
     gpus = tf.config.list_physical_devices("GPU")
     count = num_devices or max(len(gpus), 1)
@@ -53,7 +54,7 @@ def _divide_cpu(count: int) -> None:
         return
     cores = usable_cores()
     try:
-        # Every operation would take all cores otherwise, and those of the other devices wait for them.
+        # Otherwise every operation takes all cores, and the operations of other devices have to wait.
         tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // count))
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)
@@ -62,10 +63,10 @@ def _divide_cpu(count: int) -> None:
 
 
 def describe_devices(strategy: tf.distribute.Strategy) -> str:
-    """What this process computes with, as text: the GPUs' names, or the CPU and its cores.
+    """Describes the devices of this process: the names of the GPUs, or the CPU's number of cores.
 
     Args:
-        strategy: Strategy over the replicas of this process, and of others.
+        strategy: Strategy over all replicas, those of other processes included.
     """
     # The default strategy refuses to name its device.
     alone = strategy.num_replicas_in_sync == 1
@@ -84,13 +85,13 @@ def describe_devices(strategy: tf.distribute.Strategy) -> str:
 
 
 def shard(batch):
-    """Divides a batch among the devices; parts are of one size, the last rows repeated if need be.
+    """Divides a batch into parts of equal size, one per device; the last row is repeated as needed.
 
     Args:
         batch: A tensor, (rows, ...).
 
     Returns:
-        A value that `on_devices` takes.
+        An argument for a function from `on_devices`.
     """
     strategy, rows = tf.distribute.get_strategy(), len(batch)
     if strategy.num_replicas_in_sync == 1:
@@ -105,22 +106,22 @@ def shard(batch):
 
 
 def on_devices(function):
-    """Compiles a function; every device runs it on its share of the arguments."""
+    """Makes a graph of a function, which every device runs on its part of the (sharded) arguments."""
 
     def run(*shares):
         return tf.distribute.get_strategy().run(function, shares)
 
-    # A partial, because TensorFlow counts traces, and warns of many, by the code of a function, which
-    # all functions made here would share.
+    # TensorFlow counts traces per code object and warns if there are many. All functions made here
+    # would share that of `run`; a partial has none.
     return tf.function(functools.partial(run), autograph=False, reduce_retracing=True)
 
 
 def unshard(values, rows: int):
-    """Puts the devices' parts of a result together again.
+    """Concatenates the devices' parts of a result; the inverse of `shard`.
 
     Args:
-        values: What a function from `on_devices` returned; tensors (rows, ...).
-        rows: Number of rows of the batch that was divided.
+        values: Result of a function from `on_devices`: a structure of tensors (rows, ...).
+        rows: Number of rows of the batch before `shard`.
     """
     strategy = tf.distribute.get_strategy()
     return tf.nest.map_structure(

@@ -1,9 +1,9 @@
-"""Kernels of a step: weight normalisation and spectral norms, for all kernels of a shape at once.
+"""Weight normalisation and spectral norms of a step, for all kernels of one shape at once.
 
-Weight normalisation is written as ``effective = kernel * scale``, and its gradient has two halves, both
-in this file. Where a kernel convolves, `NormalizedKernel.effective` hands the gradient with respect to
-the effective kernel on as it is. `_kernel_gradients` then applies the chain rule through scales and
-spectral norms, once per stack of kernels.
+Weight normalisation is written as ``effective = kernel * scale``. Its gradient is computed in two
+halves, both in this file. In a convolution, `NormalizedKernel.effective` passes the gradient with
+respect to the effective kernel on unchanged. `_kernel_gradients` then applies the chain rule through
+scales and spectral norms, once per stack of kernels.
 """
 
 import collections
@@ -20,42 +20,42 @@ from nvae_tf.engine.xla import xla_region
 
 NORM_EPSILON = 1e-5
 ITERATIONS = 4  # power iterations per step
-WARM_UP_ITERATIONS = 36  # further ones before the first step
+WARM_UP_ITERATIONS = 36  # additional iterations before the first step
 MINIMUM_NORM = 1e-3
 LARGE = 2**20  # passes over stacks with at least this many elements are compiled on CPUs
 
 
 def normalize(kernel, log_norm):
-    """Weight normalisation of one kernel, with its ordinary gradient.
+    """Applies weight normalisation to one kernel, with TensorFlow's own gradient.
 
     Args:
-        kernel: (k, k, in, out), masked already.
-        log_norm: Natural logarithms of the norms wanted, (out,).
+        kernel: Kernel (k, k, in, out), already masked.
+        log_norm: Natural logarithm of each output channel's target norm, (out,).
     """
     return kernel * weight_norm_scale(log_norm, kernel_norm(kernel))
 
 
 def kernel_norm(kernel):
-    """The norm of each output channel's part of a kernel (k, k, in, out): (out,)."""
+    """The Euclidean norm of each output channel, (out,), of a kernel (k, k, in, out)."""
     return tf.sqrt(tf.reduce_sum(tf.square(kernel), [0, 1, 2]))
 
 
 def weight_norm_scale(log_norm, norm):
-    """The factor that brings output channels of these norms to those wanted, given as logarithms."""
+    """The factor that rescales output channels from `norm` to their target norms ``exp(log_norm)``."""
     return tf.exp(log_norm) / (norm + NORM_EPSILON)
 
 
 class NormalizedKernel(NamedTuple):
-    """What a convolution's effective kernel is made from, where that is computed for many at once.
+    """A kernel and the scales that normalise it, computed beforehand for many convolutions at once.
 
-    Only those effective kernels exist that are in use: a kernel and its scales are multiplied where
-    they convolve.
+    Kernel and scales are multiplied only when the convolution runs, so that no more effective kernels
+    are in memory than are in use.
 
     Attributes:
-        kernel: Masked, (k, k, input channels per group, output channels). The gradient that it gets is
-            the gradient with respect to the *effective* kernel.
-        scale: Factor of each output channel, (output channels,); None without weight norm. It gets no
-            gradient.
+        kernel: Masked kernel, (k, k, input channels per group, output channels). The gradient that it
+            receives is the one with respect to the *effective* kernel.
+        scale: Factor for each output channel, (output channels,); None without weight norm. It
+            receives no gradient.
     """
 
     kernel: tf.Tensor
@@ -63,7 +63,7 @@ class NormalizedKernel(NamedTuple):
 
     @property
     def effective(self):
-        """The kernel that convolves."""
+        """The normalised kernel, shaped as `kernel`."""
         return self.kernel if self.scale is None else _scaled(self.kernel, self.scale)
 
 
@@ -74,15 +74,16 @@ def _scaled(kernel, scale):
 
 
 class SpectralNorms(tf.Module):
-    """Singular vectors of every convolution's effective kernel, and the sum of spectral norms.
+    """The singular vectors of all effective kernels, and the sum of the kernels' spectral norms.
 
     Args:
         convolutions: Built convolutions.
 
     Attributes:
-        groups: The convolutions whose kernels are one stack here: of one shape and normalisation.
-        left: Left singular vectors u (n, outputs) of each group, variables.
-        right: Right singular vectors v (n, k * k * inputs) of each group, variables.
+        groups: The convolutions, grouped by kernel shape and kind of normalisation. The kernels of a
+            group are computed as one stack.
+        left: One variable per group: left singular vectors u, (n, outputs).
+        right: One variable per group: right singular vectors v, (n, k * k * inputs).
 
     Reference: NVAE paper, section 3.2 ("spectral regularization"); Yoshida & Miyato, 2017.
     """
@@ -114,17 +115,17 @@ class SpectralNorms(tf.Module):
         """Normalises all kernels, and computes their spectral norms.
 
         Args:
-            tensors: Tensors that stand for the stacks of weights, by reference (see `rows_of`);
-                gradients are taken with respect to them.
-            xla: Whether to compile what is large (see `nvae_tf.engine.xla`).
-            iterations: Power iterations, from the stored vectors.
-            state: Where the stored vectors are read (`nvae_tf.engine.state`); default: in their
+            tensors: Tensors used in place of the stacks of weights, by the stacks' references (see
+                `rows_of`). Gradients are taken with respect to these tensors.
+            xla: Whether to compile the passes over large stacks (see `nvae_tf.engine.xla`).
+            iterations: Number of power iterations, starting from the stored vectors.
+            state: Where the stored vectors are read (`nvae_tf.engine.state`); default: from their
                 variables.
 
         Returns:
-            The sum of ``u' W v`` over all kernels, a scalar whose gradient reaches the kernels alone,
-            not the vectors; a dictionary from convolution to `NormalizedKernel`; and the iterated
-            vectors, for `update_vectors`.
+            The sum of ``u' W v`` over all kernels, a scalar that is differentiated with respect to the
+            kernels but not the vectors; a dictionary from convolution to `NormalizedKernel`; and the
+            iterated vectors, for `update_vectors`.
         """
         weights = [_weights(group, tensors) for group in self.groups]
         stacks = [_scale(*map(tf.stop_gradient, group), xla=xla) for group in weights]
@@ -141,11 +142,11 @@ class SpectralNorms(tf.Module):
         return tf.add_n(totals), kernels, [*left, *right]
 
     def update_vectors(self, vectors, condition=True, state=None) -> None:
-        """Stores iterated vectors.
+        """Stores the iterated singular vectors.
 
         Args:
-            vectors: What `normalized_kernels` returned last.
-            condition: A scalar; where it is false nothing changes.
+            vectors: The vectors that `normalized_kernels` returned.
+            condition: A boolean scalar; if it is false, nothing changes.
             state: As for `normalized_kernels`.
         """
         state = state or VariableState()
@@ -153,10 +154,10 @@ class SpectralNorms(tf.Module):
             state.assign(variable, tf.where(condition, value, state.value(variable)))
 
     def layout(self, names: Mapping) -> list[list[str]]:
-        """The names of the kernels of each group.
+        """The names of the kernels, group by group.
 
         Args:
-            names: Each weight's name.
+            names: Dictionary from `Weight` to its name.
         """
         return [[names[layer.kernel] for layer in group] for group in self.groups]
 
@@ -171,7 +172,7 @@ def group_by_kind(convolutions) -> list[list]:
 
 
 def _weights(group, tensors):
-    """Masked kernels of a group (n, k, k, inputs, outputs); and log-norms (n, outputs), if any."""
+    """A group's masked kernels (n, k, k, inputs, outputs), and its log-norms (n, outputs), if any."""
     kernels = stacked([layer.kernel for layer in group], tensors)
     if group[0].mask:
         kernels = kernels * np.stack([layer.kernel_mask for layer in group])
@@ -181,12 +182,12 @@ def _weights(group, tensors):
 
 
 class _Stack(NamedTuple):
-    """Kernels of a group, and what normalises them, without gradients.
+    """The kernels of a group, with their norms and scales, all without gradients.
 
     Attributes:
-        kernels: Masked, (n, k, k, inputs, outputs).
+        kernels: Masked kernels, (n, k, k, inputs, outputs).
         norm: Norm of each output channel, (n, outputs); None without weight norm.
-        scale: Factor that brings it to the norm wanted, (n, outputs); None without weight norm.
+        scale: Factor from that norm to the target norm, (n, outputs); None without weight norm.
     """
 
     kernels: tf.Tensor
@@ -226,9 +227,9 @@ def _norms(kernels):
 
 
 def _iterate(stacks, left, right, iterations, xla):
-    """Lists of u and of v of every stack, after so many power iterations."""
+    """Lists of u and of v, one tensor per stack, after the given number of power iterations."""
     vectors = list(zip(left, right, strict=True))
-    # One region for all large stacks compiles faster than one for each; small ones are not worth it.
+    # One region for all large stacks compiles faster than one per stack. Small stacks are not compiled.
     for large in (True, False):
         places = [i for i, stack in enumerate(stacks) if large == (stack.size >= LARGE)]
         if places:
@@ -257,11 +258,11 @@ def _unit(vectors):
 
 
 def _differentiable(weights, stack: _Stack, left, right, xla):
-    """The outputs for one stack that have gradients: its sum of spectral norms, and its kernels.
+    """The differentiable outputs for one stack: its sum of spectral norms, and its kernels.
 
     Returns:
-        The sum, a scalar; the kernels, and their scales or Nones. The kernels get the gradients with
-        respect to effective kernels (see `NormalizedKernel`).
+        The sum, a scalar; a list of kernels; and a list of their scales, or of Nones. The kernels
+        receive gradients with respect to the effective kernels (see `NormalizedKernel`).
     """
 
     @tf.custom_gradient
@@ -282,21 +283,22 @@ def _kernel_gradients(d_effective, left, right, stack: _Stack):
     """The second half of the gradient: through scales and spectral norms, to a stack's weights.
 
     Args:
-        d_effective: Gradient with respect to the effective kernels, but for that of the spectral norms
-            ``u' W v``.
-        left: u, times the gradient of the spectral norms, (n, outputs).
+        d_effective: Gradient with respect to the effective kernels, (n, k, k, inputs, outputs), without
+            the part that comes from the spectral norms ``u' W v``.
+        left: u times the gradient with respect to the sum of spectral norms, (n, outputs).
         right: v, (n, k * k * inputs).
-        stack: The kernels.
+        stack: The kernels of the group.
 
     Returns:
-        Gradients of the kernels, and of the logarithms of their norms where they are normalised.
+        Gradients with respect to the kernels and, with weight norm, to their log-norms.
     """
 
     def wide(per_output):
         return per_output[:, None, None, None, :]
 
     kernels, norm, scale = stack
-    # Otherwise TensorFlow computes these products, as large as the kernels, before the forward pass.
+    # Otherwise TensorFlow computes the outer products below, which are as large as the kernels, before
+    # the forward pass.
     with tf.control_dependencies([d_effective]):
         right, left = tf.identity(right), tf.identity(left)
     d_effective += tf.reshape(right, [*kernels.shape[:-1], 1]) * wide(left)

@@ -1,29 +1,29 @@
-"""Replicas that train on one batch together: which one this is, and what they exchange.
+"""Replicas that train on one batch together: their number and index, and sums and means over them.
 
 `sum_over_replicas` and `mean_over_replicas` are exchanges (collective operations), which all replicas
-have to reach. An exchange stands in the graph of the step itself, never within a function that blocks
-share: so one trace of such a function serves all replicas, and no compiled region holds an exchange.
+have to reach. Exchanges are part of the step's own graph, never of a function that blocks share. So one
+trace of such a function serves all replicas, and no compiled region holds an exchange.
 """
 
 import tensorflow as tf
 
-PACK_BYTES = 2**25  # exchanged at once; gradients are exchanged pack by pack
+PACK_BYTES = 2**25  # size of the packs in which `mean_over_replicas` exchanges large structures
 
 
 def num_replicas() -> int:
-    """Replicas that work on the batch of the code around; 1 outside of replicas."""
+    """Number of replicas that share the batch of the calling code; 1 outside of replicas."""
     context = tf.distribute.get_replica_context()
     return 1 if context is None else context.num_replicas_in_sync
 
 
 def replica_index():
-    """The number of this replica among all, from 0, an int32 scalar tensor."""
+    """Index of this replica among all, from 0, an int32 scalar tensor; inside a replica."""
     context = tf.distribute.get_replica_context()
     return tf.cast(context.replica_id_in_sync_group, tf.int32)
 
 
 def replica_row():
-    """A one-hot vector (replicas,) that marks this replica; None if it has the batch for itself."""
+    """A one-hot vector (replicas,) that marks this replica; None if there is only one."""
     return tf.one_hot(replica_index(), num_replicas()) if num_replicas() > 1 else None
 
 
@@ -37,13 +37,14 @@ def sum_over_replicas(values):
 def mean_over_replicas(values):
     """The mean over all replicas of a structure of float32 tensors; inside a replica.
 
-    Large structures are exchanged in packs, one after the other: an exchange between machines holds its
-    tensors in memory up to five times.
+    Large structures are exchanged in packs, one after the other, because an exchange between machines
+    takes up to five times the memory of its tensors.
     """
     if num_replicas() == 1:
         return values
     tensors, count = tf.nest.flatten(values), tf.constant(num_replicas(), tf.float32)
-    means, before = [[] for _ in tensors], []  # of each tensor, in parts; of the latest pack
+    # The parts of each tensor's mean; and those of the latest pack.
+    means, before = [[] for _ in tensors], []
     for pack in _packs([tensor.shape.num_elements() for tensor in tensors]):
         with tf.control_dependencies(before):
             parts = [_part(tensors[number], *part) for number, *part in pack]
@@ -58,10 +59,13 @@ def mean_over_replicas(values):
 
 
 def _packs(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
-    """What is exchanged at once: lists of (a tensor's index, first element, the one after the last).
+    """Divides tensors into packs of at most `PACK_BYTES`.
 
     Args:
         lengths: Number of elements of each tensor.
+
+    Returns:
+        For each pack a list of (index of a tensor, first element, last element + 1).
     """
     most, packs, size = PACK_BYTES // tf.float32.size, [[]], 0
     for number, length in enumerate(lengths):
@@ -76,7 +80,7 @@ def _packs(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
 
 
 def _part(tensor, start: int, stop: int):
-    """Some of a tensor's elements; all of them in their shape."""
+    """A range of a tensor's elements, flat; the tensor itself if the range is all of it."""
     if stop - start == tensor.shape.num_elements():
         return tensor
     return tf.reshape(tensor, [-1])[start:stop]

@@ -1,4 +1,4 @@
-"""What a pass over layers is run with: one argument that is handed down to every layer."""
+"""`Scope`: the one argument that says how a pass is run, handed down to every layer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from nvae_tf.engine.weights import Weight
 
 
 class BatchStatistics(NamedTuple):
-    """Statistics of a layer's batch, over all replicas.
+    """The batch statistics of a layer, over all replicas.
 
-    They are handed around as one vector, since every tensor costs nodes of the graph both ways.
+    They are passed around as one vector, since every tensor costs graph nodes in both passes.
 
     Attributes:
-        mean: Per channel, (..., channels).
-        variance: Per channel, biased, (..., channels).
-        count: Number of elements per channel that they were computed from, float32, (..., 1).
+        mean: Mean of each channel, (..., channels).
+        variance: Biased variance of each channel, (..., channels).
+        count: Number of elements per channel that the statistics come from, float32, (..., 1).
     """
 
     mean: tf.Tensor
@@ -33,46 +33,47 @@ class BatchStatistics(NamedTuple):
 
     @property
     def vector(self) -> tf.Tensor:
-        """All of them as one tensor, (..., 2 * channels + 1)."""
+        """Mean, variance and count as one tensor, (..., 2 * channels + 1)."""
         return tf.concat(self, -1)
 
     @property
     def unbiased(self):
-        """The unbiased variance, which running averages take."""
+        """The unbiased variance, (..., channels), which the running averages use."""
         return self.variance * (self.count / tf.maximum(self.count - 1.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scope:
-    """How a pass is run. Layers ask it for the values of their weights, and leave statistics in it.
+    """How a pass is run. Layers read the values of their weights from it, and store statistics in it.
 
-    Without arguments: an evaluation pass with the weights as they are.
+    The defaults are those of an evaluation pass with the weights as they are.
 
     Attributes:
-        training: Batch norm uses the statistics of the batch.
+        training: Whether batch norms use the statistics of the batch.
         values: Tensors used in place of weights; all other weights are read from their stacks.
-        kernels: The kernels of this step, normalised beforehand, by convolution.
-        statistics: What batch norms saw in training, by layer, as vectors (`BatchStatistics`); filled
-            in the order of the calls.
-        given_statistics: Mean and biased variance, (channels,) each, that batch norms use in evaluation
-            instead of their running averages, by layer.
-        exchanged_statistics: What replicas have exchanged already, where a block is rematerialized, by
-            layer, as vectors.
-        replica_row: Marks this replica among those that share the batch, one-hot, (replicas,); None if
-            this one has the batch for itself.
-        rematerialize: What is computed again in the backward pass (gradient checkpointing): ``"none"``;
+        kernels: The `NormalizedKernel` of each convolution, if they were computed beforehand.
+        statistics: Batch statistics of each batch norm in training, as vectors (`BatchStatistics`), in
+            the order of the calls. The layers fill it.
+        given_statistics: Mean and biased variance, (channels,) each, that a batch norm uses in
+            evaluation in place of its running averages.
+        exchanged_statistics: Statistics from a block's first run, as vectors by layer, so that its
+            rematerialization does not exchange them again.
+        replica_row: One-hot vector (replicas,) that marks this replica among those that share the
+            batch; None if there is only one.
+        rematerialize: What is recomputed in the backward pass (gradient checkpointing): ``"none"``;
             ``"bn_swish"``: batch norm, its activation and the convolution that follows; ``"cells"``:
-            whole residual cells, and per group the draw of its latents and its combiner.
-        functions: The functions that identical blocks share (`nvae_tf.engine.shared_functions`); None:
-            nothing is shared.
-        differentiated: Whether gradients are taken through this computation; false for the first run of
-            a block that is rematerialized for its gradient.
+            whole residual cells, and in each group the draw of the latents and the combiner.
+        functions: The cache of functions that identical blocks share
+            (`nvae_tf.engine.shared_functions`); None: nothing is shared.
+        differentiated: Whether gradients are taken through this computation; false in the first run of
+            a block that will be rematerialized.
         xla_regions: Whether the operations between convolutions are compiled with XLA.
         xla_step: Whether the whole pass is compiled with XLA.
-        custom_gradients: Use the faster gradients of our own. For training graphs only: TensorFlow
-            never frees a graph that contains a custom gradient.
-        on_gpu: The pass is for a GPU, where some operations that are fast on CPUs do not exist.
-        data_initialization: Convolutions with ``data_init`` set their norm and bias from their input.
+        custom_gradients: Whether to use our own, faster gradients. For training graphs only:
+            TensorFlow never frees a graph that contains a custom gradient.
+        on_gpu: Whether the pass is for a GPU, where some operations that are fast on CPUs do not exist.
+        data_initialization: Whether convolutions with ``data_init`` set their norm and bias from their
+            input.
     """
 
     training: bool = False
@@ -103,7 +104,7 @@ class Scope:
 
     @property
     def settings(self) -> tuple:
-        """All that changes what a layer computes, but for tensors; hashable."""
+        """Everything besides tensors that changes what a layer computes; hashable."""
         return (
             self.training,
             self.rematerialize,

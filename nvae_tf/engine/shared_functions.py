@@ -1,12 +1,12 @@
 """Functions that identical blocks share, and blocks that are rematerialized in the backward pass.
 
-A deep model has hundreds of blocks of a few dozen kinds. Traced as one function per kind, the graph
-stays small and starts quickly. A rematerialized block (gradient checkpointing) keeps nothing but its
-inputs for the backward pass: Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016.
+A deep model has hundreds of blocks of a few dozen kinds. Tracing one function per kind keeps the graph
+small and quick to start. A rematerialized block (gradient checkpointing) stores only its inputs for the
+backward pass: Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016.
 
-Where several replicas share a batch, the batch norms exchange statistics, and exchanges stand between
-shared functions. So a block whose batch norms have yet to exchange theirs, such as a residual cell, is
-run in the graph of the step, and the blocks that it is made of are shared instead.
+When several replicas share a batch, batch norms exchange statistics, and a shared function cannot hold
+an exchange. So a block whose batch norms have not exchanged theirs yet, such as a residual cell, runs
+in the graph of the step, and the smaller blocks inside it are shared instead.
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ from nvae_tf.engine.xla import optimization_barrier
 
 
 class SharedFunctions:
-    """Traced functions of tensors alone, by what they compute and the shapes of their inputs.
+    """A cache of traced functions, by what they compute and by the shapes and types of their inputs.
 
-    They belong to no graph, device or replica: all that need one call the same.
+    The functions take tensors only, and belong to no particular graph, device or replica, so every
+    replica and every step can call them.
     """
 
     def __init__(self):
@@ -31,20 +32,23 @@ class SharedFunctions:
         self._graph = tf.Graph()
 
     def traced(self, key: tuple, function, tensors, has_gradient: bool = True):
-        """The function of a key and of the tensors' shapes, traced when it is first asked for.
+        """Returns the function for a key and for the tensors' shapes; traces it on first use.
 
         Args:
-            key: What the function computes; hashable.
-            function: The Python function; not called if one of the same key and shapes was traced.
-            tensors: Arguments of the shapes that it is to be traced for.
-            has_gradient: Whether gradients are taken through it.
+            key: Hashable; identifies what the function computes.
+            function: The Python function to trace, unless one was traced for this key and these shapes.
+            tensors: Tensors with the shapes and types to trace for.
+            has_gradient: Whether to trace the gradient as well.
+
+        Raises:
+            ValueError: The function captures a tensor that was not passed to it.
         """
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
         key = (key, *specs)
         if key not in self._traced:
-            # In the graph of a replica, the replica's device would become a part of the function and of
-            # its gradient's. One graph serves all functions, because TensorFlow traces and compiles a
-            # region once per graph.
+            # Traced in a replica's graph, the function and its gradient would be bound to that
+            # replica's device. All functions share one graph, because TensorFlow traces and compiles
+            # an XLA region once per graph.
             with self._graph.as_default():
                 self._traced[key] = _trace(function, specs, has_gradient)
         return self._traced[key]
@@ -69,14 +73,14 @@ def _trace(function, specs, has_gradient: bool):
 
 
 def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, **settings):
-    """``function(*tensors, **settings)``, shared with all calls of the same settings and shapes.
+    """Computes ``function(*tensors, **settings)``, sharing one trace per settings and shapes.
 
     Args:
         function: A module-level function of tensors and settings.
-        tensors: Tensors.
-        scope: Says whether functions are shared.
-        has_gradient: Whether gradients are taken through it.
-        settings: Hashable arguments.
+        tensors: The tensors that it is called with.
+        scope: Gives the cache of shared functions; without one, the function is simply called.
+        has_gradient: Whether gradients are taken through the call.
+        settings: Hashable keyword arguments.
     """
 
     def run(*tensors):
@@ -89,18 +93,19 @@ def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, *
 
 
 def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=CELLS):
-    """``function(*layers, *inputs, scope=scope)``, shared with identical blocks and rematerialized.
+    """Runs ``function(*layers, *inputs, scope=scope)``, shared and rematerialized as the scope says.
 
     Args:
-        function: A function of layers, tensors and a scope, which uses no other tensors or weights.
-        layers: The layers that it is given.
-        inputs: Tensors.
+        function: A module-level function of layers, tensors and a scope. It must use no other tensors
+            or weights.
+        layers: The layers to pass; together with the function they decide which blocks are identical.
+        inputs: The tensors to pass.
         scope: Says whether functions are shared and what is rematerialized.
-        uses: The built layers whose weights it uses; default: `layers`.
-        remat_when: The mode of `Scope.rematerialize` in which the block is rematerialized.
+        uses: The built layers whose weights the function reads; default: `layers`.
+        remat_when: The value of `Scope.rematerialize` for which the block is rematerialized.
 
     Returns:
-        Tensors, or a structure of tensors.
+        The function's result: tensors, or a structure of tensors.
     """
     rematerialize = scope.rematerialize == remat_when
     if not rematerialize and scope.functions is None:
@@ -123,9 +128,9 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
 
 
 def trace_key(layer) -> tuple:
-    """What a layer's computation depends on beside tensors: its type and configuration; hashable."""
+    """Everything besides tensors that a layer's computation depends on: type and config; hashable."""
     config = layer.get_config()
-    ignored = ("name", "trainable", "dtype")  # Keras's own, which our layers do not look at
+    ignored = ("name", "trainable", "dtype")  # keys of Keras that our layers do not use
     return (
         type(layer),
         tuple((name, _frozen(value)) for name, value in config.items() if name not in ignored),
@@ -141,12 +146,13 @@ def _frozen(value):
 
 
 class _BlockTensors:
-    """The tensors that a block computes with, in an order that is the same for identical blocks.
+    """The tensors that a block reads besides its inputs, in an order that identical blocks share.
 
     Attributes:
-        norms: Batch norms of the block that have yet to find out the statistics of their batch.
-        differentiable: Those that gradients are taken with respect to.
-        constant: The scales of kernels.
+        norms: The block's batch norms whose batch statistics are not in the scope yet.
+        differentiable: The tensors that gradients are taken with respect to: kernels, exchanged
+            statistics and all other weights.
+        constant: The scales of normalised kernels, which have no gradients.
     """
 
     def __init__(self, layers, scope: Scope):
@@ -155,7 +161,7 @@ class _BlockTensors:
         norms = [module for module in modules if hasattr(module, "moving_mean")]
         self.norms = [norm for norm in norms if norm not in scope.statistics]
         self._exchanged = [norm for norm in norms if norm in scope.statistics]
-        # Kernels that were normalised beforehand come instead of the weights that they are made from.
+        # Kernels that were normalised beforehand replace the weights that they are computed from.
         self._convolutions = [module for module in modules if module in scope.kernels]
         kernels = [scope.kernels[convolution] for convolution in self._convolutions]
         self._scaled = [kernel.scale is not None for kernel in kernels]
@@ -174,11 +180,11 @@ class _BlockTensors:
 
     @property
     def tensors(self) -> list[tf.Tensor]:
-        """All of them."""
+        """All tensors, differentiable ones first."""
         return [*self.differentiable, *self.constant]
 
     def given(self, tensors) -> dict:
-        """Other tensors in the place of `tensors`, as fields of a `Scope`."""
+        """Fields for a `Scope` that uses the given tensors, ordered as `tensors`, in place of these."""
         tensors = iter(tensors)
         kernels = [next(tensors) for _ in self._convolutions]
         statistics = [next(tensors) for _ in self._exchanged]
@@ -193,9 +199,9 @@ class _BlockTensors:
         )
 
     def concat_statistics(self, statistics):
-        """The statistics of all batch norms as a list of one vector, without gradients, or of none.
+        """Concatenates the statistics of all `norms`, without gradients; a list of one vector or none.
 
-        Each separate output would cost the backward pass a tensor of zeros.
+        As separate outputs, each would cost the backward pass a tensor of zeros.
         """
         parts = [statistics[norm] for norm in self.norms if norm in statistics]
         return [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
@@ -214,9 +220,9 @@ class _Block:
     Args:
         function: As for `call_block`.
         layers: As for `call_block`.
-        weights: The tensors of the layers that it uses.
-        num_inputs: Number of inputs, which come before those tensors.
-        scope: How the block is run.
+        weights: The tensors of the layers that the function uses.
+        num_inputs: Number of inputs; they precede the tensors of `weights`.
+        scope: The scope in which the block is run.
     """
 
     def __init__(self, function, layers, weights: _BlockTensors, num_inputs: int, scope: Scope):
@@ -224,24 +230,25 @@ class _Block:
         self._num_inputs, self._scope = num_inputs, scope
 
     def function(self, *tensors):
-        """The block without its surroundings: of inputs and all tensors of its weights.
+        """Runs the block on its inputs followed by all tensors of its weights; can be shared.
 
         Returns:
-            Outputs, and the statistics of its batch norms as from `_BlockTensors.concat_statistics`.
+            The outputs, and the batch norms' statistics as `_BlockTensors.concat_statistics` returns
+            them.
         """
         alone = dataclasses.replace(self._scope, functions=None, replica_row=None)
         outputs, statistics = self._compute(alone, tensors)
         return outputs, self._weights.concat_statistics(statistics)
 
     def rematerialized_function(self, *tensors):
-        """`function` that keeps nothing but its arguments for the backward pass."""
+        """As `function`, but only the arguments are stored for the backward pass."""
 
         @tf.custom_gradient
         def run(*tensors):
             outputs, statistics = self.function(*tensors)
 
             def gradients(*upstream):
-                # Statistics, which come last, have no gradients.
+                # The statistics come last and have no gradients.
                 upstream = upstream[: len(upstream) - len(statistics)]
                 given, upstream = self._not_before(tensors, upstream)
                 with tf.GradientTape() as tape:
@@ -254,18 +261,18 @@ class _Block:
         return run(*tensors)
 
     def rematerialized(self, inputs):
-        """Runs the block in the graph of the step, where its batch norms exchange statistics.
+        """Runs the block rematerialized in the graph of the step, where batch norms can exchange.
 
         Args:
-            inputs: Its inputs.
+            inputs: The block's inputs.
 
         Returns:
-            Outputs, and the statistics of its batch norms by layer.
+            The outputs, and the batch norms' statistics by layer.
         """
         first = dataclasses.replace(self._scope, differentiated=False)
         by_norm: dict = {}
 
-        # Arguments cost nodes of the graph, so only tensors with gradients are arguments.
+        # Every argument costs graph nodes, so only tensors with gradients are arguments.
         @tf.custom_gradient
         def run(*tensors):
             outputs, statistics = self._compute(first, [*tensors, *self._weights.constant])
@@ -274,7 +281,7 @@ class _Block:
             def gradients(*upstream):
                 given, upstream = self._not_before(tensors, upstream)
                 inputs, weights = given[: self._num_inputs], given[self._num_inputs :]
-                # Otherwise TensorFlow would compute it all again before the backward pass.
+                # Otherwise TensorFlow could rerun the block before the backward pass reaches it.
                 with tf.control_dependencies(upstream):
                     inputs = [tf.identity(tensor) for tensor in inputs]
                 again = dataclasses.replace(self._scope, exchanged_statistics=statistics)
@@ -291,9 +298,9 @@ class _Block:
         return outputs, {norm: tf.stop_gradient(batch) for norm, batch in by_norm.items()}
 
     def _not_before(self, tensors, upstream):
-        """Tensors and upstream gradients; in compiled steps the former only once the latter are there.
+        """Returns both; in compiled steps the tensors become available only after the gradients.
 
-        XLA would otherwise keep what the forward pass computed of the same tensors.
+        Without this, XLA would recognise the recomputation and keep the forward pass's values instead.
         """
         if not self._scope.xla_step:
             return tensors, upstream
@@ -301,7 +308,7 @@ class _Block:
         return both[: len(tensors)], both[len(tensors) :]
 
     def _compute(self, scope: Scope, tensors):
-        """Outputs, and the statistics of batch norms by layer."""
+        """The outputs, and the batch norms' statistics by layer."""
         inputs, values = tensors[: self._num_inputs], tensors[self._num_inputs :]
         inner = dataclasses.replace(scope, **self._weights.given(values))
         outputs = self._function(*self._layers, *inputs, scope=inner)

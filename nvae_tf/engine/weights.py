@@ -1,8 +1,8 @@
-"""Weights as rows of stacks: one variable holds all weights of a shape.
+"""Weights as rows of stacks: one variable holds all weights of the same shape.
 
-A deep model has thousands of weights of a few dozen shapes. Read, updated and saved one by one they
-would cost tens of thousands of graph nodes; as stacks they cost a few dozen. A layer holds a `Weight`,
-which says where its values are; the variables themselves belong to the outermost layer or model.
+A deep model has thousands of weights of a few dozen shapes. Reading, updating and saving them one by
+one would cost tens of thousands of graph nodes; as stacks they cost a few dozen. A layer holds a
+`Weight`, which says where its values are; the variables belong to the outermost layer or model.
 """
 
 import json
@@ -30,14 +30,14 @@ class Weight:
 
     Args:
         shape: Shape of the weight.
-        initializer: Gives initial values (see `nvae_tf.layers.base.Uniform`). Those with equal keys are
-            called together.
-        trainable: Whether gradients are taken with respect to it.
-        kind: Weights of one kind and shape share a stack.
+        initializer: Draws the initial values (see `nvae_tf.layers.base.Uniform`). The weights of a
+            stack whose initializers have equal keys are drawn together.
+        trainable: Whether gradients are taken with respect to the weight.
+        kind: Weights of the same kind and shape share a stack.
 
     Attributes:
-        stack: The variable (n, *shape) that holds the values; None until `stack_weights`.
-        row: The place in it.
+        stack: The variable (n, *shape) that holds the values; None until `stack_weights` is called.
+        row: Index of this weight's row in the stack; -1 until then.
     """
 
     def __init__(self, shape, initializer, trainable: bool = True, kind: str = WEIGHT):
@@ -47,18 +47,21 @@ class Weight:
         self.row = -1
 
     def value(self) -> tf.Tensor:
-        """The values, read from the stack."""
+        """The weight's values, read from its stack."""
         return self.stack[self.row]
 
     def numpy(self) -> np.ndarray:
-        """The values, as an array."""
+        """The weight's values as an array."""
         return self.value().numpy()
 
     def assign(self, value) -> None:
-        """Changes the values; for many weights `assign_all` is faster.
+        """Assigns new values, outside of graphs; `assign_all` is faster for many weights.
 
         Args:
             value: A tensor or array of the weight's shape.
+
+        Raises:
+            ValueError: The value has another shape.
         """
         assign_all({self: value})
 
@@ -67,14 +70,16 @@ class Weight:
 
 
 def walk(root, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every layer and weight below a layer, in the order in which they were made, each once.
+    """Yields every layer and weight below a layer once, in the order in which attributes were set.
+
+    Attributes whose names begin with an underscore are skipped.
 
     Args:
         root: A Keras layer or model.
-        path: What its attributes' names begin with.
+        path: Prefix of all paths.
 
     Yields:
-        The attributes that lead there (``"stem/kernel"``), and the layer or `Weight`.
+        The path of attributes from the root (``"stem/kernel"``), and the layer or `Weight`.
     """
     yield from _walk(root, path, set())
 
@@ -99,23 +104,23 @@ def _walk_content(content, path, seen):
 
 
 def weights_below(root) -> list[Weight]:
-    """The weights below a layer, in the order in which they were made."""
+    """The weights below a layer, in the order of `walk`."""
     return [content for _, content in walk(root) if isinstance(content, Weight)]
 
 
 def stack_weights(root) -> list[tf.Variable]:
-    """Makes the variables for all weights below a layer, one for each kind and shape.
+    """Creates the variables of all weights below a layer, one per kind and shape.
 
     Args:
         root: The outermost layer or model, whose weights have no variables yet.
 
     Returns:
-        The stacks, for the root to keep.
+        The stacks, which the root has to keep as an attribute.
     """
     groups: dict[tuple, list[Weight]] = {}
     for weight in weights_below(root):
         groups.setdefault((weight.kind, tuple(weight.shape)), []).append(weight)
-    # Convolution kernels first: some vectors begin at values that depend on them.
+    # Convolution kernels first, because log-norms are initialised from them.
     stacks = {key: _make_stack(groups[key]) for key in sorted(groups, key=lambda key: -len(key[1]))}
     return [stacks[key] for key in groups]
 
@@ -144,25 +149,25 @@ def _make_stack(weights: list[Weight]) -> tf.Variable:
 
 
 def rows_of(weights: Iterable[Weight], tensors: Mapping) -> dict[Weight, tf.Tensor]:
-    """The values of weights, taken from tensors that replace their stacks.
+    """The values of weights, read from tensors that are used in place of their stacks.
 
     Args:
         weights: The weights.
-        tensors: A stack's reference -> a tensor of its shape.
+        tensors: Dictionary from a stack's reference (`tf.Variable.ref`) to a tensor of its shape.
 
     Returns:
-        Each weight's row.
+        Dictionary from weight to its row; without the weights whose stacks are not in `tensors`.
     """
     rows = {reference: tf.unstack(tensor) for reference, tensor in tensors.items()}
     return {w: rows[w.stack.ref()][w.row] for w in weights if w.stack.ref() in rows}
 
 
 def stacked(weights: list[Weight], tensors: Mapping) -> tf.Tensor:
-    """The values of weights of one shape as one tensor (n, *shape).
+    """Stacks the values of weights of one shape into one tensor (n, *shape).
 
     Args:
         weights: The weights.
-        tensors: As for `rows_of`; stacks that are not in it are read.
+        tensors: As for `rows_of`; stacks that are missing there are read from their variables.
     """
 
     def tensor_of(stack):
@@ -180,8 +185,11 @@ def stacked(weights: list[Weight], tensors: Mapping) -> tf.Tensor:
 def by_stack(values: Mapping[Weight, Any]) -> list[tuple[tf.Variable, dict[int, Any]]]:
     """Groups values by the stacks that their weights belong to.
 
+    Args:
+        values: Dictionary from weight to any value.
+
     Returns:
-        Each stack, and the values by row.
+        Pairs of a stack and a dictionary from row to value.
     """
     groups: dict[Any, dict[int, Any]] = {}
     for weight, value in values.items():
@@ -190,13 +198,13 @@ def by_stack(values: Mapping[Weight, Any]) -> list[tuple[tf.Variable, dict[int, 
 
 
 def assign_all(values: Mapping[Weight, Any]) -> None:
-    """Changes the values of weights, each stack at once; outside of graphs.
+    """Assigns new values to weights, one assignment per stack; outside of graphs.
 
     Args:
-        values: Tensors or arrays, each of its weight's shape.
+        values: Dictionary from weight to a tensor or array of its shape.
 
     Raises:
-        ValueError: A value has another shape.
+        ValueError: A value has another shape than its weight.
     """
     for weight, value in values.items():
         if np.shape(value) != tuple(weight.shape):
@@ -218,7 +226,7 @@ def layout(root) -> list[list[str]]:
 
 
 class OtherRowsError(ValueError):
-    """Saved stacks have rows that belong to other weights than the rows here."""
+    """The rows of saved stacks belong to other weights than the rows of this model's stacks."""
 
 
 class RowNames(tf.train.experimental.PythonState):
@@ -238,13 +246,13 @@ class RowNames(tf.train.experimental.PythonState):
         return json.dumps(self._names)
 
     def deserialize(self, value) -> None:
-        """Compares saved names with those here.
+        """Compares saved names with the names of this object.
 
         Args:
-            value: What `serialize` returned, when the stacks were saved.
+            value: The result of `serialize` when the stacks were saved.
 
         Raises:
-            OtherRowsError: They differ; the error names the first that does.
+            OtherRowsError: They differ; the error names the first difference.
         """
         saved = json.loads(value)
         if saved != self._names:

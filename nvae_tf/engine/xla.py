@@ -1,9 +1,9 @@
-"""Regions of a step that XLA compiles where the step as a whole is not compiled.
+"""Regions of a step that XLA compiles when the step as a whole is not compiled.
 
-On CPUs XLA makes arithmetic on long tensors several times faster, since it reads them once, but its
-depthwise convolutions are some twenty times slower. So convolutions stay TensorFlow's there, and what
-stands between them is compiled. No region holds an exchange between replicas, so they may share a step
-of which some regions are compiled.
+On CPUs XLA makes arithmetic on large tensors several times faster, because it reads them only once, but
+its depthwise convolutions are some twenty times slower. So the convolutions are left to TensorFlow, and
+the arithmetic between them is compiled. No region holds an exchange between replicas, so regions can
+also be compiled in a step that several replicas share.
 """
 
 import functools
@@ -13,12 +13,10 @@ from tensorflow.compiler.tf2xla.python import xla
 
 
 def optimization_barrier(tensors) -> list[tf.Tensor]:
-    """Returns the same tensors, but hides from XLA that they are the same.
+    """Returns copies of tensors that XLA cannot recognise as the originals.
 
-    It is for functions that XLA compiles as a whole.
-
-    What is computed from them is computed after all of them, and not replaced by an equal value that
-    was computed before.
+    Anything computed from a copy is computed after all of the tensors, and is never replaced by an
+    equal value computed earlier. Works only in functions that XLA compiles as a whole.
 
     Args:
         tensors: A list of tensors.
@@ -27,15 +25,15 @@ def optimization_barrier(tensors) -> list[tf.Tensor]:
 
 
 def xla_region(function, min_size: int = 0):
-    """Makes a function of tensors a region, compiled once for all inputs of the same shapes.
+    """Makes a function an XLA region, which is compiled once per combination of input shapes.
 
     Args:
         function: A function of tensors or of structures of tensors.
-        min_size: Run the function as it is if the first argument has fewer elements: compiling would
-            cost more than it saves.
+        min_size: Smallest number of elements of the first argument for which XLA is used. Below it,
+            compiling would cost more than it saves.
 
     Returns:
-        A function of the same arguments and the keyword ``compile``: whether to use XLA.
+        A function of the same arguments and a keyword ``compile``, which says whether to use XLA.
     """
     with_xla = tf.function(function, autograph=False, jit_compile=True)
 

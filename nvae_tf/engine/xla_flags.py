@@ -1,34 +1,34 @@
-"""What XLA reads from the environment when it is first used; knows no TensorFlow."""
+"""The environment variable that XLA reads on its first use. Does not import TensorFlow."""
 
 from collections.abc import Mapping, MutableMapping
 
 from nvae_tf.io.errors import ConfigError
 
 VARIABLE = "XLA_FLAGS"
-# No operations that add up in another order each time; and no algorithms chosen by their speed, which
-# may be others after a restart. TensorFlow's own determinism asks XLA for the former alone.
+# No operations whose order of summation varies, and no algorithms chosen by timing, since a restart may
+# choose others. TensorFlow's own determinism asks XLA for the first of these only.
 DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
 def make_deterministic(environment: MutableMapping[str, str]) -> None:
-    """Lets XLA compute the same bits in every process on GPUs of one kind.
+    """Sets XLA's flags so that every process computes the same bits on GPUs of one model.
 
     Args:
-        environment: The environment variables, of a process that has not used XLA yet. What the user
-            has set there stays, and prevails.
+        environment: The environment variables of a process that has not used XLA yet. Flags that the
+            user has set are kept and take precedence.
     """
     given = environment.get(VARIABLE, "").split()
     environment[VARIABLE] = " ".join([*(f for f in DETERMINISTIC if f not in given), *given])
 
 
 def check_deterministic(environment: Mapping[str, str]) -> None:
-    """Makes sure that XLA computes the same bits in every process, on GPUs.
+    """Checks that XLA's flags for determinism on GPUs are set, to whatever value.
 
     Args:
         environment: The environment variables.
 
     Raises:
-        ConfigError: They do not say so.
+        ConfigError: One of the flags is not set.
     """
     needed, given = (
         {flag.partition("=")[0] for flag in flags}

@@ -1,4 +1,4 @@
-"""Whether XLA works here, found out in a child process: where it does not, it may end the process.
+"""Tests in a child process whether XLA works here, because a failure may end the process.
 
 Run as a program, this module compiles and runs a tiny training step on every GPU, or else on the CPU.
 """
@@ -8,27 +8,28 @@ import re
 
 from nvae_tf.io.child_process import run_module
 
-SECONDS = 300.0  # to wait for the child, which imports TensorFlow and compiles
+SECONDS = 300.0  # time limit for the child, which has to import TensorFlow and compile
 
 
 def xla_problem(seconds: float = SECONDS) -> str | None:
-    """The reason why XLA cannot compile here, as part of a line; None if it can.
+    """Why XLA cannot compile here, as part of a line; None if it can.
 
-    It is called before this process uses its GPUs, whose memory it would take.
+    Call this before the process uses its GPUs: afterwards, too little of their memory may be left for
+    the child.
 
     Args:
-        seconds: Seconds to wait at most.
+        seconds: Time limit in seconds.
     """
     return run_module(__name__, seconds=seconds).problem
 
 
 def probe(jit_compile: str, in_use: bool = False) -> str | None:
-    """`xla_problem` where steps are to be compiled for GPUs; None without asking elsewhere.
+    """`xla_problem` if steps are to be compiled for a GPU; otherwise None, without a child process.
 
     Args:
         jit_compile: The configuration's value.
-        in_use: Whether this process may use its GPUs already. Then it may have taken their memory, and
-            a child that has too little says nothing of XLA.
+        in_use: Whether this process may have used its GPUs already. It may then hold their memory, so
+            that a child which runs out of memory proves nothing, and is ignored.
     """
     from nvae_tf.engine.devices import gpu_found
 

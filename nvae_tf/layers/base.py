@@ -19,23 +19,23 @@ from nvae_tf.engine.weights import (
 class Layer(tf_keras.layers.Layer):
     """A Keras layer whose weights are rows of stacks, and which is run with a `Scope`.
 
-    Subclasses create their weights and build their sublayers in `create`, and compute in `call`, where
-    ``scope.value(self.weight)`` is the value of a weight. The stacks belong to the outermost layer or
-    model. A layer computes in the precision of its inputs, whatever Keras's dtype policy says.
+    Subclasses create their weights and those of their sublayers in `create`, and compute in `call`,
+    where they must read a weight as ``scope.value(self.weight)``. The stacks belong to the outermost
+    layer or model. A layer computes in the precision of its inputs, whatever Keras's dtype policy says.
     """
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
     def create(self, input_shape) -> None:
-        """Creates the weights of the layer and its sublayers, but no variables.
+        """Creates the weights of the layer and its sublayers, but not the variables that hold them.
 
         Args:
-            input_shape: Shape of the input; only its channels need to be known.
+            input_shape: Shape of the input; only the number of channels needs to be known.
         """
 
     def build(self, input_shape):
-        """Builds a layer that is not a part of another: creates its weights and their stacks."""
+        """Creates the weights and their stacks; only for a layer that is not part of another one."""
         self.create(tf.TensorShape(input_shape))
         self.stacks = stack_weights(self)
         super().build(input_shape)
@@ -45,8 +45,8 @@ class Layer(tf_keras.layers.Layer):
 
         Args:
             *inputs: Arguments of `call`.
-            scope: How the layer is run. Without one, Keras runs it: in evaluation, with its weights as
-                they are, and built first if need be.
+            scope: How the layer is run; default: in evaluation, with its weights as they are. Without
+                a scope or before it is built, the layer is called through Keras, which builds it.
             **kwargs: Further arguments of `call`.
         """
         if scope is None or not self.built:
@@ -54,7 +54,7 @@ class Layer(tf_keras.layers.Layer):
         return self.call(*inputs, scope=scope, **kwargs)
 
     def add_weight(self, shape, initializer, trainable=True, kind=WEIGHT) -> Weight:
-        """Creates a weight of this layer (see `Weight`)."""
+        """Creates a weight of this layer; arguments as for `Weight`."""
         return Weight(shape, initializer, trainable, kind)
 
     def get_weights(self):
@@ -62,22 +62,25 @@ class Layer(tf_keras.layers.Layer):
         return [weight.numpy() for weight in weights_below(self)]
 
     def set_weights(self, weights):
-        """Assigns arrays to the weights, in the order of `get_weights`."""
+        """Assigns arrays to the weights, in the order of `get_weights`.
+
+        Raises:
+            ValueError: Their number or the shape of one is not that of the weights.
+        """
         assign_all(dict(zip(weights_below(self), weights, strict=True)))
 
     def count_params(self):
-        """Number of values in the weights of the layer and its sublayers."""
+        """Number of values in all weights of the layer and its sublayers, trainable or not."""
         return sum(weight.shape.num_elements() for weight in weights_below(self))
 
 
 def create_chain(layers, channels: int) -> None:
-    """Creates the weights of layers that follow each other.
+    """Creates the weights of consecutive layers from shapes alone.
 
-    Shapes are enough for that. Keras would run every layer once, which takes long with several
-    thousand weights.
+    Keras would run every layer once instead, which is slow with several thousand weights.
 
     Args:
-        layers: The layers in order. Those that have weights already keep them.
+        layers: The layers in order. Layers that already have weights keep them.
         channels: Number of channels of the first layer's input.
     """
     shape = tf.TensorShape((None, None, None, channels))
@@ -91,8 +94,8 @@ def create_chain(layers, channels: int) -> None:
 class Uniform(NamedTuple):
     """Initial values drawn from U(low, high).
 
-    Initializers with the same `key` are drawn together, by `draw` of one of them: a model has
-    thousands of weights, and a draw for each would make it slow to start.
+    Initializers with equal `key` are drawn together, by one call of `draw`: a model has thousands of
+    weights, and one draw per weight would make it slow to start.
 
     Attributes:
         low: Lower bound.
@@ -104,21 +107,24 @@ class Uniform(NamedTuple):
 
     @property
     def key(self):
-        """The initializer itself: equal ones are drawn together."""
+        """The initializer itself, so that equal initializers are drawn together."""
         return self
 
     def draw(self, shape, initializers):
         """Draws several weights of one shape at once.
 
         Args:
-            shape: Shape of all of them together, (n, *shape of a weight).
-            initializers: The initializers, one per weight.
+            shape: Shape of the stacked weights, (n, *shape of a weight).
+            initializers: The n initializers, whose keys are equal.
+
+        Returns:
+            The initial values, a float32 tensor of that shape.
         """
         return _draw_uniform(tf.constant(shape), tf.constant(fresh_seed()), self.low, self.high)
 
 
-# A graph, since there TensorFlow scales and shifts in place what it drew. The weights of a model are
-# gigabytes, which would be allocated three times otherwise.
+# In a graph TensorFlow scales and shifts the drawn values in place. Eagerly it would allocate a model's
+# weights, which are gigabytes, three times.
 @tf.function(
     autograph=False,
     input_signature=[
@@ -143,7 +149,7 @@ class Constant(NamedTuple):
 
     @property
     def key(self):
-        """The initializer itself: equal ones are filled together."""
+        """The initializer itself, so that equal initializers are filled together."""
         return self
 
     def draw(self, shape, initializers):
@@ -152,6 +158,6 @@ class Constant(NamedTuple):
 
 
 def uniform_fan_in(fan_in: int) -> Uniform:
-    """Initial values from U(-b, b), b = 1 / sqrt(fan_in)."""
+    """An initializer that draws from U(-b, b) with b = 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
     return Uniform(-bound, bound)

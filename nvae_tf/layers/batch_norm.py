@@ -12,14 +12,15 @@ from nvae_tf.engine.xla import xla_region
 from nvae_tf.layers.base import Constant, Layer
 
 EPSILON = 1e-5
-MOMENTUM = 0.95  # portion of the running averages kept at each step; PyTorch calls this 0.05
+MOMENTUM = 0.95  # share of the running averages that a step keeps; PyTorch's momentum would be 0.05
 
 
 class BatchNormAct(Layer):
     """Batch normalisation over batch, height and width, then an activation.
 
-    In training it normalises with the biased variance of the global batch. The running variance, which
-    evaluation uses, averages the unbiased variance. All of this is computed in float32.
+    In training the layer normalises with the mean and biased variance of the global batch. The running
+    variance, which evaluation uses, is an average of unbiased variances. Statistics and normalisation
+    are computed in float32, the activation in the precision of the input.
 
     Args:
         activation: ``"none"``, ``"elu"`` or ``"swish"``.
@@ -50,10 +51,14 @@ class BatchNormAct(Layer):
         return input_shape
 
     def exchange_statistics(self, inputs, scope: Scope):
-        """Leaves the batch's statistics over all replicas in the scope, if several share the batch.
+        """Stores the batch statistics over all replicas in the scope, if several share the batch.
 
-        A function that blocks share holds no exchange. So whatever calls one with this layer in it
-        calls this before, and `call` then finds the statistics.
+        A function that blocks share cannot hold an exchange. Call this before such a function runs the
+        layer; `call` then uses the stored statistics.
+
+        Args:
+            inputs: As for `call`.
+            scope: As for `call`.
         """
         if scope.exchanges_statistics and self not in scope.statistics:
             exchanged = scope.exchanged_statistics.get(self)
@@ -97,9 +102,12 @@ def activate(name: str, x, custom_gradients: bool = False):
     """Applies an activation.
 
     Args:
-        name: ``"none"``, ``"elu"`` or ``"swish"``, which is ``x * sigmoid(x)``.
+        name: ``"none"``, ``"elu"`` or ``"swish"`` (``x * sigmoid(x)``).
         x: A tensor of any shape.
-        custom_gradients: Whether swish stores only x for the backward pass.
+        custom_gradients: Whether to use the swish whose custom gradient stores only x.
+
+    Raises:
+        KeyError: There is no activation of that name.
     """
     if name == "swish":
         return tf.nn.silu(x) if custom_gradients else x * tf.sigmoid(x)
@@ -112,9 +120,9 @@ def update_running_averages(
     """Moves running averages towards the statistics of a batch.
 
     Args:
-        statistics: What `Scope.statistics` holds after a training pass; identical on all replicas.
-        condition: A scalar; where it is false nothing changes.
-        state: Where the averages are read and changed (`nvae_tf.engine.state`); default: in their
+        statistics: Content of `Scope.statistics` after a training pass; identical on all replicas.
+        condition: A boolean scalar; if it is false, nothing changes.
+        state: Where the averages are read and written (`nvae_tf.engine.state`); default: in their
             variables.
     """
     state = state or VariableState()
@@ -128,36 +136,43 @@ def update_running_averages(
             before = everything if whole else tf.gather(everything, places)
             after = before - (1.0 - MOMENTUM) * (before - statistic)
             after = tf.where(condition, after, before)
-            if not whole:  # some of the layers whose averages are rows of this stack
+            if not whole:  # only some layers with rows in this stack were run
                 rows_of_places = [[row] for row in places]
                 after = tf.tensor_scatter_nd_update(everything, rows_of_places, after)
             state.assign(running, after)
 
 
 def _elements_per_channel(inputs):
-    """Number of elements per channel that the statistics are computed from, float32, (1,)."""
+    """Number of elements per channel, batch * height * width, float32, (1,)."""
     return tf.fill([1], tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32))
 
 
 def _fused_batch_norm(inputs, gamma, beta):
-    """Normalised inputs, mean, biased variance, and the reserved outputs for the gradient operation."""
+    """Normalises with the batch's own statistics.
+
+    Returns:
+        Normalised inputs, mean, biased variance, and the outputs reserved for the gradient operation.
+    """
     outputs, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
     )
     count = _elements_per_channel(inputs)
-    # The operation's variance is the unbiased one.
+    # The operation returns the unbiased variance.
     return outputs, mean, variance * (count - 1.0) / count, reserved
 
 
 @functools.cache
 def _fused_batch_norm_act(activation: str):
-    """Batch norm and activation that save only their input for the backward pass.
+    """Batch norm and activation as one operation, whose backward pass needs the input only.
 
     Everything else that the backward pass needs is recomputed.
 
+    Args:
+        activation: Name of the activation.
+
     Returns:
-        A function from inputs, gamma and beta to outputs, and the batch's mean and biased variance,
-        neither of which has a gradient.
+        A function from inputs, gamma and beta to outputs, the batch's mean and its biased variance.
+        Mean and variance have no gradients.
     """
 
     @xla_region
@@ -196,15 +211,15 @@ def _fused_batch_norm_act(activation: str):
 
 @functools.cache
 def _normalize_and_activate(activation: str, xla: bool):
-    """Batch norm with given statistics, and an activation, that save only the input for the gradient.
+    """Batch norm with given statistics and an activation, whose backward pass needs the input only.
 
     Args:
         activation: Name of the activation.
         xla: Whether to compile the arithmetic.
 
     Returns:
-        A function from inputs, statistics (a vector, see `BatchStatistics`), gamma and beta to outputs.
-        All have gradients.
+        A function from inputs, statistics (a vector, see `BatchStatistics`), gamma and beta to outputs,
+        which is differentiable with respect to all four.
     """
 
     @xla_region
@@ -241,7 +256,7 @@ def _normalize_and_activate(activation: str, xla: bool):
             d_inputs, *parts = elementwise_gradients(
                 inputs, statistics, gamma, beta, upstream, compile=xla
             )
-            # On CPUs XLA's sums over pixels are slow.
+            # Outside of the XLA regions, because XLA's sums over pixels are slow on CPUs.
             d_beta, d_scale = (tf.reduce_sum(part, [0, 1, 2]) for part in parts)
             d_statistics, d_gamma = vector_gradients(statistics, gamma, d_beta, d_scale)
             return d_inputs, d_statistics, d_gamma, d_beta

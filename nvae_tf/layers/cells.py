@@ -13,7 +13,7 @@ from nvae_tf.layers.batch_norm import BatchNormAct, activate
 from nvae_tf.layers.convolution import Conv2D
 
 DOWN, NORMAL, UP = "down", "normal", "up"  # a cell halves, keeps or doubles height and width
-BRANCH_SCALE = 0.1  # of the branch when it is added to the skip connection
+BRANCH_SCALE = 0.1  # factor on the branch when it is added to the skip connection
 
 
 class _FixedWidthLayer(Layer):
@@ -69,11 +69,11 @@ class ResidualCell(_FixedWidthLayer):
         create_chain([self.skip] if self.skip else [], channels)
 
     def call(self, inputs, scope: Scope):
-        """Runs `compute` in a traced function that identical cells share."""
+        """Runs `compute` as a block, which identical cells may share (see `call_block`)."""
         return call_block(ResidualCell.compute, [self], [inputs], scope)
 
     def compute(self, inputs, scope: Scope):
-        """Runs the branch, and adds it to the skip."""
+        """Runs the branch and adds it to the skip connection."""
         branch = inputs
         for operation in self.branch:
             branch = operation(branch, scope=scope)
@@ -81,7 +81,7 @@ class ResidualCell(_FixedWidthLayer):
         return call_block(ResidualCell.add, [self], [inputs, branch], scope, uses=uses)
 
     def add(self, inputs, branch, scope: Scope):
-        """Adds skip and branch, whose channels are scaled first."""
+        """Applies squeeze-and-excitation to the branch, then adds the branch to the skip connection."""
         if self.se:
             branch = self.se(branch, scope=scope)
         skip = self.skip(inputs, scope=scope) if self.skip else inputs
@@ -94,12 +94,15 @@ class ResidualCell(_FixedWidthLayer):
 
 
 def make_operation(name, filters, direction):
-    """The layer for an operation's name.
+    """Makes the layer that an operation's name stands for.
 
     Args:
         name: Name of the operation, as in `ResidualCell`.
         filters: Number of output channels.
         direction: As in `ResidualCell`.
+
+    Raises:
+        KeyError: There is no operation of that name.
     """
     mbconv = re.fullmatch(r"mconv_e(\d+)k(\d+)g(\d+)", name)
     if mbconv:
@@ -114,15 +117,15 @@ def make_operation(name, filters, direction):
 
 
 class NormActConv(_FixedWidthLayer):
-    """A ``res_*`` operation: batch norm or not, activation, and a 3x3 convolution with bias.
+    """A ``res_*`` operation: optional batch norm, activation, and a 3x3 convolution with bias.
 
     Args:
         filters: Number of output channels.
         normalization: Whether batch norm comes first. If not, the convolution is initialised from data.
         activation: ``"elu"`` or ``"swish"``.
         dilation: Dilation of the convolution, 1 or 2.
-        direction: As in `ResidualCell`. ``"up"`` doubles the map between activation and convolution,
-            ``"down"`` halves it in the convolution.
+        direction: As in `ResidualCell`. ``"up"`` doubles the map between activation and convolution;
+            ``"down"`` uses a convolution of stride 2.
     """
 
     def __init__(self, filters, normalization, activation, dilation, direction, **kwargs):
@@ -150,7 +153,7 @@ class NormActConv(_FixedWidthLayer):
         return call_block(NormActConv.compute, [self], [inputs], scope, remat_when=BN_ACT)
 
     def compute(self, inputs, scope: Scope):
-        """Normalises, activates, doubles the map in an up cell, and convolves."""
+        """Normalises and activates, doubles the map in an up cell, and convolves."""
         if self.norm:
             outputs = self.norm(inputs, scope=scope)
         else:
@@ -166,18 +169,19 @@ class NormActConv(_FixedWidthLayer):
 
 
 class MBConv(_FixedWidthLayer):
-    """The ``mconv`` operation, an inverted bottleneck: expand, convolve channels separately, project.
+    """The ``mconv`` operation, an inverted bottleneck: expand, convolve depthwise, project.
 
-    BN; 1x1 to ``expansion`` times the input's channels; BN + swish; KxK depthwise (or grouped); BN +
-    swish; 1x1 to ``filters``; BN. The convolutions have neither bias nor weight normalisation.
+    BN; 1x1 convolution to ``expansion`` times the input's channels; BN + swish; KxK depthwise (or
+    grouped) convolution; BN + swish; 1x1 convolution to ``filters`` channels; BN. The convolutions have
+    neither bias nor weight normalisation.
 
     Args:
         filters: Number of output channels.
         expansion: Number of hidden channels per input channel.
         kernel_size: Size of the middle convolution's kernel.
         groups: Number of groups of the middle convolution; 0 for a depthwise one.
-        direction: As in `ResidualCell`. ``"up"`` doubles the map first, ``"down"`` halves it in the
-            middle convolution.
+        direction: As in `ResidualCell`. ``"up"`` doubles the map first; ``"down"`` gives the middle
+            convolution stride 2.
 
     Reference: NVAE paper, figure 3a; Sandler et al., *MobileNetV2*, 2018.
     """
@@ -211,7 +215,7 @@ class MBConv(_FixedWidthLayer):
         create_chain(layers, int(input_shape[-1]))
 
     def call(self, inputs, scope: Scope):
-        """Runs the seven layers, each batch norm in one block with the convolution that follows."""
+        """Runs the seven layers; each batch norm forms a block with the convolution that follows."""
         outputs = nearest_x2(inputs) if self.direction == UP else inputs
         for norm, convolution in zip(self.norms[:3], self.convolutions, strict=True):
             norm.exchange_statistics(outputs, scope)
@@ -235,7 +239,8 @@ def _normalize_and_convolve(norm, convolution, inputs, scope: Scope):
 class SqueezeExcitation(Layer):
     """Scales each channel by a gate computed from the means of all channels.
 
-    Mean over the map; dense to max(channels // 16, 4), ReLU; dense to channels, sigmoid.
+    The gate: mean over the map; dense layer to max(channels // 16, 4) units, ReLU; dense layer to the
+    number of channels, sigmoid. It is computed in float32.
 
     Input and output shape: (batch, height, width, channels).
     Reference: Hu et al., *Squeeze-and-Excitation Networks*, 2018.
@@ -267,7 +272,7 @@ class SqueezeExcitation(Layer):
 class SkipDown(_FixedWidthLayer):
     """The skip of a down cell: swish, then four 1x1 convolutions whose outputs are concatenated.
 
-    Each convolution sees another pixel of every 2x2 block.
+    Each convolution sees a different pixel of every 2x2 block.
 
     Args:
         filters: Number of output channels.
@@ -289,7 +294,7 @@ class SkipDown(_FixedWidthLayer):
 
     def call(self, inputs, scope: Scope):
         """Halves a batch of maps."""
-        # Together they are one 2x2 convolution, each kernel zero but at its pixel of the block.
+        # Together they are one 2x2 convolution, in which each kernel is zero except at its own pixel.
         pixels = ((0, 0), (1, 1), (0, 1), (1, 0))
         kernels = [
             tf.pad(
@@ -305,7 +310,7 @@ class SkipDown(_FixedWidthLayer):
 
 
 class SkipUp(_FixedWidthLayer):
-    """The skip of an up cell: a 1x1 convolution, and bilinear doubling with aligned corners.
+    """The skip of an up cell: a 1x1 convolution, then bilinear doubling with aligned corners.
 
     Args:
         filters: Number of output channels.
@@ -324,8 +329,8 @@ class SkipUp(_FixedWidthLayer):
 
     def call(self, inputs, scope: Scope):
         """Doubles a batch of maps."""
-        # The official implementation doubles first. Both steps are linear, one over pixels and one
-        # over channels, so they commute, and in this order a quarter of the pixels is convolved.
+        # The official implementation doubles first. The two steps are linear, one over pixels and one
+        # over channels, so they commute; in this order only a quarter of the pixels is convolved.
         return bilinear_x2(self.convolution(inputs, scope=scope))
 
 
@@ -345,11 +350,11 @@ def nearest_x2(maps):
 
 
 def bilinear_x2(maps):
-    """Doubles height and width by linear interpolation with aligned corners.
+    """Doubles height and width by bilinear interpolation with aligned corners.
 
-    This is two small matrix products, not TensorFlow's resize, whose gradient is not deterministic on
-    GPUs and whose result is float32 whatever its input. The products are `tf.matmul` and not
-    `tf.einsum`, since TFLite cannot store the latter's shapes if the batch size is unknown.
+    It is computed as two small matrix products, because the gradient of TensorFlow's resize is not
+    deterministic on GPUs and its result is always float32. The products use `tf.matmul`, because TFLite
+    cannot store the shapes of `tf.einsum` if the batch size is unknown.
 
     Args:
         maps: Maps (batch, height, width, channels).
@@ -365,6 +370,6 @@ def bilinear_x2(maps):
 
 
 def _interpolation(size: int) -> np.ndarray:
-    """The (2 size, size) matrix of linear interpolation that keeps the first and the last value."""
+    """The matrix (2 size, size) of linear interpolation that keeps the first and the last value."""
     positions = np.arange(2 * size) * ((size - 1) / (2 * size - 1))
     return np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(size))).astype(np.float32)

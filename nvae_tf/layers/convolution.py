@@ -1,8 +1,8 @@
 """Convolutions: weight-normalised or plain, masked, dilated, grouped.
 
-Every convolution of the model is a `Conv2D`. All kernels are (height, width, input channels per group,
-output channels), depthwise ones included, so that weight normalisation, the spectral term and the
-import of official weights see one layout.
+Every convolution of the model is a `Conv2D`. All kernels, depthwise ones included, have the layout
+(height, width, input channels per group, output channels), so that weight normalisation, the spectral
+term and the import of official weights deal with one layout only.
 """
 
 from typing import NamedTuple
@@ -22,12 +22,13 @@ class Conv2D(Layer):
     """2D convolution with symmetric padding and an optionally normalised and masked kernel.
 
     With weight normalisation the effective kernel is ``exp(g) * w / (||w|| + 1e-5)``, where the norm is
-    taken over all axes but the output channel's, and g is `log_norm`. Padding is
-    ``dilation * (k - 1) / 2`` on each side, also at stride 2, where TensorFlow's SAME pads one side.
+    taken over all axes except the output channels, and g is `log_norm`. Padding is
+    ``dilation * (k - 1) / 2`` on each side. This also holds at stride 2, where TensorFlow's SAME pads
+    the two sides unequally.
 
     Args:
-        filters: Number of output channels; None for a depthwise convolution, which has as many as its
-            input.
+        filters: Number of output channels; None for a depthwise convolution, which keeps the number of
+            channels.
         kernel_size: Height and width of the kernel, odd.
         strides: Stride in both axes, 1 or 2.
         dilation: Dilation in both axes, 1 or 2; 2 with kernel size 3 only.
@@ -38,10 +39,12 @@ class Conv2D(Layer):
             order (see `causal_mask`).
         mirror: Whether to flip the mask in both spatial axes, so that it hides what comes *earlier*.
         log_norm_shift: Offset that is added to g's initial value.
-        data_init: Whether norm and bias are set from the input if `Scope.data_initialization` is set.
+        data_init: Whether g and the bias are set from the input in a pass with
+            `Scope.data_initialization`.
 
     Raises:
-        ValueError: A size is not supported, or the channels do not divide into the groups.
+        ValueError: A kernel size, stride or dilation is not supported; or, when the weights are
+            created, the channels do not divide into the groups.
 
     Input shape: (batch, height, width, channels).
     Output shape: (batch, height / strides, width / strides, filters).
@@ -76,7 +79,7 @@ class Conv2D(Layer):
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel is convolved separately."""
+        """Whether each channel is convolved separately."""
         return self.filters is None
 
     def create(self, input_shape):
@@ -111,7 +114,10 @@ class Conv2D(Layer):
         return tf.TensorShape((input_shape[0], None, None, channels))
 
     def effective_kernel(self, scope: Scope):
-        """The masked and normalised kernel: the scope's, if it holds one, or computed here."""
+        """The masked and normalised kernel (k, k, input channels per group, output channels).
+
+        It comes from `Scope.kernels` if the scope holds one for this layer; otherwise it is computed.
+        """
         if self in scope.kernels:
             return scope.kernels[self].effective
         kernel = _masked(scope.value(self.kernel), self.kernel_mask)
@@ -128,11 +134,11 @@ class Conv2D(Layer):
     def _convolve(self, inputs, kernel, cpu_gradients=False):
         pad, strides = self.kernel_size // 2, self.strides
         if self.dilation == 2 and strides == 2:
-            # At stride 2 all taps of a dilated kernel fall on even pixels.
+            # At stride 2, all taps of a dilated kernel fall on even pixels.
             return tf.nn.conv2d(inputs[:, ::2, ::2], kernel, 1, "SAME")
         if self.dilation == 2:
-            # TensorFlow has no gradient for dilated conv2d on CPUs: convolve the four interleaved maps
-            # separately.
+            # TensorFlow has no gradient for dilated conv2d on CPUs, so the four interleaved maps are
+            # convolved separately.
             quarters = tf.space_to_batch(inputs, [2, 2], [[2, 2], [2, 2]])
             quarters = tf.nn.conv2d(quarters, kernel, 1, "VALID")
             return tf.batch_to_space(quarters, [2, 2], [[0, 0]] * 2)
@@ -155,7 +161,7 @@ class Conv2D(Layer):
         return tf.concat([tf.nn.conv2d(x, w, strides, padding) for x, w in parts], -1)
 
     def _initialize_from(self, inputs):
-        """Sets log-norm and bias so that outputs of this batch have mean 0 and stddev 1/5."""
+        """Sets log-norm and bias so that this batch's outputs have mean 0 and stddev 0.2."""
         kernel = normalize(self.kernel.value(), tf.zeros(self.log_norm.shape))
         outputs = self._convolve(tf.cast(inputs, tf.float32), kernel)
         mean, variance = tf.nn.moments(outputs, [0, 1, 2])
@@ -176,9 +182,10 @@ class Conv2D(Layer):
 
 @tf.custom_gradient
 def _depthwise_on_cpus(inputs, kernel):
-    """Depthwise convolution at stride 1, with the faster implementation of the kernel's gradient.
+    """Depthwise convolution at stride 1, with a faster gradient with respect to the kernel.
 
-    oneDNN's takes up to 25 times as long as TensorFlow's own, which explicit padding selects.
+    oneDNN's implementation of that gradient takes up to 25 times as long as TensorFlow's own, which
+    explicit padding selects.
     """
     ones, pad = [1, 1, 1, 1], kernel.shape[0] // 2
     inputs_shape, kernel_shape = tf.shape(inputs), tf.shape(kernel)
@@ -197,9 +204,10 @@ def _depthwise_on_cpus(inputs, kernel):
 
 
 class LogKernelNorm(NamedTuple):
-    """Initial values of a log-norm: ``ln(||w|| + 0.01) + shift``, so that the kernel begins as it is.
+    """Initial values of a log-norm: ``ln(||w|| + 0.01) + shift``.
 
-    Used like `nvae_tf.layers.base.Uniform`, but after the kernel has its initial values.
+    With shift 0 the effective kernel begins close to w. Used like `nvae_tf.layers.base.Uniform`, but
+    after w has its initial values.
 
     Attributes:
         convolution: The convolution whose kernel is w.
@@ -211,11 +219,11 @@ class LogKernelNorm(NamedTuple):
 
     @property
     def key(self):
-        """One key for all: the norms of a stack of kernels are computed at once."""
+        """The same key for all, so that the norms of a stack of kernels are computed at once."""
         return LogKernelNorm
 
     def draw(self, shape, initializers):
-        """Computes the log-norms of several convolutions, (n, filters)."""
+        """Computes the log-norms of n convolutions, (n, filters); arguments as for `Uniform.draw`."""
         norms = {}
         for stack in {i.convolution.kernel.stack.ref() for i in initializers}:
             norms[stack] = tf.sqrt(tf.reduce_sum(tf.square(stack.deref()), [1, 2, 3]))
@@ -236,17 +244,17 @@ def _masked(kernel, mask):
 def causal_mask(shape, strict: bool, mirror: bool) -> np.ndarray:
     """The mask of an autoregressive convolution.
 
-    Rows above are visible, and pixels to the left in the same row. At the centre pixel channels are
-    ordered: output channel o sees input channel i if i's position in the order comes before o's
-    (strict), or does not come after it.
+    Visible are the rows above, and the pixels to the left in the same row. At the centre pixel the
+    channels are ordered: output channel o sees input channel i if i's position in the order is before
+    o's (strict), or is not after it.
 
     Args:
         shape: Shape of the kernel, (k, k, input channels per group, output channels).
-        strict: Whether to hide equal positions in the order too.
+        strict: Whether to hide equal positions in the order, too.
         mirror: Whether to flip the mask in both spatial axes. The order of the channels stays.
 
     Returns:
-        A float32 array of zeros and ones that broadcasts against the kernel.
+        A float32 array of zeros and ones, of the kernel's shape.
 
     Reference: NVAE paper, appendix A (normalizing flow), after PixelCNN and IAF.
     """

@@ -10,7 +10,7 @@ from nvae_tf.engine.scope import Scope
 from nvae_tf.layers.base import Layer, create_chain
 from nvae_tf.layers.convolution import Conv2D
 
-HIDDEN_PER_LATENT = 6  # hidden channels of a shift, for each latent channel
+HIDDEN_PER_LATENT = 6  # hidden channels of a shift per latent channel
 LOG_TENTH = math.log(0.1)
 
 
@@ -50,10 +50,10 @@ class MaskedShift(Layer):
         return input_shape
 
     def call(self, inputs, scope: Scope):
-        """Computes mu(z)."""
+        """Computes mu(z), shaped as z."""
         widen, spread, project = self.convolutions
         hidden = spread(tf.nn.elu(widen(inputs, scope=scope)), scope=scope)
-        # Both ELUs are intended: one ends the hidden layers, one begins the projection.
+        # Both ELUs are intended: the first ends the hidden layers, the second begins the projection.
         return project(tf.nn.elu(tf.nn.elu(hidden)), scope=scope)
 
     def get_config(self):
@@ -64,12 +64,13 @@ class MaskedShift(Layer):
 class ShiftBijector(tfp.bijectors.Bijector):
     """The inverse autoregressive flow ``z' = z - mu(z)`` of one `MaskedShift`.
 
-    Its event is a map (height, width, latents), its log-determinant 0. The inverse is a fixed-point
-    iteration: after n rounds the first n latents are exact, and it stops as soon as nothing changes.
-    The model computes its flows without it (`IAFCell.call`); this is the flow for users of TFP.
+    Its event shape is (height, width, latents), and its log-determinant is 0. The inverse is a
+    fixed-point iteration: after n rounds the first n latents are exact, and the iteration stops as soon
+    as nothing changes. The model itself computes its flows with `IAFCell.call`; the bijector is for
+    users of TFP.
 
     Args:
-        shift: A function that computes mu and has the dependencies of `MaskedShift`.
+        shift: A function that computes mu(z), autoregressive as `MaskedShift` is.
         name: Name of the bijector.
     """
 
@@ -103,9 +104,9 @@ class ShiftBijector(tfp.bijectors.Bijector):
 
 
 class IAFCell(Layer):
-    """One cell of inverse autoregressive flow: a causal shift, then one in the mirrored raster order.
+    """One cell of inverse autoregressive flow: a shift in raster order, then one in the mirrored order.
 
-    Both preserve volume: the log-determinant of the cell is 0.
+    Both shifts preserve volume, so the log-determinant of the cell is 0.
 
     Input and output shape: (batch, height, width, latents).
     Reference: NVAE paper, appendix A.

@@ -17,14 +17,16 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 class GroupOutput(NamedTuple):
-    """A group's latents and, if they come from its posterior, their probabilities (else None).
+    """A group's latents, and the terms of the objective that belong to them.
+
+    All attributes but z are None unless z comes from the posterior.
 
     Attributes:
         z: Latents, (batch, height, width, latents).
-        kl: KL(q || p) of every latent, in nats, shaped as z. With flows, its estimate
+        kl: KL(q || p) of every latent in nats, shaped as z. With flows it is the estimate
             log q(z) - log p(z) at this z.
-        log_q: log q(z | x, z of the groups before) of each image, in nats, (batch,).
-        log_p: log p(z | z of the groups before) of each image, in nats, (batch,).
+        log_q: log q(z | x, z of the groups before) of each image in nats, (batch,).
+        log_p: log p(z | z of the groups before) of each image in nats, (batch,).
         mean: Mean of the posterior before its flows, shaped as z.
         stddev: Standard deviation of the posterior before its flows, shaped as z.
     """
@@ -38,7 +40,7 @@ class GroupOutput(NamedTuple):
 
     @property
     def kl_per_image(self):
-        """KL of each image in nats, (batch,)."""
+        """KL of this group for each image in nats, (batch,)."""
         return tf.reduce_sum(self.kl, [1, 2, 3])
 
 
@@ -46,7 +48,7 @@ class LatentGroup(Layer):
     """All layers of one latent group: its cells, prior, posterior, flows and combiner.
 
     Args:
-        first: Whether it is the top of the hierarchy, which has a fixed prior and no cells.
+        first: Whether the group is the top of the hierarchy, which has a fixed prior and no cells.
         latent_shape: Shape of z, (height, width, latents).
         filters_enc: Number of channels of the encoder's map at this scale.
         filters_dec: Number of channels of the decoder's map at this scale.
@@ -106,7 +108,7 @@ class LatentGroup(Layer):
         """Creates the weights of all layers.
 
         Args:
-            input_shape: Shape of the running map; with 0 channels if there is none.
+            input_shape: Shape of the running map; 0 channels stand for no map (a single group).
         """
         channels, latents = input_shape[-1], self.latent_shape[-1]
         create_chain(self.cells, channels)
@@ -121,14 +123,23 @@ class LatentGroup(Layer):
         return tf.TensorShape((input_shape[0], None, None, self.filters_dec))
 
     def call(self, s, source, index, scope: Scope):
-        """One step of the top-down walk."""
+        """Takes one step of the top-down walk: cells, z from the source, combiner."""
         for cell in self.cells:
             s = cell(s, scope=scope)
         output = source(self, index, s, scope)
         return self.after_latents(s, output.z, scope), output
 
     def after_latents(self, s, z, scope: Scope):
-        """The next running map, from that after the group's cells and z."""
+        """Combines the running map and z to the next running map.
+
+        Args:
+            s: The running map after the group's cells, or None.
+            z: Latents, (batch, height, width, latents).
+            scope: How the layers are run.
+
+        Returns:
+            A map (batch, height, width, filters_dec).
+        """
         maps = [z] if s is None else [s, tf.cast(z, s.dtype)]
         return call_block(_combine, [self.combiner], maps, scope)
 
@@ -139,7 +150,15 @@ class LatentGroup(Layer):
         return [layer for layer in layers if layer is not None]
 
     def prior_parameters(self, s, scope: Scope):
-        """Raw mean and log-stddev of p(z | z of the groups before), before the soft clamp."""
+        """Mean and log-stddev of p(z | z of the groups before), before the soft clamp.
+
+        Args:
+            s: The running map after the group's cells, (batch, height, width, filters_dec).
+            scope: How the layers are run.
+
+        Returns:
+            Two tensors (batch, height, width, latents); for the first group zeros, without batch axis.
+        """
         if self.prior_sampler is None:
             return tf.zeros(self.latent_shape), tf.zeros(self.latent_shape)
         return _mean_and_log_stddev(self.prior_sampler(tf.nn.elu(s), scope=scope))
@@ -148,13 +167,13 @@ class LatentGroup(Layer):
         """The prior p(z | z of the groups before).
 
         Args:
-            s: The running map after the group's cells, (batch, height, width, filters_dec).
+            s: As for `prior_parameters`.
             scope: How the layers are run.
             temperature: Factor on the standard deviations.
 
         Returns:
-            A normal distribution of each latent, (batch, height, width, latents); the first group's has
-            no batch axis.
+            A `tfd.Normal` over each latent, batch shape (batch, height, width, latents); without the
+            batch axis for the first group.
         """
         mu, log_sigma = self.prior_parameters(s, scope)
         return clamped_normal(mu, log_sigma, temperature, self.stddev)
@@ -166,11 +185,11 @@ class LatentGroup(Layer):
             s: The running map after the group's cells.
             encoded: The encoder's map for this group, (batch, height, width, filters_enc); for the
                 first group, the top of the encoder.
-            prior_parameters: What `prior_parameters` returned.
+            prior_parameters: The result of the method `prior_parameters`.
             scope: How the layers are run.
 
         Returns:
-            A normal distribution of each latent, (batch, height, width, latents).
+            A `tfd.Normal` over each latent, batch shape (batch, height, width, latents).
         """
         if self.encoder_combiner is not None:
             encoded = encoded + self.encoder_combiner(s, scope=scope)
@@ -181,7 +200,7 @@ class LatentGroup(Layer):
         return clamped_normal(mu, log_sigma, stddev=self.stddev)
 
     def posterior(self, s, encoded, prior_parameters, scope: Scope):
-        """The posterior q(z | x, z of the groups before) as one distribution of TFP.
+        """The posterior q(z | x, z of the groups before) as a single TFP distribution.
 
         Args:
             s: As for `posterior_before_flows`.
@@ -190,8 +209,8 @@ class LatentGroup(Layer):
             scope: As for `posterior_before_flows`.
 
         Returns:
-            A TransformedDistribution: independent normals under the group's flows, with events
-            (height, width, latents).
+            A `tfd.TransformedDistribution`: independent normals transformed by the group's flows, with
+            event shape (height, width, latents).
         """
         base = self.posterior_before_flows(s, encoded, prior_parameters, scope)
         shifts = [bijector for flow in self.flows for bijector in flow.bijectors(scope)]
@@ -207,11 +226,11 @@ class LatentGroup(Layer):
 
 
 class FromPosterior:
-    """Source of latents from the posterior, with their KL: for training, reconstruction, likelihood.
+    """Source that draws z from the posterior, with its KL: for training, reconstruction, likelihood.
 
     Args:
         encoded: The encoder's maps, one per group, top of the hierarchy first.
-        noise: Standard-normal tensors, one per group, shaped as its z.
+        noise: Standard-normal tensors, one per group, (batch, height, width, latents).
     """
 
     def __init__(self, encoded, noise):
@@ -232,7 +251,7 @@ def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope)
     before_flows = z = base.loc + base.scale * noise
     for flow in group.flows:
         z = flow(z, scope=scope)
-    # The flows preserve volume, so this is the density of z too.
+    # The flows preserve volume, so this is also the log-density of z.
     log_q = base.log_prob(before_flows)
     log_p = prior.log_prob(z)
     kl = log_q - log_p if group.num_flows else tfd.kl_divergence(base, prior)
@@ -245,10 +264,11 @@ def _combine(combiner: Conv2D, *maps, scope: Scope):
 
 
 class FromPrior:
-    """Source of latents from the prior: for generation.
+    """Source that draws z from the prior: for generation.
 
     Args:
-        noise: Standard-normal tensors, one per group, shaped as its z, top of the hierarchy first.
+        noise: Standard-normal tensors, one per group, (batch, height, width, latents), top of the
+            hierarchy first.
         temperature: Factor on the priors' standard deviations: one number, or one per group.
     """
 
@@ -264,11 +284,12 @@ class FromPrior:
 
 
 class Given:
-    """Source of given latents for the first groups, and another source for the rest.
+    """Source that returns given latents for the first groups, and asks another source for the rest.
 
     Args:
-        latents: z of the first groups, top of the hierarchy first.
-        rest: The source for the groups after them.
+        latents: z of the first groups, (batch, height, width, latents) each, top of the hierarchy
+            first.
+        rest: The source for the remaining groups; not needed if `latents` holds z of all groups.
     """
 
     def __init__(self, latents, rest=None):
@@ -276,12 +297,12 @@ class Given:
         self.batch_size = tf.shape(latents[0])[0] if latents else rest.batch_size
 
     def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
-        """Returns a group's z if it was given, and asks the other source if not."""
+        """Returns the given z of a group, or asks the other source if there is none."""
         if index < len(self.latents):
             return GroupOutput(self.latents[index])
         return self.rest(group, index, s, scope)
 
 
 def _mean_and_log_stddev(parameters):
-    # Distributions are float32 whatever the precision of the activations.
+    # Distributions are computed in float32, whatever the precision of the activations.
     return tf.split(tf.cast(parameters, tf.float32), 2, -1)

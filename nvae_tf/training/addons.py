@@ -15,14 +15,14 @@ INSTALL = 'pip install "nvae-tf[addons]" (Python 3.10 or 3.11, TensorFlow 2.15)'
 class AddonsOptimizer(KerasOptimizer):
     """An optimiser of TensorFlow Addons, in place of a built-in one.
 
-    It updates weights one by one, because some optimisers (LAMB) look at each weight as a whole.
-    Optimisers that wrap another one (Lookahead, SWA) wrap NVAE's Adamax. Decay is the optimiser's own
-    if it has one, or else L2 decay inside the gradient.
+    It updates weights one by one, because some optimisers (LAMB) use the norm of each weight.
+    Optimisers that wrap another one (Lookahead, SWA) wrap NVAE's Adamax. Weight decay is the
+    optimiser's own if it has one, and otherwise L2 decay inside the gradient.
 
     Args:
         name: Name of the class, in any case: ``"lamb"``, ``"lookahead"``.
-        learning_rate: A number, or a function from the steps taken to one.
-        weight_decay: Coefficient of the decay, on every variable.
+        learning_rate: As for `Optimizer`.
+        weight_decay: Coefficient of the weight decay, which applies to every variable.
 
     Raises:
         ConfigError: There is no optimiser of that name, or TensorFlow Addons is missing.
@@ -33,12 +33,12 @@ class AddonsOptimizer(KerasOptimizer):
         self._learning_rate = learning_rate
 
     def learning_rate_after(self, steps):
-        """The learning rate that was given, for the step that follows so many others."""
+        """The learning rate that the constructor was given, for the step after `steps` others."""
         return Optimizer.learning_rate_after(self, steps)
 
 
 def _make(name, learning_rate, weight_decay):
-    """The optimiser, and the L2 decay that remains to be added to gradients."""
+    """The optimiser, and the coefficient of the L2 decay that has to be added to gradients."""
     try:
         import tensorflow_addons as tfa
     except ImportError:
@@ -67,7 +67,7 @@ def _make(name, learning_rate, weight_decay):
 
 
 def _is_creatable(optimizer_class):
-    """Whether the class can be created from arguments that a recipe has."""
+    """Whether the class needs no arguments other than those that a recipe has."""
     needed = {
         name
         for name, parameter in inspect.signature(optimizer_class).parameters.items()

@@ -1,4 +1,4 @@
-"""The batches of a training run, as one worker sees them, and how many there are."""
+"""The batches of a training run as one worker sees them, and the numbers of batches and steps."""
 
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ class StepCounts(NamedTuple):
     """Batch and step counts derived from the configuration.
 
     Attributes:
-        images_per_pass: Images in one pass of all replicas.
-        images_per_step: Images in one step: `images_per_pass` times `accumulate_steps`.
-        steps_per_epoch: Whole steps in the training set.
-        total_steps: Steps of the whole training.
+        images_per_pass: Number of images in a pass, over all replicas.
+        images_per_step: Number of images in a step: `images_per_pass` times ``accumulate_steps``.
+        steps_per_epoch: Number of steps in an epoch; images that do not fill a step are left out.
+        total_steps: Number of steps of the whole training.
     """
 
     images_per_pass: int
@@ -32,11 +32,11 @@ def step_counts(config: Config, cluster: Cluster, num_images: int) -> StepCounts
 
     Args:
         config: Configuration of the run.
-        cluster: Who takes part.
-        num_images: Images in the training set.
+        cluster: This process's part in the training.
+        num_images: Number of images in the training set.
 
     Raises:
-        ConfigError: They do not fill one step.
+        ConfigError: The images do not fill one step.
     """
     passes = config.train.accumulate_steps
     per_pass = config.data.batch_size * cluster.replicas
@@ -56,9 +56,9 @@ class TrainingData:
 
     Args:
         config: Configuration of the run.
-        cluster: Who takes part.
-        counts: Sizes of batches.
-        dataset: Description of the data.
+        cluster: This process's part in the training.
+        counts: Batch and step counts.
+        dataset: Description of the data set.
         sources: Training and test images.
     """
 
@@ -82,21 +82,21 @@ class TrainingData:
         )
 
     def first_images(self, size: int):
-        """The first images of the training."""
+        """The first `size` training images, (size, height, width, channels) in [0, 1]."""
         batches = pipeline.training_batches(
             self._sources[0], self._dataset, batch_size=size, **self._view
         )
         return next(iter(batches))
 
     def test_images(self, size: int):
-        """The first images of the test set."""
+        """The first `size` test images, or all if there are fewer."""
         batches = pipeline.evaluation_batches(
             self._sources[1], self._dataset, batch_size=size, **self._view
         )
         return next(iter(batches))
 
     def training(self, start_step: int):
-        """An iterator over the replicas' parts of the batches that follow a step."""
+        """An iterator over the batches after a step, distributed over this worker's replicas."""
         size = self._counts.images_per_step
         return iter(
             self._cluster.strategy.distribute_datasets_from_function(
@@ -108,7 +108,7 @@ class TrainingData:
         )  # fmt: skip
 
     def validation(self):
-        """The replicas' parts of the test set."""
+        """Batches (images, indices, weights) of the test set, distributed over the replicas."""
         size = self._counts.images_per_pass
         return self._cluster.strategy.distribute_datasets_from_function(
             lambda _: pipeline.validation_batches(

@@ -1,6 +1,7 @@
-"""Callbacks for `fit`, and for `nvae_tf.train`: what the command does between steps, piece by piece.
+"""Callbacks for `fit` and `nvae_tf.train`; each does one of the things that the command does by itself.
 
-They look at the model's `fitting`: its trainer, and what the latest step reported.
+They read the model's ``fitting`` (`nvae_tf.training.fitting.TrainingView`): the trainer, and the report
+of the latest step.
 """
 
 import dataclasses
@@ -23,12 +24,15 @@ from nvae_tf.training.termination import Termination as Signal
 
 
 class Callback(tf_keras.callbacks.Callback):
-    """Base class of our callbacks, which never make Keras wait for a step's values."""
+    """Base class of our callbacks. Keras gives them tensors, so that it need not wait for a step."""
 
     _supports_tf_logs = True
 
     def release(self) -> None:
-        """Gives back what the process lent, such as signals; also after a failure, maybe twice."""
+        """Releases what belongs to the whole process, such as signal handlers.
+
+        It is called at the end of training, also after a failure, and may be called twice.
+        """
 
     @property
     def trainer(self):
@@ -37,12 +41,12 @@ class Callback(tf_keras.callbacks.Callback):
 
     @property
     def step(self) -> int:
-        """Steps taken so far."""
+        """Number of steps taken so far."""
         return self.model.fitting.step
 
     @property
     def report(self) -> dict[str, tf.Tensor]:
-        """What the latest step reports."""
+        """Report of the latest step (see `Trainer.update`)."""
         return self.model.fitting.report
 
     def passed(self, every: int) -> bool:
@@ -60,17 +64,19 @@ class Callback(tf_keras.callbacks.Callback):
 
 
 class Checkpoints(Callback):
-    """Saves everything that training changes, in the folder of a run that `nvae_tf.load` reads.
+    """Saves everything that training changes to the folder of a run, which `nvae_tf.load` can read.
 
-    It saves at the end of each epoch and of training, and in between as often as it is told; never in a
-    row of skipped steps. At the end of training it saves the weights that other callbacks leave.
+    It saves at the end of each epoch and of training, and in between as `save_every` says, but not
+    while steps are being skipped. At the end of training it saves the weights that other callbacks have
+    left, such as the best ones.
 
     Args:
-        folder: Path of the folder; it must not hold a run yet.
+        folder: Path of the folder, which must not hold a run yet.
         save_every: Steps (``"500"``) or minutes (``"10m"``) between checkpoints.
-        keep: Number of checkpoints to keep, the newest ones.
+        keep: Number of newest checkpoints to keep.
 
     Raises:
+        ConfigError: `save_every` or `keep` is not allowed.
         UserError: The folder holds a run, or cannot be written.
     """
 
@@ -82,14 +88,14 @@ class Checkpoints(Callback):
         self._files: CheckpointFiles | None = None
 
     def on_train_begin(self, logs=None):
-        """Makes the folder, and writes the configuration and what the images are like."""
+        """Makes the folder, and writes the configuration and the description of the images."""
         model, trainer, config = self.model, self.trainer, _config(self.model)
         with cluster_of(model.distribute_strategy).agreement():
             if self.is_chief and self._files is None:
                 self.folder.check(config, resume=False)
             if self.is_chief:
                 self.folder.create(config, model.image)
-        # On every worker, since it makes a variable.
+        # On every worker, because it creates a variable.
         self._files = CheckpointFiles(self.folder, trainer, self.keep, self.save_every)
         self.model.fitting.weights_were_set = False
 
@@ -112,13 +118,14 @@ class Checkpoints(Callback):
 
 
 class Pictures(Callback):
-    """Draws samples and reconstructions: ``samples.png``, ``reconstructions.png``, and for TensorBoard.
+    """Draws samples and reconstructions, as two PNG files and in TensorBoard (see `reports.Pictures`).
 
     Args:
         folder: Path of the folder to write to.
-        images: Images (n, height, width, channels) of floats in [0, 1] to reconstruct; 20 are shown.
-        every: Epochs between pictures; the last epoch of training has some always.
-        seed: Seed of the noise, the same every time.
+        images: Images (n, height, width, channels), floats in [0, 1], of which up to 20 are
+            reconstructed.
+        every: Number of epochs between pictures; they are also drawn at the end of training.
+        seed: Seed of the noise, which is the same every time.
 
     Raises:
         UserError: The images are not the model's, or the folder cannot be written.
@@ -139,7 +146,7 @@ class Pictures(Callback):
         self._drawn_at = -1
 
     def on_train_begin(self, logs=None):
-        """Prepares the functions that draw."""
+        """Checks the images and prepares the functions that draw."""
         check_images(self.images, self.model.image)
         with cluster_of(self.model.distribute_strategy).agreement():
             if self.is_chief and self._pictures is None:
@@ -149,12 +156,12 @@ class Pictures(Callback):
                 )
 
     def on_epoch_end(self, epoch, logs=None):
-        """Draws if it is time to."""
+        """Draws after every `every` epochs."""
         if (epoch + 1) % self.every == 0:
             self._draw()
 
     def on_train_end(self, logs=None):
-        """Draws what training ended with."""
+        """Draws with the final weights, unless they were drawn already."""
         self._draw()
 
     def _draw(self):
@@ -165,11 +172,11 @@ class Pictures(Callback):
 
 
 class Curves(Callback):
-    """Writes what the command writes for TensorBoard: scalars of training and validation, in groups.
+    """Writes the command's scalars for TensorBoard, and once the configuration and a step's graph.
 
     Args:
-        folder: Path of the folder of a run; the files are in ``logs`` in it.
-        every: Steps between scalars of training; at least ten are written in an epoch.
+        folder: Path of the folder of a run; the files go to its subfolder ``logs``.
+        every: Number of steps between training scalars, which are written at least ten times an epoch.
 
     Raises:
         UserError: The files cannot be written.
@@ -190,7 +197,7 @@ class Curves(Callback):
                 self._curves = curves.Curves(self.folder, _config(self.model), images_per_step)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Writes if it is time to."""
+        """Writes the scalars that are due."""
         steps, fitting = (self.params or {}).get("steps") or self._every, self.model.fitting
         if self._curves:
             every = curves.interval(self._every, steps)
@@ -199,7 +206,7 @@ class Curves(Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Writes the validation's scalars, if there was one, and once the graph of a step of `fit`."""
         if self._curves:
-            # Where Keras's own callback TensorBoard finds the graph, too.
+            # Keras's own callback TensorBoard finds the graph in the same place.
             traced = getattr(self.model.train_tf_function, "_concrete_variable_creation_fn", None)
             if traced is not None and not self._graph_shown:
                 self._curves.graph(traced.graph)
@@ -210,10 +217,10 @@ class Curves(Callback):
 
 
 class KLPerGroup(Callback):
-    """Keeps the KL of every latent group at the end of each epoch, of its last step's images.
+    """Records the KL of every latent group in the last step of each epoch.
 
     Attributes:
-        history: For each epoch an array (groups,), in nats, coarsest group first.
+        history: One array (groups,) per epoch, in nats per image, coarsest group first.
     """
 
     def __init__(self):
@@ -226,15 +233,16 @@ class KLPerGroup(Callback):
 
 
 class Termination(Callback):
-    """Ends training after a step if SIGTERM arrives, on all workers at the same step.
+    """Ends training after a step once SIGTERM arrives, on all workers at the same step.
 
-    `fit` then returns as usual; a callback `Checkpoints` saves.
+    `fit` then returns as usual, and the callback `Checkpoints` saves if there is one.
 
     Args:
-        every: Steps after which several workers ask each other.
+        every: Number of steps after which several workers ask each other; one worker checks after
+            every step.
 
     Attributes:
-        stopped: Whether training was ended.
+        stopped: Whether this callback has ended training.
     """
 
     def __init__(self, every: int = 10):
@@ -257,7 +265,7 @@ class Termination(Callback):
         self._stop_if_told()
 
     def release(self):
-        """Restores what SIGTERM did before."""
+        """Restores the earlier handler of SIGTERM."""
         self._signal.__exit__()
 
     def _stop_if_told(self):
@@ -268,10 +276,11 @@ class Termination(Callback):
 class Divergence(Callback):
     """Ends training with an error if too many steps in a row were skipped (``max_bad_steps``).
 
-    `fit` always adds one, so that training does not continue when it no longer changes anything.
+    `fit` adds one if there is none, because after that no step changes the weights any more.
 
     Args:
-        every: Steps between checks; a check waits for the device.
+        every: Number of steps between checks, each of which waits for the device. The end of an epoch
+            is checked, too.
     """
 
     def __init__(self, every: int = 100):
@@ -297,7 +306,7 @@ class Divergence(Callback):
 
 
 def _run_folder(folder) -> RunFolder:
-    """The folder of a run, from an argument that has to be a path."""
+    """The run folder at a path; refuses an argument that is not a path."""
     if not isinstance(folder, (str, os.PathLike)) or not str(folder):
         raise UserError(
             f"folder: {short_repr(folder)} is not allowed; expected the path of a folder"
@@ -306,7 +315,7 @@ def _run_folder(folder) -> RunFolder:
 
 
 def _config(model) -> Config:
-    """The configuration of a model's training, for a run's folder."""
+    """The configuration of a model's training, as a run's folder stores it."""
     trainer, images = model.fitting.trainer, model.fitting.images_per_step
     data = DataConfig(dataset=OWN, seed=trainer.seed)
     if images:

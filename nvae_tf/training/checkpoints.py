@@ -18,8 +18,8 @@ OPTIONAL = ("averages", "norm_bound")  # of a trainer's attributes
 class Checkpoints:
     """Saves and restores everything that training changes.
 
-    A checkpoint is written under a temporary name and renamed when it is complete, so that a process
-    that is killed at any moment leaves the older ones, and nothing that looks like a newer one.
+    A checkpoint is written under a temporary name and renamed when it is complete. So a process that is
+    killed at any moment leaves the older checkpoints intact, and no incomplete one under a final name.
 
     Args:
         folder: Folder of the run.
@@ -55,24 +55,27 @@ class Checkpoints:
         return time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(self, again: bool = False) -> Path:
-        """Writes a checkpoint, named by the step.
+        """Writes a checkpoint, named after the step, and removes the oldest ones.
 
-        Callers make sure that training has not diverged, because it continues from what is saved.
+        Callers have to make sure that training has not diverged.
 
         Args:
-            again: Whether to replace one of this step, because weights were changed since.
+            again: Whether to replace a checkpoint of this step, because weights were changed since.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            UserError: It cannot be written; the older ones are intact.
+            UserError: The checkpoint cannot be written; the older ones are intact.
         """
         self._saved_at = time.monotonic()
         parent = self.folder.checkpoints
         path = parent / f"step-{int(self._iterations.numpy())}"
         put_back(parent)
         try:
-            for leftover in parent.glob(PARTIAL):  # by a process that was killed
+            for leftover in parent.glob(PARTIAL):  # left by a process that was killed
                 shutil.rmtree(leftover)
-            if path == self._newest and not again:  # a run that was complete
+            if path == self._newest and not again:  # this state is saved already
                 return path
             # An existing folder of this name was found damaged by `restore`.
             with atomic_write_dir(path) as temporary:
@@ -92,7 +95,8 @@ class Checkpoints:
             Number of steps taken so far.
 
         Raises:
-            UserError: All are damaged, they are of another model, or the folder cannot be written.
+            UserError: All checkpoints are damaged or belong to another model, or the folder cannot be
+                written.
             ConfigError: The run had another number of images per step.
         """
         put_back(self.folder.checkpoints)

@@ -1,4 +1,4 @@
-"""Who takes part in a training: one device, all GPUs of a machine, or several machines."""
+"""The processes and devices of a training: one device, all GPUs of a machine, or several machines."""
 
 import contextlib
 import functools
@@ -15,8 +15,8 @@ from nvae_tf.training.rendezvous import JOIN_SECONDS, tell_others, wait_for_all
 from nvae_tf.training.slurm import workers_of_step
 from nvae_tf.training.tf_config import TASKS, read_tf_config
 
-LONGEST_REASON = 1024  # bytes of what other workers are told
-LAST_WORDS_SECONDS = 15.0  # for others that start at the same time, to hear why this one does not
+LONGEST_REASON = 1024  # bytes of a failure's text that are sent to other workers
+LAST_WORDS_SECONDS = 15.0  # time to tell workers that are starting, too, why this one ends
 
 
 class Cluster(NamedTuple):
@@ -24,7 +24,7 @@ class Cluster(NamedTuple):
 
     Attributes:
         strategy: Strategy over all replicas.
-        worker: This process's index, from 0; worker 0 is the chief, the only one that writes.
+        worker: This process's index, from 0. Worker 0 is the chief, the only one that writes files.
         num_workers: Number of processes.
     """
 
@@ -39,16 +39,19 @@ class Cluster(NamedTuple):
 
     @property
     def replicas(self) -> int:
-        """Devices of all workers."""
+        """Number of replicas (devices) over all workers."""
         return self.strategy.num_replicas_in_sync
 
     def gather_from_workers(self, values: list[int]) -> list[list[int]]:
-        """The whole numbers that every worker gives, worker by worker.
+        """Gathers a list of whole numbers from every worker.
 
         All workers have to call this at the same time.
 
         Args:
-            values: This worker's numbers; every worker gives as many.
+            values: This worker's numbers; all workers give equally many.
+
+        Returns:
+            One list per worker, in the order of their indices.
         """
         if self.num_workers == 1:
             return [values]
@@ -62,14 +65,14 @@ class Cluster(NamedTuple):
             print(text, flush=True)
 
     def sum_over_workers(self, values: list[int]) -> list[int]:
-        """Sums over the workers of what `gather_from_workers` gathers."""
+        """Sums the numbers that `gather_from_workers` gathers, element by element, over workers."""
         return [sum(column) for column in zip(*self.gather_from_workers(values), strict=True)]
 
     def disagreements(self, texts: dict[str, str]) -> list[str]:
-        """Which of some named texts differ between workers; all have to call this at the same time.
+        """The names of texts that differ between workers; all have to call this at the same time.
 
         Args:
-            texts: Name -> text of this worker; the names are the same on all workers.
+            texts: Dictionary from name to this worker's text, with the same names on all workers.
         """
         digests = [zlib.crc32(text.encode(errors="replace")) for text in texts.values()]
         columns = zip(*self.gather_from_workers(digests), strict=True)
@@ -77,12 +80,13 @@ class Cluster(NamedTuple):
 
     @contextlib.contextmanager
     def agreement(self):
-        """Runs a block of checks on every worker; if they fail on one, all of them raise.
+        """Runs a block of checks on every worker; if it fails on one worker, all of them raise.
 
-        All workers enter the block at the same time. In it they do not wait for each other.
+        All workers have to enter the block at the same time, and must not wait for each other in it.
 
         Raises:
-            UserError: The block has failed on other workers alone; the error says why.
+            UserError: The block failed only on other workers; the error gives the reason. A failure on
+                this worker is raised as it is.
         """
         failure = None
         try:
@@ -94,7 +98,7 @@ class Cluster(NamedTuple):
         reasons = self._gather_reasons(failure) if self.num_workers > 1 else []
         if any(reasons):
             with contextlib.suppress(*_LOST):
-                # A worker that ended at once could take along what others have not received yet.
+                # A worker that ended at once could cut off messages that others have yet to receive.
                 self.gather_from_workers([1])
         if failure is not None:
             raise failure
@@ -127,17 +131,19 @@ def _gathering(strategy):
 
 
 def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) -> Cluster:
-    """Finds out what this process is part of, and meets the other workers if there are any.
+    """Makes this process's strategy, after meeting the other workers if there are any.
 
-    Several machines: ``TF_CONFIG`` in the environment, as TensorFlow defines it, or without it Slurm's
-    variables (`nvae_tf.training.slurm`).
+    Several workers are configured by ``TF_CONFIG`` in the environment, as TensorFlow defines it, or
+    else by Slurm's variables (`nvae_tf.training.slurm`).
 
     Args:
-        num_devices: Devices of this machine, without other workers; default: all GPUs, or the CPU.
+        num_devices: Number of this machine's devices to use, for training without other workers;
+            default: all GPUs, or the CPU.
         join_seconds: Seconds to wait for the other workers.
 
     Raises:
-        UserError: ``TF_CONFIG`` or Slurm's variables are malformed, or the other workers do not answer.
+        UserError: ``TF_CONFIG`` or Slurm's variables are malformed; other workers do not answer;
+            `num_devices` is given with several workers; or there are fewer GPUs.
     """
     resolver, worker, hosts = _resolver()
     if resolver is None:
@@ -163,15 +169,15 @@ def connect(num_devices: int | None = None, join_seconds: float = JOIN_SECONDS) 
 
 
 def _divide_cores(hosts: list[str], worker: int) -> None:
-    """Gives each of several workers on this machine's CPU its part of the cores.
+    """Divides the cores among workers that share this machine's CPU.
 
     Otherwise each starts as many threads as there are cores, and they keep each other waiting between
-    exchanges: two workers on two cores take a third longer. Where a scheduler has bound this process to
-    some of the cores, or the environment says how many threads to use, that stays.
+    exchanges: two workers on two cores take a third longer. If a scheduler has bound this process to
+    some of the cores, or the environment sets numbers of threads, these settings stay.
 
     Args:
         hosts: The workers' addresses.
-        worker: Number of this worker.
+        worker: Index of this worker.
     """
     names = [address.rpartition(":")[0] for address in hosts]
     here, cores = names.count(names[worker]), os.cpu_count() or 1
@@ -187,7 +193,7 @@ def _divide_cores(hosts: list[str], worker: int) -> None:
 
 
 def cluster_of(strategy: tf.distribute.Strategy) -> Cluster:
-    """This process's part in a training under a strategy that was made elsewhere.
+    """This process's part in a training whose strategy was made elsewhere.
 
     Args:
         strategy: The strategy.
@@ -202,10 +208,10 @@ def cluster_of(strategy: tf.distribute.Strategy) -> Cluster:
 
 
 def refuse_to_join(error: UserError) -> None:
-    """Tells the other workers, if there are any, why this one does not meet them.
+    """Tells the other workers, if there are any, why this one does not join.
 
     Args:
-        error: What this worker ends with.
+        error: The error with which this worker ends.
     """
     with contextlib.suppress(UserError):  # the first error is the one to report
         resolver, worker, hosts = _resolver()
@@ -213,7 +219,7 @@ def refuse_to_join(error: UserError) -> None:
             tell_others(hosts, worker, str(error), LAST_WORDS_SECONDS)
 
 
-# What collectives fail with when another worker ends or cannot be reached.
+# Errors of collectives when another worker ends or cannot be reached.
 _LOST = (
     tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
     tf.errors.InternalError, tf.errors.UnavailableError,
@@ -222,7 +228,7 @@ _LOST = (
 
 @contextlib.contextmanager
 def lost_workers(cluster: Cluster):
-    """Raises a `UserError` about a lost worker in place of what its loss makes TensorFlow raise."""
+    """Turns TensorFlow's errors after the loss of a worker into a `UserError` that says so."""
     try:
         yield
     except _LOST as error:
@@ -240,7 +246,7 @@ def lost_worker(error: Exception) -> UserError:
 
 
 def _resolver():
-    """TensorFlow's resolver of the cluster, or None; this worker's number; and all addresses."""
+    """TensorFlow's cluster resolver, or None; this worker's index; and the addresses of all workers."""
     if "TF_CONFIG" in os.environ:
         hosts, worker = read_tf_config(os.environ["TF_CONFIG"])
         if len(hosts) <= 1:
@@ -253,7 +259,7 @@ def _resolver():
         tf.train.ClusterSpec({"worker": hosts}),
         task_type="worker",
         task_id=worker,
-        # Those that Slurm bound to this task. Asking for them does not take them yet.
+        # The GPUs that Slurm bound to this task. Listing them does not initialise them yet.
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )

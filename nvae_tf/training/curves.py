@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training: scalars in groups, the configuration, and the step's graph."""
+"""What TensorBoard shows of a training: scalars in groups, the configuration, and a step's graph."""
 
 import contextlib
 import resource
@@ -15,7 +15,7 @@ from nvae_tf.run_folder import SESSION, RunFolder
 
 MEAN = "in training the mean over the epoch so far"
 
-# What a step or a validation reports -> the tag, and what it is. Vectors have one tag per group.
+# Name in the report of a step or validation -> tag and description. Vectors have one tag per group.
 TAGS = {
     "nelbo": ("elbo/nelbo", f"Negative ELBO in nats per image; {MEAN}"),
     "bpd": ("elbo/bpd", f"Negative ELBO in bits per dimension; {MEAN}"),
@@ -49,11 +49,11 @@ TAGS = {
     "gpu_memory_gigabytes": ("speed/gpu_memory_gigabytes", "Most memory of the first GPU so far"),
 }
 POINTS_PER_EPOCH = 10  # at least
-LARGEST_GRAPH = 20_000  # nodes; TensorBoard does not draw larger ones in a bearable time
+LARGEST_GRAPH = 20_000  # nodes; TensorBoard takes too long to draw larger graphs
 
 
 def interval(log_every: int, steps_per_epoch: int) -> int:
-    """Steps between training scalars: as many as asked for, and at least ten times in an epoch."""
+    """Steps between training scalars: `log_every`, or fewer so that an epoch has at least ten."""
     return min(log_every, max(steps_per_epoch // POINTS_PER_EPOCH, 1))
 
 
@@ -64,7 +64,7 @@ class Curves:
         folder: Folder of the run.
         config: Configuration of the run.
         images_per_step: Images in a step, over all replicas; None if that is not known.
-        hparams: Values for the tab HParams; default: the whole configuration.
+        hparams: Values for TensorBoard's tab HParams; default: the whole configuration.
 
     Raises:
         UserError: The files cannot be written.
@@ -91,13 +91,13 @@ class Curves:
             hparams_plugin.hparams(values, trial_id=folder.path.name)
 
     def steps(self, step: int, count: int, report_of: Callable, every: int) -> None:
-        """Writes the scalars of those training steps that are due, and with the last one the speed.
+        """Writes the scalars of the training steps that are due, and with the last of them the speed.
 
         Args:
-            step: Number of steps so far.
-            count: How many of them, the latest, may be written.
-            report_of: Returns what a step reports, for its place among those; -1 is the last.
-            every: Steps between those that are due; the first step of all is due, too.
+            step: Number of steps taken so far.
+            count: Number of latest steps that were taken since the last call.
+            report_of: Returns the report of one of these steps, given its index; -1 is the last.
+            every: Interval between steps that are due; the first step of a training is due, too.
         """
         latest = range(step - count + 1, step + 1)
         due = [number for number in latest if number % every == 0 or number == 1]
@@ -138,7 +138,7 @@ class Curves:
             with writing(self._folder, self.validation, step):
                 write_scalars(values)
                 self.validation.flush()
-        self._since = None  # validation and pictures do not count as slow steps
+        self._since = None  # so that validation and pictures do not count as slow steps
         with writing(self._folder, self.train, step):
             self.train.flush()
 
@@ -174,9 +174,9 @@ def make_writer(folder: RunFolder, name: str):
 
 @contextlib.contextmanager
 def writing(folder: RunFolder, writer, step: int):
-    """Makes a writer of TensorBoard's files the default one in a block.
+    """Makes a writer of TensorBoard's files the default in a block.
 
-    Nothing is computed in the block: an error in it is one of writing.
+    The block should only write, since any TensorFlow error in it is taken for an error of writing.
 
     Args:
         folder: Folder of the run.
@@ -187,7 +187,7 @@ def writing(folder: RunFolder, writer, step: int):
         UserError: The files cannot be written.
     """
     try:
-        # Keras's callback TensorBoard sets a condition of its own for all that is written.
+        # Keras's callback TensorBoard sets its own condition for everything that is written.
         with writer.as_default(step=step), tf.summary.record_if(True):
             yield
     except tf.errors.OpError as error:
@@ -199,10 +199,10 @@ def _arrays(values) -> dict[str, np.ndarray]:
 
 
 def write_scalars(values) -> None:
-    """Writes values to TensorBoard's default writer, those of vectors one by one.
+    """Writes values to TensorBoard's default writer, with one tag per entry of a vector.
 
     Args:
-        values: Numbers and arrays (groups,), by their names in `TAGS`.
+        values: Dictionary from a name in `TAGS` to a number or an array (groups,).
     """
     for name, value in values.items():
         tag, description = TAGS[name]

@@ -1,4 +1,4 @@
-"""The images that `fit` and `evaluate` are given, checked and in batches."""
+"""Checks the images that `fit` and `evaluate` are given, and makes batches of them."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,17 +9,17 @@ from nvae_tf.io.text import counted
 
 DEFAULT_BATCH_SIZE = 32
 CHECKED = 4096  # images whose values are compared with levels at a time
-ROUNDING = 1e-3  # of a level
-FLOAT_ROUNDING = 2.0**-23  # of the value 1, in float32
+ROUNDING = 1e-3  # allowed distance from a level, in levels
+FLOAT_ROUNDING = 2.0**-23  # rounding of the value 1 in float32
 
 
 class Batching:
-    """How a model's images are batched.
+    """Makes batches of images for a model.
 
     Args:
         model: The model.
-        replicas: Replicas that share a batch.
-        passes: Passes of a training step, which share its images.
+        replicas: Number of replicas that share a batch.
+        passes: Number of passes that share the images of a training step.
         seed: Seed of the order of images.
     """
 
@@ -33,13 +33,13 @@ class Batching:
 
         Args:
             x: Images, or a data set of batches (see `KerasTraining.fit`).
-            batch_size: Images of a step, for an array.
-            steps: Steps of an epoch, or None.
-            shuffle: Whether the images of an array come in another order in each epoch.
-            first_step: Steps taken before, so that another call has other orders.
+            batch_size: Number of images per step, for an array.
+            steps: Number of steps per epoch, or None.
+            shuffle: Whether each epoch takes the images of an array in a different random order.
+            first_step: Number of steps taken before, which changes the orders from call to call.
 
         Returns:
-            A data set of batches of images, and the number of steps of an epoch.
+            A data set of batches of images, and the number of steps per epoch.
 
         Raises:
             UserError: An argument is wrong.
@@ -63,15 +63,17 @@ class Batching:
         return batches.prefetch(tf.data.AUTOTUNE), steps or len(images) // size
 
     def evaluation(self, x, batch_size: int | None, steps: int | None):
-        """Batches for evaluation: images, their places among all, and weights, 0 for repeated ones.
+        """Batches for evaluation.
 
         Args:
             x: As for `training`.
-            batch_size: Images of a batch, for an array.
+            batch_size: Number of images per batch, for an array.
             steps: Number of batches, or None for all.
 
         Returns:
-            The batches, and how many of them to take, or None for all.
+            A data set of tuples (images, indices among all images, weights), where the weight is 0 for
+            images that only fill a batch and otherwise 1; and how many batches to take, or None for
+            all.
 
         Raises:
             UserError: An argument is wrong.
@@ -94,7 +96,7 @@ class Batching:
 
             size = images.element_spec.shape[0]
             if self.replicas > 1 and (size is None or size % self.replicas):
-                # The batches change their size, so that their number changes, too.
+                # Filled batches have another size, so there is another number of them.
                 return self._filled(images if steps is None else images.take(steps)), None
             return images.scan(tf.constant(0, tf.int64), numbered), steps
         size, images = self._checked_array(x, batch_size, 1)
@@ -108,15 +110,15 @@ class Batching:
         return batches.prefetch(tf.data.AUTOTUNE), steps
 
     def for_replicas(self, images):
-        """The images of a step, reordered so that each replica receives one contiguous row of them.
+        """Reorders the images of a step, of which each replica receives one contiguous part.
 
-        A replica computes its row pass by pass. So that a pass of all replicas holds the images that
-        the same pass of one process holds, the first row has to begin with the first images, the second
-        row with those that follow, and so on.
+        A replica computes its part pass by pass. Each pass should hold the same images over all
+        replicas as it would with one. So the images of a pass are divided among the replicas, and the
+        part of a replica has its images of the first pass first.
 
         Args:
-            images: A batch of images of a step, or a data set of batches; a distributed data set stays
-                as it is.
+            images: The images of a step, or a data set of such batches. A distributed data set is
+                returned as it is.
         """
         if self.passes == 1 or self.replicas == 1:
             return images
@@ -139,10 +141,13 @@ class Batching:
         self._check_levels(images)
 
     def _filled(self, images) -> tf.data.Dataset:
-        """Batches for evaluation that all replicas can share: the last one is filled up.
+        """Batches for evaluation of a size that replicas can share; the last one is zero-padded.
 
         Args:
             images: A data set of batches of images, of any sizes.
+
+        Returns:
+            As for `evaluation`, without the number of batches.
         """
         size = int(next(iter(images.take(1))).shape[0])
         size = -(-size // self.replicas) * self.replicas
@@ -186,7 +191,7 @@ class Batching:
         return images, steps or size
 
     def _images_of_dataset(self, x, batch_size, whole: bool = True) -> tf.data.Dataset:
-        """The images alone of a data set of batches; `whole`: whether replicas share each batch."""
+        """A data set's images alone, checked; with `whole`, batches that replicas can share."""
         x, first = checks.images_of_dataset(x, self.model.image)
         if batch_size is not None:
             raise UserError("batch_size: a data set has its own; expected none beside one")
@@ -222,7 +227,7 @@ class Batching:
             )
 
     def _check_levels(self, images) -> None:
-        """Refuses values that the likelihood does not know: other ones than the levels of the bits."""
+        """Refuses values that are not levels of the model's bits, for which there is no likelihood."""
         image, bits = self.model.image, self.model.num_bits
         last = 1 if image.binary else 2**bits - 1
         levels = np.asarray(images, np.float64) * last

@@ -1,4 +1,4 @@
-"""How `fit` trains a model: the command's step, with schedules as long as the call says."""
+"""What `compile` sets up for `fit`: the command's step, with schedules as long as the call of `fit`."""
 
 import contextlib
 import dataclasses
@@ -28,11 +28,11 @@ from nvae_tf.training.steps import (
 )
 from nvae_tf.training.trainer import Trainer
 
-NEVER = 2**62  # steps after which the trainer's means start anew by themselves: Keras says when
+NEVER = 2**62  # steps per epoch for the trainer's means, which Keras resets instead
 SCORES = ("nelbo", "bpd", "recon", "kl")
 REPORTED = (*SCORES, "loss", "beta", "learning_rate")
 
-# Keys of `TrainConfig` that `compile` does not take, and who does.
+# Arguments that `compile` refuses, and where the setting is to be made instead.
 _ELSEWHERE = {
     "epochs": "it is an argument of fit",
     "save_every": "the callback Checkpoints saves",
@@ -47,24 +47,25 @@ _ELSEWHERE = {
     "run_eagerly": "a step is always a graph",
 }
 
-# Keys of names of ours; an optimiser that is given has its own values.
+# Keys that apply only to our optimisers chosen by name; an optimiser object has its own values.
 _SCHEDULED = ("learning_rate", "learning_rate_min", "warmup_epochs", "weight_decay")
 
 
 class TrainingView:
-    """What a model's callbacks may look at while it is trained, by `fit` or by the command.
+    """The state of a training that callbacks may read, in `fit` and in the command.
 
     Args:
         trainer: The trainer.
         given_optimizer: The optimiser as Keras's callbacks know it.
+        images_per_step: Number of images per step over all replicas, or None if it is not known.
 
     Attributes:
-        report: What the latest step reports, with its vectors (see `Trainer.update`); None before.
-        report_of: What any step of the latest call reports, by its place (see `Steps.report`).
-        step: Steps taken so far, counted here so that nobody has to wait for the device.
-        count: How many of them the latest call of the graph took.
-        images_per_step: Images in a step, over all replicas; None if that is not known.
-        weights_were_set: Whether the model was given other weights, as `EarlyStopping` does, since this
+        report: Report of the latest step, vectors included (see `Trainer.update`); None before one.
+        report_of: Function that returns the report of any step of the latest call (`Steps.report`).
+        step: Number of steps taken so far, counted here so that reading it does not wait for the
+            device.
+        count: Number of steps that the latest call of the graph took.
+        weights_were_set: Whether the model's weights were replaced, as `EarlyStopping` does, since this
             was set to False.
     """
 
@@ -77,7 +78,7 @@ class TrainingView:
         self.weights_were_set = False
 
     def note_steps(self, count: int, report_of: Callable[[int], dict[str, tf.Tensor]]) -> None:
-        """Notes that `count` more steps were taken, and what they report."""
+        """Records that `count` more steps were taken, and how to get their reports."""
         self.step, self.count = self.step + count, count
         self.report, self.report_of = report_of(-1), report_of
 
@@ -86,7 +87,7 @@ class TrainingView:
         self.step = int(self.trainer.optimizer.iterations.numpy())
 
     def follow_weights(self) -> None:
-        """Starts the moving averages anew, because the model was given other weights."""
+        """Starts the moving averages anew, after the model's weights were replaced."""
         self.weights_were_set = True
         if self.trainer.averages:
             self.trainer.averages.start()
@@ -96,17 +97,21 @@ class TrainingView:
 
 
 class Fitting(TrainingView):
-    """What `KerasTraining.compile` makes: a trainer, and its step and validation for Keras's loops.
+    """The result of `KerasTraining.compile`: a trainer, with its step and validation for Keras's loops.
 
     Args:
         model: The model.
         optimizer: As for `KerasTraining.compile`.
-        seed: Seed of noise and order.
+        seed: Seed of the noise and of the order of images.
         initialize: Whether the first batch initialises convolutions that ask for it.
         settings: Keys of `TrainConfig` and their values.
 
     Attributes:
-        batching: Makes batches of the images that Keras's methods are given.
+        batching: Checks the images that Keras's methods are given, and makes batches of them.
+
+    Raises:
+        ConfigError: A key or its value is not allowed.
+        UserError: The optimiser or the seed cannot be used.
     """
 
     reported = REPORTED
@@ -123,7 +128,7 @@ class Fitting(TrainingView):
             self._settings = dataclasses.replace(self._settings, jit_compile="off")
         if self._settings.deterministic:
             tf.config.experimental.enable_op_determinism()
-        # The learning rate as a function of the step; None: the constant.
+        # The learning rate as a function of the step; None before the first `fit`: constant.
         self._schedule: WarmupCosineByEpoch | None = None
         chosen, name = as_optimizer(optimizer, self._settings, self._learning_rate)
         if chosen is optimizer or hasattr(chosen, "keras_optimizer"):
@@ -143,16 +148,16 @@ class Fitting(TrainingView):
         self.batching = Batching(model, replicas, self._settings.accumulate_steps, seed)
 
     def plan(self, batches, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
-        """Makes schedules span the steps taken so far and those of a call of `fit`.
+        """Makes the schedules span the steps taken so far and those of a call of `fit`.
 
         Args:
             batches: The batches of the call.
             epochs: Number of the last epoch.
             initial_epoch: Number of epochs before the call.
-            steps_per_epoch: Steps in an epoch.
+            steps_per_epoch: Number of steps in an epoch.
 
         Returns:
-            Whether they are other ones than before, so that the step has to be traced again.
+            Whether the schedules have changed, so that the step has to be traced again.
 
         Raises:
             UserError: An argument is wrong.
@@ -184,13 +189,13 @@ class Fitting(TrainingView):
         return True
 
     def prepare(self, batches) -> None:
-        """Does what a new training needs once before its first step.
+        """Initialises what depends on data, and the singular vectors; does nothing the second time.
 
         Args:
-            batches: Batches of images, of which the first one may be looked at.
+            batches: Batches of images; the first one may be read.
 
         Raises:
-            UserError: It has to be looked at, and is divided among workers.
+            UserError: The first batch is needed, but is divided among workers.
         """
         if self._needs_preparing:
             looks = self._initialize and self.model.needs_data_initialization
@@ -208,12 +213,12 @@ class Fitting(TrainingView):
 
     @contextlib.contextmanager
     def running(self, callbacks=()):
-        """A context in which steps are taken as in the command.
+        """A context in which steps run under the strategy and without Grappler, as in the command.
 
         Args:
-            callbacks: The callbacks of these steps; ours release what they hold, also after a failure.
+            callbacks: The callbacks of these steps. Ours are released at the end, also after a failure.
         """
-        callbacks = getattr(callbacks, "callbacks", callbacks)  # of a list of Keras's own kind
+        callbacks = getattr(callbacks, "callbacks", callbacks)  # Keras's CallbackList
         with self.strategy.scope(), grappler_disabled():
             try:
                 yield
@@ -226,10 +231,12 @@ class Fitting(TrainingView):
         """A training step for Keras.
 
         Args:
-            steps_per_call: Steps to take in a call; several replicas take them in one call of a graph.
+            steps_per_call: Number of steps per call, read at each call; if it is above 1 now, the graph
+                can take several.
 
         Returns:
-            A function of an iterator over batches to what is reported, and the graph that it runs.
+            A function from an iterator over batches to the values in `REPORTED`, and the
+            `tf.function` that it runs.
         """
         several = int(steps_per_call.numpy()) > 1
         with self.strategy.scope():
@@ -244,7 +251,7 @@ class Fitting(TrainingView):
         return run, steps.function
 
     def test_function(self):
-        """A step of evaluation for Keras: a function of an iterator over batches to means so far."""
+        """A step of evaluation for Keras: a function from an iterator over batches to means so far."""
         with self.strategy.scope():
             run_step = distributed_validation(self.trainer, self.strategy)
 
@@ -261,7 +268,7 @@ class Fitting(TrainingView):
         self._sums = []
 
     def training_callbacks(self, callbacks, verbose):
-        """The callbacks of a `fit`: those given, a look for divergence, and a bar that shows means."""
+        """The callbacks of a `fit`: those given, a check for divergence, and a bar that shows means."""
         callbacks = checked_callbacks(callbacks)
         for callback in getattr(callbacks, "callbacks", callbacks):
             self._check_callback(callback)
@@ -271,7 +278,7 @@ class Fitting(TrainingView):
                 look.set_model(self.model)
                 callbacks.append(look)
             return callbacks
-        # Ours come last, and see what those of Keras leave: the best weights, for example.
+        # Ours come last, so that they see what Keras's have done, such as restoring the best weights.
         callbacks.sort(key=lambda callback: isinstance(callback, Callback))
         if not any(isinstance(callback, Divergence) for callback in callbacks):
             callbacks = [*callbacks, Divergence()]
@@ -302,7 +309,7 @@ class Fitting(TrainingView):
 
 
 def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:
-    """The settings of `compile` as a `TrainConfig`, whose epochs are not known yet."""
+    """The settings of `compile` as a `TrainConfig`, whose number of epochs is not known yet."""
     for name in settings:
         if name in _ELSEWHERE:
             raise ConfigError(f"{name}: is not a key of compile: {_ELSEWHERE[name]}")
@@ -317,7 +324,7 @@ def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:
 
 
 def _check_length(batches, steps_per_epoch: int, epochs: int) -> None:
-    """Refuses a data set that ends before the training does; Keras would stop early, and warn."""
+    """Refuses a data set that ends before training does, for which Keras would only warn and stop."""
     size = int(batches.cardinality()) if isinstance(batches, tf.data.Dataset) else -1
     wanted = steps_per_epoch * epochs
     if 0 <= size < wanted and size != steps_per_epoch:
@@ -329,7 +336,7 @@ def _check_length(batches, steps_per_epoch: int, epochs: int) -> None:
 
 
 def _without_annealing(settings: TrainConfig) -> TrainConfig:
-    """The settings with the largest KL coefficient throughout."""
+    """The settings with a constant KL coefficient, ``kl_max_coeff``."""
     return dataclasses.replace(
         settings,
         kl_anneal_portion=0.0,
@@ -339,7 +346,7 @@ def _without_annealing(settings: TrainConfig) -> TrainConfig:
 
 
 def _with_bar(callbacks: list, verbose) -> list:
-    """Adds Keras's bar, which would show means of the means that are reported."""
+    """Adds Keras's bar, told not to average the reported values again, since they are means already."""
     kind = tf_keras.callbacks.ProgbarLogger
     if not verbose or any(isinstance(callback, kind) for callback in callbacks):
         return callbacks

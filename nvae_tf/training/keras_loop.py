@@ -1,4 +1,4 @@
-"""Keras's callbacks in the command's own loop."""
+"""Runs Keras's callbacks in the command's own training loop."""
 
 from collections.abc import Callable
 
@@ -35,13 +35,13 @@ class KerasLoop:
         return self._list is not None and self._model.stop_training
 
     def begin(self) -> None:
-        """Training begins."""
+        """Call before training begins."""
         if self._list:
             self._model.fitting.read_step()
             self._list.on_train_begin()
 
     def before(self, step: int) -> None:
-        """A step begins, after `step` others."""
+        """Call before the steps that follow `step` others; begins an epoch if it is time."""
         if self._list:
             epoch, place = divmod(step, self._steps_per_epoch)
             if not self._in_epoch:
@@ -51,7 +51,13 @@ class KerasLoop:
             self._list.on_train_batch_begin(place)
 
     def after(self, step: int, count: int, report_of: Callable) -> None:
-        """Steps were taken: the `count` latest of `step`, which report what `Steps.report` says."""
+        """Call after steps.
+
+        Args:
+            step: Number of steps taken so far.
+            count: Number of steps since `before`.
+            report_of: Returns the report of one of these steps (see `Steps.report`).
+        """
         if self._list:
             self._model.fitting.note_steps(count, report_of)
             logs = self._model.fitting.report
@@ -60,7 +66,13 @@ class KerasLoop:
             self._list.on_train_batch_end(place, {name: logs[name] for name in REPORTED})
 
     def epoch(self, epoch: int, logs, validation) -> None:
-        """An epoch has ended: `epoch` is the number of epochs so far, and `validation` may be None."""
+        """Call after an epoch.
+
+        Args:
+            epoch: Number of epochs so far.
+            logs: Report of the last step.
+            validation: Result of the validation, or None.
+        """
         if self._list:
             values = {name: float(logs[name]) for name in REPORTED}
             if validation:
@@ -69,10 +81,11 @@ class KerasLoop:
             self._in_epoch = False
 
     def end(self) -> bool:
-        """Training ends.
+        """Call after training.
 
         Returns:
-            Whether callbacks have given the model other weights since the last step, such as its best.
+            Whether callbacks have replaced the model's weights since the last step, for example by the
+            best ones.
         """
         if self._list is None:
             return False

@@ -1,4 +1,4 @@
-"""Keras's optimisers in place of ours."""
+"""Keras's optimisers, behind the interface of ours."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from nvae_tf.engine.state import TensorState
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.training.optimizers import Optimizer
 
-# Those of Keras whose update of a number depends on nothing but that number's own history: they may be
-# given stacks of weights. All others are given weights, one by one.
+# Keras's element-wise optimisers, whose update of a number depends only on that number's own history.
+# They can be given stacks of weights; all others are given the weights one by one.
 _NAMES = (
     "SGD",
     "RMSprop",
@@ -30,8 +30,8 @@ ELEMENTWISE = {getattr(tf_keras.optimizers, name, None) for name in _NAMES}
 class KerasOptimizer(Optimizer):
     """One of Keras's optimisers, which keeps its own learning rate.
 
-    One that may look at each weight as a whole (norms, factors) updates weights one by one; for that
-    this object holds the weights a second time.
+    An optimiser that is not element-wise (it may use norms of weights, or factors) updates the weights
+    one by one. For that, this object holds a second copy of them.
 
     Args:
         optimizer: The optimiser.
@@ -49,14 +49,14 @@ class KerasOptimizer(Optimizer):
         )
 
     def learning_rate_after(self, steps):
-        """The optimiser's own learning rate, for this step."""
+        """The Keras optimiser's own learning rate for its next step; `steps` is ignored."""
         rate = self.keras_optimizer.learning_rate
         return tf.cast(
             rate(self.keras_optimizer.iterations) if callable(rate) else rate, tf.float32
         )
 
     def build(self, variables) -> None:
-        """Makes the optimiser's slots, and a variable for each weight if it needs them."""
+        """Creates the optimiser's slots and, unless it is element-wise, a variable for each weight."""
         self._stacks, self._rows = list(variables), None
         trained = self._stacks
         if self._by_weight:
@@ -67,14 +67,14 @@ class KerasOptimizer(Optimizer):
             trained = sum(self._rows, [])
         if hasattr(self.keras_optimizer, "build"):
             self.keras_optimizer.build(trained)
-        else:  # of Keras's legacy optimisers
+        else:  # Keras's legacy optimisers
             self.keras_optimizer._create_all_weights(trained)
 
     def _apply(self, gradients, steps, condition, scope, state) -> None:
-        """Lets the optimiser change its variables, and undoes that if `condition` is false.
+        """Lets the optimiser update its variables, and undoes the update if `condition` is false.
 
         Raises:
-            ConfigError: The state is not in variables: those of these optimisers are their own.
+            ConfigError: `state` holds tensors, but Keras's optimisers keep their state in variables.
         """
         if isinstance(state, TensorState):
             raise ConfigError(
@@ -95,7 +95,7 @@ class KerasOptimizer(Optimizer):
         slots = self.keras_optimizer.variables
         slots = list(slots() if callable(slots) else slots)
         slots_before = [tf.identity(state.value(slot)) for slot in slots]
-        # The gradients are means over all replicas already.
+        # The gradients have already been averaged over all replicas.
         self.keras_optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
         for slot, value in zip(slots, slots_before, strict=True):
             state.assign(slot, tf.where(condition, state.value(slot), value))

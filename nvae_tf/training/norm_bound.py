@@ -14,17 +14,17 @@ SMALLEST_FACTOR = 10.0  # the bound is at least this many times the typical norm
 
 
 class GradientNormBound(tf.Module):
-    """A running bound that single wild steps hardly move.
+    """A running bound on the gradient norm, which single outliers hardly move.
 
-    With x the logarithm of the gradient's norm, m its running mean and s the running mean of |x - m|,
-    both of x clipped to m +- 3 s, steps are skipped whose norm is above
-    ``exp(m + max(10 s, log 10))``. Its unit is the one of ``gradient_norm`` in TensorBoard: nats per
-    image and unit of weight, over all weights. The first 100 steps are never skipped for it.
+    Let x be the logarithm of the norm, m its running mean and s the running mean of |x - m|. A step is
+    skipped if its norm is above ``exp(m + max(10 s, log 10))``. The first 100 steps are never skipped;
+    after them x is clipped to m +- 3 s before it enters m and s. The norm is that of ``gradient_norm``
+    in TensorBoard, in nats per image and unit of weight.
 
     Attributes:
-        steps: Steps that were looked at.
-        mean: m.
-        deviation: s.
+        steps: Number of finite steps observed.
+        mean: The running mean m.
+        deviation: The running mean absolute deviation s.
     """
 
     def __init__(self):
@@ -34,19 +34,19 @@ class GradientNormBound(tf.Module):
         self.deviation = tf.Variable(0.0, trainable=False)
 
     def allows(self, norm, state=None):
-        """Whether a step with this norm is taken, a scalar tensor."""
+        """Whether a step with this gradient norm may be taken, a boolean scalar tensor."""
         state = state or VariableState()
         width = tf.maximum(DEVIATIONS * state.value(self.deviation), math.log(SMALLEST_FACTOR))
         bound = tf.exp(state.value(self.mean) + width)
         return (norm <= bound) | (state.value(self.steps) < FIRST_STEPS)
 
     def update(self, norm, finite, state=None) -> None:
-        """Moves the bound by a step.
+        """Updates the running means with a step.
 
         Args:
             norm: Norm of the gradient, a scalar.
-            finite: A scalar; where it is false nothing changes.
-            state: Where the means are read and changed; default: in their variables.
+            finite: Whether the step is finite, a boolean scalar; if not, nothing changes.
+            state: Where the means are read and written; default: in their variables.
         """
         state = state or VariableState()
         steps, mean = state.value(self.steps), state.value(self.mean)
@@ -57,7 +57,7 @@ class GradientNormBound(tf.Module):
         limit = LARGEST_DEVIATION * deviation
         clipped = tf.clip_by_value(distance, -limit, limit)
         distance = tf.where(steps < FIRST_STEPS, distance, clipped)
-        # The first distance is one from 0, and says nothing.
+        # The first step has no mean to compare with: its distance is from 0.
         spread = tf.where(tf.equal(steps, 0), 0.0, tf.abs(distance))
         for variable, value, before in (
             (self.mean, mean + rate * distance, mean),

@@ -18,7 +18,7 @@ def make_optimizer(config: TrainConfig, learning_rate) -> Optimizer:
 
     Args:
         config: Gives ``optimizer`` and ``weight_decay``.
-        learning_rate: A number, or a function from the steps taken to one.
+        learning_rate: As for `Optimizer`.
 
     Raises:
         ConfigError: There is no optimiser of that name, or TensorFlow Addons is missing.
@@ -29,18 +29,19 @@ def make_optimizer(config: TrainConfig, learning_rate) -> Optimizer:
 
 
 def as_optimizer(given, config: TrainConfig, learning_rate) -> tuple[Optimizer, str]:
-    """The optimiser that is given to `compile`, within the scope of the model's strategy.
+    """Makes an `Optimizer` of what is given to `compile`; in the scope of the model's strategy.
 
     Args:
         given: A name, an `Optimizer`, or one of Keras's optimisers.
-        config: Gives ``weight_decay`` for names of ours.
-        learning_rate: For names of ours, a function from the steps taken to the learning rate.
+        config: Gives ``weight_decay`` for our optimisers' names.
+        learning_rate: For our optimisers' names: function from the number of steps taken to the
+            learning rate.
 
     Returns:
         The optimiser, and its name in a configuration.
 
     Raises:
-        UserError: It is none of these, or cannot be used.
+        UserError: `given` is none of these, or cannot be used.
     """
     if isinstance(given, str):
         if given in BUILT_IN:

@@ -1,4 +1,4 @@
-"""The optimisers, first of all the Adamax that NVAE is trained with; and moving averages of weights."""
+"""The built-in optimisers (the paper's Adamax, Adam, AdamW), and moving averages of weights."""
 
 import math
 
@@ -10,11 +10,11 @@ from nvae_tf.engine.shared_functions import call_shared
 from nvae_tf.engine.state import VariableState
 from nvae_tf.io.errors import UserError, short_repr
 
-LARGE = 2**20  # updates of stacks with at least this many elements are compiled on CPUs
+LARGE = 2**20  # stacks with at least this many elements are updated in place, compiled on CPUs
 
 
 def _check_number(name: str, value, below: float) -> None:
-    """Raises a one-line error unless `value` is a number of at least 0 and below `below`."""
+    """Raises a `UserError` unless `value` is a number in [0, `below`)."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not 0.0 <= value < below:
         limit = f" and below {below:g}" if below < math.inf else ""
@@ -27,10 +27,10 @@ class Optimizer(tf.Module):
     """Base class of all optimisers: call `build` once, then `apply_gradients` once per step.
 
     Args:
-        learning_rate: A number, or a function from the steps taken to one.
+        learning_rate: The learning rate, or a function that returns it for the number of steps taken.
 
     Attributes:
-        iterations: Steps taken, an int64 variable.
+        iterations: Number of steps taken, an int64 variable.
     """
 
     def __init__(self, learning_rate):
@@ -44,7 +44,7 @@ class Optimizer(tf.Module):
         return self.learning_rate_after(self.iterations)
 
     def learning_rate_after(self, steps):
-        """The learning rate of the step after `steps` others."""
+        """The learning rate of the step that follows `steps` others, a float32 scalar."""
         rate = self._learning_rate
         return rate(steps) if callable(rate) else tf.constant(rate, tf.float32)
 
@@ -52,7 +52,7 @@ class Optimizer(tf.Module):
         """Creates the slots.
 
         Args:
-            variables: What the optimiser will change: stacks of weights.
+            variables: The variables to train: stacks of weights.
         """
         raise NotImplementedError
 
@@ -60,11 +60,12 @@ class Optimizer(tf.Module):
         """Takes one step.
 
         Args:
-            gradients: One for each variable.
-            condition: A scalar; where it is false variables and slots stay, and the step counts.
-            scope: Says whether to compile the update of large variables, and to share that of the
-                others among replicas (`nvae_tf.engine.scope.Scope`); default: neither.
-            state: Where variables, slots and the number of steps are read and changed
+            gradients: One tensor for each variable, of its shape.
+            condition: A boolean scalar; if it is false, variables and slots stay as they are, but the
+                step is still counted in `iterations`.
+            scope: Says whether the update of large variables is compiled, and whether replicas share
+                the function that updates the others (`nvae_tf.engine.scope.Scope`); default: neither.
+            state: Where variables, slots and the number of steps are read and written
                 (`nvae_tf.engine.state`); default: in their variables.
         """
         state = state or VariableState()
@@ -73,7 +74,7 @@ class Optimizer(tf.Module):
         state.assign(self.iterations, steps + 1)
 
     def _apply(self, gradients, steps, condition, scope, state) -> None:
-        """Changes variables and slots; arguments as for `apply_gradients`, and the steps taken."""
+        """Updates variables and slots; `steps` is the number of steps taken before this one."""
         raise NotImplementedError
 
 
@@ -81,16 +82,19 @@ class StackedOptimizer(Optimizer):
     """An element-wise optimiser, which updates all weights of a shape at once.
 
     Args:
-        learning_rate: A number, or a function from the steps taken to one.
-        weight_decay: Coefficient of the decay, on every variable.
+        learning_rate: As for `Optimizer`.
+        weight_decay: Coefficient of the weight decay, which applies to every variable.
         beta_1: Decay rate of the first moment.
         beta_2: Decay rate of the second moment (of the infinity norm for Adamax).
-        epsilon: Keeps the second moment above 0.
+        epsilon: Small number that keeps the denominator of the update above 0.
+
+    Raises:
+        UserError: A number is negative, or beta_1 or beta_2 is not below 1.
     """
 
-    SLOTS: tuple[str, ...] = ()  # attributes that hold the slots, in the formula's order
+    SLOTS: tuple[str, ...] = ()  # names of the attributes with the slots, in the formula's order
     DECOUPLED = False  # whether weight decay is added to the update instead of the gradient
-    UPDATE: "ElementwiseUpdate"  # the formula
+    UPDATE: "ElementwiseUpdate"  # applies the formula
 
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)
@@ -131,15 +135,15 @@ class StackedOptimizer(Optimizer):
 
 
 def zeros_like(variables) -> list[tf.Variable]:
-    """New variables of the same shapes, of zeros."""
+    """Creates variables of zeros with the shapes of the given ones."""
     return [_variable_of_zeros(variable.shape) for variable in variables]
 
 
 def _variable_of_zeros(shape) -> tf.Variable:
     if not shape.rank:
         return tf.Variable(tf.zeros(shape), trainable=False)
-    # Several workers send each other a variable's initial value, and zeros are gigabytes too: only one
-    # row is sent, and every worker makes the others itself.
+    # Workers send each other the initial values of variables, which are gigabytes even if they are
+    # zeros. So only one row is sent, and every worker makes the others itself.
     anything = tf.TensorShape([None, *shape[1:]])
     variable = tf.Variable(tf.zeros([1, *shape[1:]]), trainable=False, shape=anything)
     variable.assign(tf.zeros(shape))
@@ -147,15 +151,16 @@ def _variable_of_zeros(shape) -> tf.Variable:
 
 
 class ElementwiseUpdate:
-    """A change of variables, a stack of weights with its slots at a time.
+    """Applies an element-wise formula to stacks of weights and their slots.
 
-    Large stacks are changed in place where that is compiled; the small ones together, in a function
-    that replicas share. For the former the formula selects between new and old values *before* it
-    computes what depends on them; otherwise XLA copies the old values first.
+    Large stacks are updated one at a time and in place. Small ones are updated together, in a function
+    that replicas share. A formula has to select between the new and old values of a slot *before* it
+    computes anything from the slot; otherwise XLA copies the old values first.
 
     Args:
-        formula: A function of where_applied (new, old) -> value, the values of a stack and its slots,
-            a tensor of their shape, and coefficients, to the new values.
+        formula: Function of where_applied, the values of a stack and of its slots, a tensor of their
+            shape (the gradient) and the coefficients; returns the new values of stack and slots.
+            ``where_applied(new, old)`` is `new` if the step is applied, else `old`.
     """
 
     def __init__(self, formula):
@@ -167,15 +172,15 @@ class ElementwiseUpdate:
         self._in_place_xla = tf.function(in_place, autograph=False, jit_compile=True)
 
     def __call__(self, stacks, tensors, coefficients, condition, scope: Scope, state) -> None:
-        """Changes variables.
+        """Updates the variables.
 
         Args:
-            stacks: Each stack with its slots, variables of one shape.
-            tensors: For each of them a tensor of that shape, such as its gradient.
-            coefficients: Numbers of the formula, a tensor.
-            condition: A scalar; where it is false nothing changes.
+            stacks: For each stack, the list of its variable and those of its slots, all of one shape.
+            tensors: For each stack a tensor of that shape, such as the gradient.
+            coefficients: The formula's coefficients, a tensor.
+            condition: A boolean scalar; if it is false, nothing changes.
             scope: As for `Optimizer.apply_gradients`.
-            state: Where the variables are (`nvae_tf.engine.state`).
+            state: Where the variables are read and written (`nvae_tf.engine.state`).
         """
         condition = tf.convert_to_tensor(condition)
         small, values, before = [], [], condition
@@ -208,7 +213,7 @@ class ElementwiseUpdate:
                 state.assign(variable, value)
 
     def _in_place(self, variables, tensor, coefficients, condition):
-        """Changes a stack and its slots; returns the stack's new values."""
+        """Updates a stack and its slots; returns the stack's new values."""
         values = [variable.read_value() for variable in variables]
         after = self._formula(_where(condition), *values, tensor, coefficients)
         for variable, value in zip(variables, after, strict=True):
@@ -217,7 +222,15 @@ class ElementwiseUpdate:
 
 
 def _update_all(coefficients, condition, *tensors, formula, size: int):
-    """The new values of stacks of ``size`` variables, each after a tensor of its shape in `tensors`."""
+    """The new values of several stacks.
+
+    Args:
+        coefficients: The formula's coefficients, a tensor.
+        condition: A boolean scalar; if it is false, the values are the old ones.
+        *tensors: For each stack, one after the other: its tensor, its values and those of its slots.
+        formula: As for `ElementwiseUpdate`.
+        size: Number of variables of each stack, slots included.
+    """
     values = []
     for begin in range(0, len(tensors), size + 1):
         tensor, *before = tensors[begin : begin + size + 1]
@@ -305,11 +318,11 @@ class MovingAverage(tf.Module):
 
     Args:
         variables: Stacks of weights.
-        decay: Decay of the averages per step; early on they are close to a plain mean of the steps so
-            far.
+        decay: Decay rate per step. Early on it is smaller, so that the averages are close to the mean
+            over the steps so far.
 
     Attributes:
-        stacks: The averages, one variable for each of the variables.
+        stacks: The averages, one variable for each variable.
     """
 
     UPDATE = ElementwiseUpdate(_move_average)
@@ -330,7 +343,7 @@ class MovingAverage(tf.Module):
         return [tf.ensure_shape(average, variable.shape) for average, variable in pairs]
 
     def start(self) -> None:
-        """Begins from the variables as they are, in a run that had no averages until now."""
+        """Sets the averages to the present values of the variables."""
         for average, variable in zip(self.stacks, self._variables, strict=True):
             average.assign(variable)
 

@@ -1,8 +1,8 @@
 """Training steps as single XLA programs, lowered for a platform that this machine need not have.
 
-What is lowered is a pure function of tensors, so a program needs no variables, and shapes are enough to
-make it. Tests lower every kind of step for GPUs on machines without one, and `benchmarks/xla_step.py`
-writes programs that other machines run.
+Steps are lowered as pure functions of tensors, so that a program needs no variables and can be made
+from shapes alone. Tests lower every kind of step for GPUs on machines without one, and
+`benchmarks/xla_step.py` writes programs that other machines run.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ class FlatStep(NamedTuple):
     """A training step as a function of a flat list of tensors.
 
     Attributes:
-        function: Of the tensors that stand for `Trainer.changed_variables`, and of images, to the list
-            of these tensors after the step, and of what the step reports in the order of `reported`.
+        function: Takes the values of `Trainer.changed_variables` and then images. Returns one list: the
+            values after the step, then the reported values in the order of `reported`.
         specs: Shapes and types of the function's arguments.
-        reported: Names of what is reported.
+        reported: Names of the reported values; filled when the function is traced.
     """
 
     function: Callable
@@ -29,8 +29,8 @@ class FlatStep(NamedTuple):
 
 
 def state_specs(trainer: Trainer) -> list[tf.TensorSpec]:
-    """Shapes and types of all that a step changes, in the order of `Trainer.changed_variables`."""
-    # Some variables' own shapes are not static, their values' are.
+    """Shapes and types of the values of `Trainer.changed_variables`, in their order."""
+    # The shapes of some variables are not static; those of their values are.
     return [
         tf.TensorSpec(variable.read_value().shape, variable.dtype)
         for variable in trainer.changed_variables
@@ -41,8 +41,8 @@ def flat_step(trainer: Trainer, batch_size: int) -> FlatStep:
     """A trainer's step with flat arguments and results.
 
     Args:
-        trainer: The trainer; nothing of it changes.
-        batch_size: Images of a step.
+        trainer: The trainer, which stays unchanged.
+        batch_size: Number of images per step.
     """
     specs, reported = state_specs(trainer), []
     count = len(specs)
@@ -62,7 +62,7 @@ def lower(
     """The XLA program of a function, before any optimisation.
 
     Args:
-        function: Of tensors, which uses no variables.
+        function: A function of tensors that uses no variables.
         specs: Shapes and types of its arguments.
         platform: ``"GPU"`` or ``"CPU"``; no such device is needed.
         text: Whether to return the program as text.

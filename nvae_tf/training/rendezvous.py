@@ -4,14 +4,14 @@ TensorFlow waits for workers for an hour without a word, and neither Ctrl-C nor 
 workers meet here first: each listens on its own address and asks the others at theirs, and TensorFlow,
 which listens on the same addresses, is started once all are known to have reached all.
 
-A question and its answer are one line each. It says who speaks (its number, a random token of the
-process, a hash of all addresses) and how far that worker is:
+A question and its answer are one line each. A line says which worker speaks (its index, a random token
+of its process, a hash of all addresses) and how far that worker is:
 
-- ``waiting``: it has not reached all others yet; a text says whom, and why;
-- ``met``: it has reached all others, and each was who it should be;
-- ``go``, from the chief alone: all have met. A worker that hears this leaves. The chief leaves when all
-  have confirmed that they heard it; so nobody stops listening while somebody still needs an answer;
-- ``refused``: it ends, and a text says why, which the others then say, too.
+- ``waiting``: it has not reached all others yet; a text says which, and why;
+- ``met``: it has reached all others, and each was the one expected at its address;
+- ``go``, from the chief only: all have met. A worker that hears this leaves. The chief leaves when all
+  others have confirmed that they heard it, so nobody stops listening while another needs an answer;
+- ``refused``: it ends; a text gives the reason, which the others then report, too.
 
 Lines of another form, lines that are too long and connections that are too slow are ignored.
 """
@@ -26,16 +26,16 @@ from typing import NamedTuple
 
 from nvae_tf.io.errors import UserError, one_line, short_message
 
-JOIN_SECONDS = 600  # that workers wait for each other
+JOIN_SECONDS = 600  # how long workers wait for each other
 RETRY_SECONDS = 0.5
-TALK_SECONDS = 5.0  # for a connection, and for each line
+TALK_SECONDS = 5.0  # time limit for a connection, and for each line
 FRESH_SECONDS = 15.0  # after which a worker that has met counts as gone unless it is heard again
-PATIENCE_SECONDS = 2.0  # before a line says for whom this worker waits
-TELL_SECONDS = 5.0  # that a worker that ends stays to say why
+PATIENCE_SECONDS = 2.0  # time before this worker prints for whom it waits
+TELL_SECONDS = 5.0  # how long a worker that ends stays to say why
 CHIEF = 0
-MOST_TALKS = 256  # connections that are answered at the same time
-MOST_NAMED = 5  # workers that a line names
-LONGEST = 4096  # bytes of a line
+MOST_TALKS = 256  # connections that are answered at the same time, at most
+MOST_NAMED = 5  # workers that a message names, at most
+LONGEST = 4096  # bytes of a line, at most
 
 MAGIC, VERSION = "nvae-tf-meeting", "1"
 RECEIVED = b"+"  # what a worker sends when it has read an answer
@@ -51,8 +51,8 @@ def wait_for_all(hosts: list[str], worker: int, seconds: float) -> None:
         seconds: Seconds to wait at most.
 
     Raises:
-        UserError: A worker is still missing then or cannot reach another one, another process answers
-            in its place, a worker refuses, or this worker's own port is taken.
+        UserError: After that time a worker is missing or cannot reach another one; another process
+            answers in a worker's place; a worker refuses; or this worker's own port is taken.
     """
     with _talking(hosts, worker) as meeting:
         meeting.wait(seconds)
@@ -67,7 +67,7 @@ def tell_others(hosts: list[str], worker: int, reason: str, seconds: float) -> N
     Args:
         hosts: ``host:port`` of all workers.
         worker: This worker's index.
-        reason: What the others are told.
+        reason: The reason, as the others report it.
         seconds: Seconds to wait at most until all have heard it.
 
     Raises:
@@ -79,14 +79,14 @@ def tell_others(hosts: list[str], worker: int, reason: str, seconds: float) -> N
 
 
 class _Message(NamedTuple):
-    """What a worker says of itself.
+    """A line of the protocol, in which a worker speaks about itself.
 
     Attributes:
-        cluster: Hash of all addresses that it was started with.
-        number: Its index.
-        token: What tells its process from others.
-        state: How far it is.
-        text: For whom it waits, or why it refuses.
+        cluster: Hash of all addresses that the worker was started with.
+        number: The worker's index.
+        token: Random token that identifies the worker's process.
+        state: How far the worker is: one of `WAITING`, `MET`, `GO`, `REFUSED`.
+        text: For whom the worker waits, or why it refuses.
     """
 
     cluster: str
@@ -102,7 +102,7 @@ class _Message(NamedTuple):
 
 
 def _decode(line: bytes) -> _Message | None:
-    """What a line says; None if it is not a line of this protocol."""
+    """Decodes a line; None if it does not belong to this protocol."""
     if len(line) > LONGEST or not line.endswith(b"\n"):
         return None
     magic, _, rest = line.decode(errors="ignore").removesuffix("\n").partition(" ")
@@ -120,10 +120,10 @@ def _decode(line: bytes) -> _Message | None:
 
 
 def _read(connection: socket.socket) -> bytes:
-    """Reads a line, or what there is of it when it becomes too long or the connection ends.
+    """Reads a line, or its beginning if it is too long or the connection ends.
 
     Raises:
-        TimeoutError: It takes too long.
+        TimeoutError: Reading takes longer than `TALK_SECONDS`.
     """
     end, line = time.monotonic() + TALK_SECONDS, b""
     while b"\n" not in line and len(line) < LONGEST:
@@ -139,7 +139,7 @@ def _read(connection: socket.socket) -> bytes:
 
 
 class _Heard(NamedTuple):
-    """What another worker said last, and when."""
+    """The last message of another worker, and the time at which it came."""
 
     state: str
     text: str
@@ -147,7 +147,7 @@ class _Heard(NamedTuple):
 
 
 class _Meeting:
-    """What this worker knows of the others. Threads that talk with them change it under one lock.
+    """This worker's knowledge about the others, which its threads update under one lock.
 
     Args:
         hosts: ``host:port`` of all workers.
@@ -161,28 +161,28 @@ class _Meeting:
         self._others = {number for number in range(len(hosts)) if number != worker}
         self._changed = threading.Condition()
         self._state = WAITING
-        self._missing = dict.fromkeys(self._others, "not reached yet")  # and why, of each
+        self._missing = dict.fromkeys(self._others, "not reached yet")  # worker -> reason
         self._heard: dict[int, _Heard] = {}
-        self._told: set[int] = set()  # those that know that this worker says "go" or refuses
-        self._whom = self._others  # to tell that this worker refuses
-        self._stranger = ""  # who asked, but was started with other addresses
-        self._for_others = ""  # why this worker ends, as the others say it
+        self._told: set[int] = set()  # workers that know that this one says "go" or refuses
+        self._whom = self._others  # workers that have to be told if this one refuses
+        self._stranger = ""  # a process that asked, but was started with other addresses
+        self._for_others = ""  # why this worker ends, as the others report it
         self._over = False
         self._talks = threading.BoundedSemaphore(MOST_TALKS)
-        self.problem = ""  # why this worker ends, as it says it
+        self.problem = ""  # why this worker ends, as it reports it itself
 
     def wait(self, seconds: float) -> None:
-        """Waits until all have met, or there is a problem.
+        """Waits until all have met, or until there is a `problem`.
 
         Args:
-            seconds: Seconds to wait at most; that more are needed is a problem.
+            seconds: Seconds after which a missing worker becomes the problem.
         """
         begin, said = time.monotonic(), False
         with self._changed:
             while not self.problem and not self._complete():
                 waited = time.monotonic() - begin
                 if waited >= seconds:
-                    self._whom = set(self._heard)  # the others are not there
+                    self._whom = set(self._heard)  # nobody else can be told
                     self._refuse(
                         f"{self._awaited()} did not join within {seconds:g} seconds{self._stranger}; "
                         "start all workers, with the same addresses, or wait longer with --join_timeout"
@@ -194,10 +194,10 @@ class _Meeting:
                     self._changed.wait(min(RETRY_SECONDS, seconds - waited))
 
     def refuse(self, reason: str) -> None:
-        """Ends the meeting.
+        """Ends the meeting because of a problem of this worker.
 
         Args:
-            reason: Why.
+            reason: The problem.
         """
         with self._changed:
             self._refuse(reason)
@@ -212,13 +212,13 @@ class _Meeting:
             self._changed.wait_for(lambda: self._told >= self._whom, seconds)
 
     def end(self) -> None:
-        """Ends the threads that talk, as soon as they notice."""
+        """Asks the threads to end, which they do at their next check."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
 
     def answer_all(self, listener: socket.socket) -> None:
-        """Answers everybody who connects, until the end; a thread runs this.
+        """Answers every connection until the meeting ends; runs in a thread.
 
         Args:
             listener: The socket of this worker's address.
@@ -238,10 +238,10 @@ class _Meeting:
                 connection.close()
 
     def keep_asking(self, number: int) -> None:
-        """Asks another worker again and again, until the end; a thread runs this.
+        """Asks another worker repeatedly until the meeting ends; runs in a thread.
 
-        Names may take long to resolve, which a timeout of a socket does not bound: so this is done
-        apart from the thread that signals interrupt.
+        Resolving a name may take long, and a socket's timeout does not limit it. So this does not run
+        in the main thread, which signals have to interrupt.
 
         Args:
             number: The other worker's index.
@@ -257,7 +257,7 @@ class _Meeting:
                 self._changed.wait_for(lambda: self._over, RETRY_SECONDS)
 
     def _complete(self) -> bool:
-        """Whether this worker may leave, all having met. Also notes how far it is."""
+        """Whether this worker may leave because all have met. Also updates this worker's state."""
         if self._worker == CHIEF:
             if self._state == WAITING and not self._missing and not self._behind():
                 self._state = GO
@@ -267,7 +267,7 @@ class _Meeting:
         return self._state == GO
 
     def _behind(self) -> list[int]:
-        """The workers of which the chief does not know that they have reached all others."""
+        """The workers that have not recently told the chief that they have reached all others."""
         oldest = time.monotonic() - FRESH_SECONDS
         heard = self._heard
         return [
@@ -277,7 +277,7 @@ class _Meeting:
         ]
 
     def _awaited(self) -> str:
-        """For whom this worker waits, as a part of a line."""
+        """The workers that this one waits for, as part of a line."""
         if self._missing:
             return "worker " + _listed(
                 [f"{n} ({self._hosts[n]}: {why})" for n, why in sorted(self._missing.items())]
@@ -309,7 +309,7 @@ class _Meeting:
         self._changed.notify_all()
 
     def _hear(self, message: _Message) -> None:
-        """Notes what another worker of this cluster said."""
+        """Records a message of another worker of this cluster."""
         self._heard[message.number] = _Heard(message.state, message.text, time.monotonic())
         if message.state == REFUSED and not self.problem:
             self._whom = set(self._heard)
@@ -345,11 +345,11 @@ class _Meeting:
             with self._changed:
                 self._missing[number] = short_message(error)
                 if isinstance(error, ConnectionRefusedError) and number in self._heard:
-                    self._told.add(number)  # if there is something to tell: it has ended
+                    self._told.add(number)  # it has ended, so that it cannot be told anything
                 self._changed.notify_all()
 
     def _judge(self, number: int, question: _Message, line: bytes, answer: _Message | None) -> None:
-        """Notes what was answered at the address of a worker."""
+        """Interprets an answer from the address of a worker."""
         host = self._hosts[number]
         if answer is None:
             self._missing[number] = (
@@ -414,7 +414,7 @@ class _Meeting:
 
 @contextlib.contextmanager
 def _talking(hosts: list[str], worker: int):
-    """A meeting whose threads run; at the end nothing listens any more."""
+    """Yields a meeting whose threads are running; afterwards the port is free again."""
     for host in hosts:
         host_and_port(host)
     meeting = _Meeting(hosts, worker)
@@ -427,7 +427,7 @@ def _talking(hosts: list[str], worker: int):
             yield meeting
         finally:
             meeting.end()
-            answering.join()  # else the port would stay taken
+            answering.join()  # otherwise the port would stay taken
 
 
 def _start_thread(function, *arguments) -> threading.Thread:
@@ -443,10 +443,10 @@ def _listed(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def listening(address: str):
-    """A socket that listens on a worker's own port.
+    """Yields a socket that listens on a worker's own port.
 
     Raises:
-        UserError: It cannot.
+        UserError: The port cannot be listened on, or the address is malformed.
     """
     _, port = host_and_port(address)
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -464,10 +464,10 @@ def listening(address: str):
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of a worker's address.
+    """Splits a worker's address ``host:port``.
 
     Raises:
-        UserError: It is malformed.
+        UserError: The address is malformed.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:

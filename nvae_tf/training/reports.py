@@ -15,21 +15,21 @@ from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.curves import Curves, interval, writing
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
-COLUMNS, SAMPLE_ROWS = 10, 2  # rows at each temperature
-PICTURED = 2 * COLUMNS  # test images that are reconstructed
+COLUMNS, SAMPLE_ROWS = 10, 2  # SAMPLE_ROWS per temperature
+PICTURED = 2 * COLUMNS  # number of test images that are reconstructed
 
 
 class Progress:
-    """A bar over the steps of an epoch, on terminals only, and a line at its end.
+    """A progress bar over the steps of an epoch, on terminals only, and a line at the epoch's end.
 
-    Both say how many images are trained on per second; the line also says how long the rest of the run
-    will take, validations and pictures included.
+    Both give the number of images trained on per second. The line also estimates how long the rest of
+    the run will take, validations and pictures included.
 
     Args:
         epochs: Number of epochs of the whole training.
         steps_per_epoch: Number of steps in an epoch.
         images_per_step: Number of images in a step, over all replicas.
-        end: Number of the step at which this process will end.
+        end: Step after which this process ends.
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, images_per_step: int, end: int):
@@ -37,7 +37,7 @@ class Progress:
         self.images_per_step, self.end = images_per_step, end
         self._bar: tqdm | None = None
         self._created = time.monotonic()
-        # The first step of this process, and of the epoch; and the time at which it was done.
+        # The first step of this process and of this epoch, each with the time at which it was done.
         self._first: tuple[int, float] | None = None
         self._epoch_began: tuple[int, float] | None = None
         self._speed_of_epoch = ""
@@ -70,7 +70,7 @@ class Progress:
             self._bar.set_postfix_str(_losses_text(logs) + self._speed(step), refresh=False)
 
     def _speed(self, step: int) -> str:
-        """Images per second of this epoch, as a part of a line; nothing before its second step."""
+        """Images per second in this epoch, as part of a line; empty before its second step."""
         first, since = self._epoch_began or (step, 0.0)
         if step == first:
             return ""
@@ -78,7 +78,7 @@ class Progress:
         return f"; {rate:.3g} images/s" if rate < 1000 else f"; {rate:,.0f} images/s"
 
     def _time_left(self, step: int) -> str:
-        """How long the rest of the run will take, as a part of a line."""
+        """An estimate of how long the rest of the run will take, as part of a line."""
         first, since = self._first or (step, 0.0)
         if step in (first, self.end):
             return ""
@@ -86,7 +86,7 @@ class Progress:
         return f"; {duration(seconds)} left"
 
     def trained(self, step: int) -> None:
-        """Notes the speed of an epoch's steps, before its validation begins."""
+        """Records the speed of an epoch's steps, before its validation begins."""
         self.close()
         self._speed_of_epoch, self._epoch_began = self._speed(step), None
 
@@ -113,14 +113,14 @@ class Pictures:
     ``samples.png`` holds two rows at each of the temperatures 0.7, 0.8, 0.9 and 1.0.
     ``reconstructions.png`` holds images of the test set, and below each its reconstruction: the mean
     of p(x | z) with one draw of z. The noise is the same every time, so that pictures of different
-    epochs compare.
+    epochs can be compared.
 
     Args:
         folder: Folder of the run.
         writer: Writer of TensorBoard's files.
         model: The model.
-        images: Test images (n, height, width, channels) in [0, 1]; two rows of them are shown, or one
-            if there are fewer than 20.
+        images: Test images (n, height, width, channels) in [0, 1]; two rows of ten are shown, or one
+            row if there are fewer than 20.
         seed: Seed of the noise.
     """
 
@@ -165,14 +165,14 @@ class Pictures:
 
 
 class Reports:
-    """The bar, the curves and the pictures together, for the process that writes.
+    """The progress bar, curves and pictures of a run, for the process that writes.
 
     Args:
         folder: Folder of the run.
         config: Configuration of the run.
-        progress: The bar and the lines.
+        progress: The progress bar and lines.
         model: The model.
-        test_images: Images for reconstructions.
+        test_images: Images to reconstruct, (n, height, width, channels) in [0, 1].
         hparams: As for `Curves`.
     """
 
@@ -192,22 +192,22 @@ class Reports:
         self._pictures = Pictures(folder, writer, model, test_images, seed)
 
     def session(self, step: int, text: str) -> None:
-        """Notes how this process was started: the step from which it trains, and a text."""
+        """Records how this process was started: the step from which it trains, and a text."""
         self._curves.session(step, text)
 
     def steps(self, step: int, count: int, report_of: Callable) -> None:
         """Reports training steps.
 
         Args:
-            step: Number of steps so far.
-            count: How many of them, the latest, are reported.
-            report_of: Returns what a step reports, for its place among those; -1 is the last.
+            step: Number of steps taken so far.
+            count: Number of latest steps to report.
+            report_of: As for `Curves.steps`.
         """
         self._progress.step(step, report_of(-1))
         self._curves.steps(step, count, report_of, self._every)
 
     def trained(self, step: int) -> None:
-        """Notes that an epoch's steps are done, before its validation."""
+        """Records that an epoch's steps are done, before its validation."""
         self._progress.trained(step)
 
     def epoch(self, epoch: int, step: int, logs, validation, graph: Callable) -> None:
@@ -216,9 +216,9 @@ class Reports:
         Args:
             epoch: Number of epochs so far.
             step: Number of steps so far.
-            logs: What the last step reports.
-            validation: What the validation reports, or None.
-            graph: Returns the graph of a step, which is shown once.
+            logs: Report of the last step.
+            validation: Result of the validation, or None.
+            graph: Function that returns the graph of a step, which is written once.
         """
         if not self._graph_shown:
             self._curves.graph(graph())
@@ -227,7 +227,7 @@ class Reports:
         self._curves.epoch(step, validation)
 
     def pictures(self, step: int) -> None:
-        """Draws pictures."""
+        """Draws samples and reconstructions with the model's current weights."""
         self._pictures.draw(step)
 
     def close(self) -> None:
@@ -236,12 +236,12 @@ class Reports:
 
 
 def divergence(trainer, step: int, checkpoint: str) -> str:
-    """What went wrong, as a text for the user, when too many steps in a row were skipped.
+    """A message for the user about a divergence: what was not finite first, and what to do.
 
     Args:
         trainer: The trainer.
-        step: Steps taken so far.
-        checkpoint: From which checkpoint training can continue, as a part of the sentence.
+        step: Number of steps taken so far.
+        checkpoint: Part of the sentence that says from which checkpoint training can continue.
     """
     terms = ["the reconstruction", "the spectral norms", "the batch norms", "the gradient"]
     bad = trainer.first_skip_causes.numpy()

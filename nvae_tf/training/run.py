@@ -44,11 +44,11 @@ from nvae_tf.training.steps import (
 from nvae_tf.training.termination import Pace, Termination
 from nvae_tf.training.trainer import Trainer
 
-# Keys of the model's configuration and of its images that weights do not depend on.
+# Keys of the model's configuration and of its images on which weights do not depend.
 MODEL_KEYS_WITHOUT_WEIGHTS = ("likelihood", "min_log_scale", "num_x_bits")
 IMAGE_KEYS_WITHOUT_WEIGHTS = ("bits", "value_range", "scored_size")
 
-AGREEING_EVERY = 10  # batches of a validation, after which several workers agree whether to go on
+AGREEING_EVERY = 10  # validation batches after which several workers agree whether to go on
 
 
 def train(
@@ -68,25 +68,27 @@ def train(
 
     Args:
         config: The recipe.
-        folder: Where the run is kept; with several workers, a folder that all of them see.
-        resume: Continue the run that is there, from its newest checkpoint.
-        cluster: Who takes part; default: this process's default device.
-        epochs: End after this many of the configuration's epochs, whose schedules stay; default: all.
-        own: The images, if the configuration does not name them.
-        callbacks: Callbacks of Keras, or ours.
+        folder: Folder of the run. To continue a run, all workers have to see the same folder.
+        resume: Whether to continue the run in the folder, from its newest checkpoint.
+        cluster: This process's part in the training; default: a single process with the current
+            strategy.
+        epochs: Number of the configuration's epochs after which to end; schedules are unaffected.
+            Default: all.
+        own: The images, if they were given in Python.
+        callbacks: Callbacks of Keras or of `nvae_tf.callbacks`.
         start_from: A trained model whose weights and running averages a new run begins with.
         hparams: Values for TensorBoard's tab HParams; default: the whole configuration.
-        xla_problem: Why XLA does not work in this process; then nothing is compiled, whatever the
-            configuration says.
+        xla_problem: Why XLA does not work in this process, or None. If it does not work in one of the
+            workers, nothing is compiled.
 
     Returns:
         The test set's ``nelbo``, ``recon`` and ``kl`` in nats and ``bpd`` in bits per dimension; None
         if SIGTERM ended training early, with a checkpoint.
 
     Raises:
-        UserError: The data, the configuration or the folder do not allow it, another process trains
-            in the folder, a worker was lost or was started differently, or the model to start from is
-            another one.
+        UserError: The data, the configuration or the folder cannot be used; another process trains in
+            the folder; a worker was lost or was started differently; or `start_from` is not the
+            configuration's model.
         TrainingDivergedError: Too many steps in a row were skipped.
     """
     cluster = cluster or Cluster(tf.distribute.get_strategy())
@@ -128,7 +130,7 @@ def train(
             hparams,
         )
         results = _train(config, folder, cluster, run, termination, callbacks)
-        cluster.gather_from_workers([1])  # if one worker ended first, the others would call it lost
+        cluster.gather_from_workers([1])  # a barrier: a worker that ends first would count as lost
         for line in dataset.skipped:
             cluster.say(line)
         return results
@@ -136,7 +138,7 @@ def train(
 
 def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> str:
     """The configuration's ``jit_compile``, or ``off`` if XLA does not work in one of the workers."""
-    # All of them, since replicas have to compute identical updates.
+    # All workers do the same, since replicas have to compute identical updates.
     if not any(broken for (broken,) in cluster.gather_from_workers([int(xla_problem is not None)])):
         return config.train.jit_compile
     where = f"here ({xla_problem})" if xla_problem else "in another worker"
@@ -146,28 +148,28 @@ def _jit_compile(config: Config, xla_problem: str | None, cluster: Cluster) -> s
 
 @contextlib.contextmanager
 def _claimed(config: Config, folder: RunFolder, resume: bool, cluster: Cluster, facts, image):
-    """Holds the run's folder for this training, which the chief locks and all workers have to see."""
+    """Holds the run's folder for this training: the chief locks it, and all workers look for it."""
     with contextlib.ExitStack() as held:
         with cluster.agreement():
             if cluster.is_chief:
                 held.enter_context(exclusive_lock(folder.path, "training"))
-            # Again: another process may have trained here until now.
+            # Checked again, because another process may have trained here until now.
             folder.check(config, resume, facts, image)
         compare_folders(folder, cluster)
         yield
 
 
 class _Run(NamedTuple):
-    """What a training works with, once everything is built.
+    """The parts of a training, once everything is built.
 
     Attributes:
-        trainer: The model, and what changes it.
+        trainer: The trainer, which holds the model.
         data: The batches.
-        checkpoints: Where the state goes.
-        report: What is told and drawn; None in processes that do not write.
-        start_step: Steps taken before.
-        end: Step after which training is complete.
-        counts: Steps of an epoch, and images of a step.
+        checkpoints: Saves and restores the state.
+        report: Progress, curves and pictures; None in processes that do not write.
+        start_step: Number of steps taken before.
+        end: Step after which this process ends.
+        counts: Batch and step counts.
     """
 
     trainer: Trainer
@@ -307,12 +309,12 @@ def _finish(
     """Saves and scores what training ended with.
 
     Args:
-        run: What training worked with.
-        cluster: Who took part.
-        step: Steps taken.
-        results: The validation after the last of them, or None.
-        changed: Whether callbacks have given the model other weights since.
-        validate: Scores the test set; returns None if SIGTERM ended that.
+        run: The parts of the training.
+        cluster: This process's part in it.
+        step: Number of steps taken.
+        results: Result of the validation after the last step, or None.
+        changed: Whether callbacks have replaced the model's weights since.
+        validate: Scores the test set; returns None if SIGTERM ended the validation.
 
     Returns:
         As for `train`.
@@ -335,8 +337,8 @@ def _report_steps(
     run: _Run, report: reports.Reports, step: int, count: int, steps: Steps, ends_epoch: bool
 ) -> None:
     report.steps(step, count, steps.report)
-    # An epoch's end is always saved, before validation, which may take long; between, nothing is saved
-    # in a row of skipped steps, which may be the start of a divergence.
+    # The end of an epoch is always saved, and before validation, which may take long. Within an epoch
+    # nothing is saved while steps are being skipped, which may be the start of a divergence.
     if ends_epoch or (run.checkpoints.due(step) and not run.trainer.skipped_in_row):
         run.checkpoints.save()
     if ends_epoch:
@@ -344,7 +346,7 @@ def _report_steps(
 
 
 def _save_early(run: _Run, cluster: Cluster, what: str, again: bool) -> None:
-    """Saves, and says so, in the process that writes."""
+    """Saves a checkpoint and prints its path, in the process that writes."""
     if run.report:
         run.report.close()
         cluster.say(f"{what}: {run.checkpoints.save(again)}")
@@ -355,11 +357,11 @@ def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
 
     Args:
         model: The trained model.
-        config: The model that is to be trained.
-        image: Its images.
+        config: Configuration of the model that is to be trained.
+        image: Description of its images.
 
     Raises:
-        ConfigError: They are not the same model.
+        ConfigError: The two models have different weights or images.
     """
     sections = (
         (config, model.config, MODEL_KEYS_WITHOUT_WEIGHTS),
@@ -383,13 +385,13 @@ def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
 def build_trainer(
     config: Config, dataset: catalog.DatasetInfo, counts: StepCounts, jit_compile: str
 ) -> Trainer:
-    """Makes the model and what trains it; in the strategy's scope.
+    """Makes the model, its optimiser and its trainer; in the strategy's scope.
 
     Args:
         config: Configuration of the run.
-        dataset: Describes the images.
-        counts: Steps of the training.
-        jit_compile: In the place of the configuration's.
+        dataset: Description of the data set.
+        counts: Batch and step counts.
+        jit_compile: Value used in place of the configuration's ``jit_compile``.
     """
     settings = dataclasses.replace(config.train, jit_compile=jit_compile)
     model = NVAE(config.model, dataset.image, settings.precision.removeprefix("mixed_"))
@@ -400,12 +402,12 @@ def build_trainer(
 
 
 def _validation(trainer: Trainer, data: TrainingData, cluster: Cluster, termination: Termination):
-    """A function that validates, and returns None if SIGTERM ended that early."""
+    """Makes a function that scores the test set, and returns None if SIGTERM ended that early."""
     run_step = distributed_validation(trainer, cluster.strategy)
 
     def validate():
         number = itertools.count(1)
-        # Several workers wait for each other to agree.
+        # Agreeing makes several workers wait for each other.
         every = 1 if cluster.num_workers == 1 else AGREEING_EVERY
 
         def stop():
@@ -431,7 +433,7 @@ def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
 def _settle(
     config: Config, cluster: Cluster, own: OwnImages | None
 ) -> tuple[Config, catalog.DatasetInfo]:
-    """Finds out what the configuration leaves open of the images; the chief prints it."""
+    """Resolves what the configuration leaves open about the images; the chief prints the decisions."""
     if own:
         return config, catalog.with_flip(own.info, config.data)
     settled = catalog.settle(config.data)

@@ -1,4 +1,4 @@
-"""Makes sure that all workers were started alike: every function is called by all at the same time."""
+"""Checks that all workers were started in the same way; all call each function at the same time."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from nvae_tf.training.cluster import Cluster
 def check_same_flags(
     config: Config, resume: bool, cluster: Cluster, own: OwnImages | None, start_from: NVAE | None
 ) -> None:
-    """Makes sure that all workers run the same version with the same configuration.
+    """Checks that all workers run the same version with the same configuration.
 
     Args:
         config: The configuration.
@@ -27,7 +27,7 @@ def check_same_flags(
         start_from: The model that a new run begins with, or None.
 
     Raises:
-        UserError: They do not.
+        UserError: A version or a setting differs between workers.
     """
     versions = {
         "nvae-tf": f"{__version__} {' '.join(KEYS)}",
@@ -54,15 +54,15 @@ def check_same_flags(
 
 
 def check_same_images(config: Config, cluster: Cluster, sources: Sequence[Source]) -> None:
-    """Makes sure that all workers found the same images.
+    """Checks that all workers found the same images.
 
     Args:
-        config: The configuration, with what was found of the images.
+        config: The configuration, with everything about the images resolved.
         cluster: The workers.
         sources: Training and test images.
 
     Raises:
-        UserError: They did not.
+        UserError: The description or the number of images differs between workers.
     """
     found = {name: str(getattr(config.data, name)) for name in catalog.FOUND}
     found["number of images"] = " and ".join(str(len(source)) for source in sources)
@@ -75,14 +75,14 @@ def check_same_images(config: Config, cluster: Cluster, sources: Sequence[Source
 
 
 def check_same_start(cluster: Cluster, start_step: int) -> None:
-    """Makes sure that all workers found the same checkpoint.
+    """Checks that all workers restored the same checkpoint.
 
     Args:
         cluster: The workers.
         start_step: Step of the checkpoint that this worker has restored; 0 for none.
 
     Raises:
-        UserError: They did not.
+        UserError: The step differs between workers.
     """
     if cluster.disagreements({"step": str(start_step)}):
         raise UserError(

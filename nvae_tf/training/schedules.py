@@ -27,7 +27,7 @@ class WarmupCosineByEpoch:
 
     @classmethod
     def from_train_config(cls, config: TrainConfig, steps_per_epoch: int) -> "WarmupCosineByEpoch":
-        """The schedule of a recipe."""
+        """Makes the schedule of a training configuration."""
         return cls(
             config.learning_rate,
             config.learning_rate_min,
@@ -37,7 +37,7 @@ class WarmupCosineByEpoch:
         )
 
     def __call__(self, step):
-        """The learning rate of the step that follows the first `step` steps."""
+        """The learning rate of the step that follows `step` others, a float32 scalar."""
         step = tf.cast(step, tf.int64)
         warmup_steps = self.warmup_epochs * self.steps_per_epoch
         rising = self.peak * tf.cast(step, tf.float32) / max(warmup_steps, 1)

@@ -1,7 +1,7 @@
-"""Finds out whether all workers see the folder in which the chief writes.
+"""Checks whether all workers see the folder to which the chief writes.
 
-A first start needs no shared folder: the chief alone writes, and nobody reads. A run that is continued
-needs one, because every worker restores the checkpoint itself.
+A first start needs no shared folder, since only the chief writes and nobody reads. To continue a run,
+one is needed, because every worker restores the checkpoint itself.
 """
 
 import os
@@ -15,8 +15,8 @@ from nvae_tf.io.files import write_text
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.cluster import Cluster
 
-# A file system of several machines shows the files of others late: NFS keeps what it knows of a folder
-# for up to a minute by default.
+# Shared file systems show the files of other machines with a delay: by default NFS caches the contents
+# of a folder for up to a minute.
 MARK_SECONDS = 60.0
 CHECKPOINT_SECONDS = 120.0
 LOOK_AGAIN_SECONDS = 1.0
@@ -26,10 +26,10 @@ _MARK = ".seen-by-all-"
 
 
 def compare_folders(folder: RunFolder, cluster: Cluster) -> None:
-    """Waits until every worker sees the newest checkpoint of a run that any of them sees.
+    """Waits until every worker sees the newest checkpoint that any of them sees.
 
-    All workers call this at the same time. If a worker does not see the chief's folder, but no
-    checkpoint is missing there, all of them print a warning.
+    All workers have to call this at the same time. If a worker does not see the chief's folder, but no
+    checkpoint is missing there, all workers print a warning.
 
     Args:
         folder: The run's folder, which is the chief's.
@@ -82,13 +82,13 @@ def _names(folder: RunFolder) -> list[str]:
 
 
 def _remove_marks(folder: RunFolder) -> None:
-    """Removes what this chief or an earlier one, which was killed, has written."""
+    """Removes the marks of this chief, and of an earlier one that was killed."""
     for left in folder.path.glob(f"{_MARK}*"):
         left.unlink(missing_ok=True)
 
 
 def _look(seen: Callable[[], bool], path: Path, seconds: float) -> bool:
-    """Looks again and again for a file of another worker; returns whether it was seen."""
+    """Polls for a file of another worker, for up to `seconds`; returns whether it was seen."""
     end = time.monotonic() + seconds
     told = False
     while not seen():

@@ -1,7 +1,8 @@
 """The tasks of a Slurm job step as workers: the address of each, and which of them this process is.
 
-Slurm tells every task the nodes of its step, the tasks of each node and how it numbered them. From that
-all tasks compute the same list, in the order of Slurm's ranks. GPUs stay as Slurm bound them.
+Slurm tells every task the nodes of its step, the number of tasks on each node and how tasks are
+numbered. From this, all tasks compute the same list of addresses in the order of Slurm's ranks. GPUs
+stay as Slurm bound them.
 """
 
 import itertools
@@ -13,8 +14,8 @@ from nvae_tf.io.errors import UserError, short_repr
 
 MOST_TASKS = 10_000
 
-# Ports lie below those that Linux hands out by itself (from 32768). Each step has a block of them, and
-# neighbouring jobs have neighbouring blocks: so jobs that share a node differ.
+# All ports are below those that Linux assigns by itself (from 32768). Each step has its own block, and
+# successive jobs have successive blocks, so that jobs on the same node use different ports.
 FIRST_PORT, PORTS_IN_BLOCK, BLOCKS = 10_000, 8, 2_843
 BLOCKS_BETWEEN_STEPS = 499
 
@@ -26,19 +27,19 @@ _COUNT = re.compile(r"([0-9]{1,5})(?:\(x([0-9]{1,5})\))?")
 
 
 def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
-    """Where the tasks of this job step are, as Slurm ranks them.
+    """The addresses of this job step's tasks, and this task's rank.
 
     One task per node and several per node (one per GPU) are supported, with the distributions
-    ``block``, ``cyclic`` and ``plane``; of heterogeneous jobs also steps that span components, whose
-    ranks follow each other.
+    ``block``, ``cyclic`` and ``plane``. Steps that span components of a heterogeneous job are supported
+    as well; the ranks of a component follow those of the one before.
 
     Args:
         environment: The environment variables of a task, as ``srun`` sets them.
 
     Returns:
-        ``host:port`` of every task in the order of their ranks, and this task's rank. Where there are
-        no other tasks (outside of ``srun``, also in a batch script, or in a step of one task): no
-        addresses, and 0.
+        ``host:port`` of every task in the order of their ranks, and this task's rank. An empty list and
+        0 if there are no other tasks: outside of ``srun`` (as in a batch script) or in a step of one
+        task.
 
     Raises:
         UserError: The variables are malformed or contradict each other, the step is of a kind that is
@@ -47,14 +48,14 @@ def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
     if environment.get("SLURM_STEP_NUM_TASKS", per_node) == "1":
         return [], 0
-    # A step that does not list its nodes has those of the job.
+    # A step that does not list its nodes has all nodes of the job.
     listed = "SLURM_STEP_NODELIST"
     if listed not in environment and "SLURM_JOB_NODELIST" in environment:
         listed = "SLURM_JOB_NODELIST"
     nodes = expand_nodes(_text(environment, listed), listed)
     job_nodes = environment.get("SLURM_JOB_NODELIST")
     if job_nodes and not set(nodes) <= set(expand_nodes(job_nodes, "SLURM_JOB_NODELIST")):
-        # A batch script that was submitted from within a step, whose variables it inherited.
+        # A batch script that was submitted from within a step has inherited that step's variables.
         return [], 0
     per_node = _text(environment, "SLURM_STEP_TASKS_PER_NODE")
     counts = _expand_counts(per_node)
@@ -85,11 +86,11 @@ def workers_of_step(environment: Mapping[str, str]) -> tuple[list[str], int]:
 
 
 def expand_nodes(text: str, variable: str) -> list[str]:
-    """The names in one of Slurm's lists of nodes, in its order.
+    """Expands one of Slurm's lists of nodes to their names, in the order of the list.
 
     Args:
-        text: Such as ``nv[8-10,12],login,rack[0-1]n[01-16]``.
-        variable: Where the text comes from, for errors.
+        text: The list, such as ``nv[8-10,12],login,rack[0-1]n[01-16]``.
+        variable: Name of the environment variable that holds it, for errors.
 
     Raises:
         UserError: The text is malformed, names a node twice, or names more than `MOST_TASKS`.
@@ -114,7 +115,11 @@ def expand_nodes(text: str, variable: str) -> list[str]:
 
 
 def _choices(part: str) -> list[str]:
-    """What a part of a node's name stands for: ``[08-10]`` for 08, 09 and 10; others for themselves."""
+    """Expands a part of a node's name: ``[08-10]`` to 08, 09 and 10; any other part to itself.
+
+    Raises:
+        ValueError: A range is malformed or too long.
+    """
     if not part.startswith("["):
         return [part]
     numbers: list[str] = []
@@ -130,7 +135,7 @@ def _choices(part: str) -> list[str]:
 
 
 def _expand_counts(text: str) -> list[int]:
-    """Tasks of each node, from Slurm's ``3(x2),1``."""
+    """Expands Slurm's numbers of tasks per node, such as ``3(x2),1`` to 3, 3 and 1."""
     counts: list[int] = []
     for part in text.split(","):
         match = _COUNT.fullmatch(part)
@@ -144,14 +149,17 @@ def _expand_counts(text: str) -> list[int]:
 
 
 def _components(environment: Mapping[str, str], nodes: list[str]) -> list[list[str]]:
-    """The nodes of a step by component of a heterogeneous job, in the order in which Slurm ranks them.
+    """Divides a step's nodes into the components of a heterogeneous job, in the order of Slurm's ranks.
 
     Args:
-        environment: Names the nodes of each component of the job.
+        environment: The environment variables, which list the nodes of each component.
         nodes: The step's nodes, which Slurm sorts by name.
 
+    Returns:
+        The nodes of each component; a single component if the job is not heterogeneous.
+
     Raises:
-        UserError: The components do not have these nodes.
+        UserError: The step's nodes are not those of the components.
     """
     if environment.get("SLURM_HET_SIZE", "1") == "1":
         return [nodes]
@@ -172,12 +180,15 @@ def _distribute(environment: Mapping[str, str], counts: list[int]) -> list[int]:
     """The node of every rank, as Slurm distributes tasks over nodes.
 
     Args:
-        environment: With ``SLURM_DISTRIBUTION``, which ``srun`` sets if it was given one; block is its
-            default. What follows a colon or a comma in it is about the cores of a node.
-        counts: Tasks of each node.
+        environment: The environment variables. ``srun`` sets ``SLURM_DISTRIBUTION`` if it was given
+            one; its default is block. The part after a colon or a comma is about a node's cores.
+        counts: Number of tasks on each node.
+
+    Returns:
+        For each rank, the index of its node.
 
     Raises:
-        UserError: Slurm does not say where the tasks are.
+        UserError: The distribution does not determine where the tasks are.
     """
     named = environment.get("SLURM_DISTRIBUTION", "block")
     kind = re.split("[:,]", named)[0]
@@ -202,10 +213,10 @@ def _distribute(environment: Mapping[str, str], counts: list[int]) -> list[int]:
 
 
 def _check_numbering(environment: Mapping[str, str], node_of_rank: list[int], rank: int) -> None:
-    """Makes sure that this node has the ranks that were expected there.
+    """Checks that this node has the ranks that were computed for it.
 
     Raises:
-        UserError: It has others. With wrong addresses workers would wait for each other in vain.
+        UserError: It has other ranks. With wrong addresses, workers would wait for each other in vain.
     """
     if "SLURM_NODEID" not in environment or "SLURM_GTIDS" not in environment:
         return  # Slurm 22.05 sets both; without them there is nothing to compare
@@ -221,10 +232,10 @@ def _check_numbering(environment: Mapping[str, str], node_of_rank: list[int], ra
 
 
 def _check_gpus(environment: Mapping[str, str], tasks_here: int) -> None:
-    """Makes sure that the tasks of a node do not use the same GPUs.
+    """Checks that the tasks of a node do not use the same GPUs.
 
     Raises:
-        UserError: Together they see more GPUs than the node has in this step.
+        UserError: Together the tasks see more GPUs than the node has in this step.
     """
     visible, on_node = (
         environment.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
@@ -240,7 +251,7 @@ def _check_gpus(environment: Mapping[str, str], tasks_here: int) -> None:
 
 
 def _first_port(environment: Mapping[str, str]) -> int:
-    """Where the ports of this job step begin, counted from `FIRST_PORT`."""
+    """The first port of this job step, counted from `FIRST_PORT`."""
     job = _number(environment, "SLURM_JOB_ID", 2**32)
     step = _number(environment, "SLURM_STEP_ID", 2**32)
     return (job + BLOCKS_BETWEEN_STEPS * step) % BLOCKS * PORTS_IN_BLOCK

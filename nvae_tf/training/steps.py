@@ -17,15 +17,15 @@ from nvae_tf.training.trainer import Trainer
 
 
 def check_xla_steps(config: TrainConfig, replicas: int) -> None:
-    """Refuses compiled steps that could not do what is asked of them.
+    """Refuses combinations of compilation, determinism and replicas that cannot work.
 
     Args:
         config: Gives ``jit_compile`` and ``deterministic``.
         replicas: Number of replicas.
 
     Raises:
-        ConfigError: Whole steps of several replicas are to be compiled, and XLA cannot exchange values
-            here; or steps on GPUs are to give the same bits in every process, and XLA was not told so.
+        ConfigError: ``jit_compile: on`` with several replicas on CPUs, whose exchanges XLA cannot
+            compile; or ``deterministic`` with XLA on GPUs, without XLA's flags for it.
     """
     if config.deterministic and config.jit_compile != "off" and gpu_found():
         check_deterministic(os.environ)
@@ -37,28 +37,28 @@ def check_xla_steps(config: TrainConfig, replicas: int) -> None:
 
 
 def on_replicas(function, strategy, jit: bool):
-    """A function that every replica runs on its part of the arguments; called in a graph.
+    """Makes a function that every replica runs on its part of the arguments; call it in a graph.
 
     Args:
         function: A function of tensors.
         strategy: Strategy over the replicas.
-        jit: Compile with XLA, collectives included.
+        jit: Whether to compile it with XLA, collectives included.
     """
-    # Nothing in a step needs AutoGraph, and tracing takes two thirds of the time without it.
+    # No step needs AutoGraph, and without it tracing takes a third less time.
     inner = tf.function(function, autograph=False, jit_compile=True) if jit else function
     return lambda *arguments: strategy.run(inner, arguments)
 
 
 def first_replica(values, strategy):
-    """This process's first replica's part of a structure of values, which are identical on all."""
+    """The values of this process's first replica; for values that are identical on all replicas."""
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
 
 
 def whole_step(trainer: Trainer, strategy):
-    """A step of all replicas, a function of their batch; called in a graph.
+    """Makes the function that takes a step on all replicas, given their batch; call it in a graph.
 
-    The passes of a step are a loop around the replicas, since a loop within a replica cannot hold
-    exchanges.
+    With several passes, the loop over passes is outside of the replicas, since a loop within a replica
+    cannot hold exchanges.
 
     Args:
         trainer: The trainer.
@@ -83,10 +83,10 @@ def whole_step(trainer: Trainer, strategy):
 
 
 def distributed_function(function, strategy):
-    """A graph of a function of all replicas, with results that are identical on all, from one.
+    """Makes a graph of a function that runs on all replicas; it returns the first replica's results.
 
     Args:
-        function: From `whole_step` or `on_replicas`.
+        function: A function from `whole_step` or `on_replicas`, with identical results on all replicas.
         strategy: Strategy over the replicas.
     """
 
@@ -98,27 +98,27 @@ def distributed_function(function, strategy):
 
 
 def distributed_validation(trainer: Trainer, strategy):
-    """A graph of `Trainer.validation_step` on all replicas, a function of their batches."""
+    """Makes a graph of `Trainer.validation_step` that runs on all replicas, given their batches."""
     step = on_replicas(trainer.validation_step, strategy, trainer.xla_steps)
     return distributed_function(step, strategy)
 
 
 def several_steps(step, strategy):
-    """A function that takes several steps in a row in one call.
+    """Makes a function that takes several steps in a row in one call.
 
-    For replicas that exchange values: TensorFlow keeps a record of some 1.6 KB for each exchange in
-    each call of a graph, for the life of the process. The steps of one call share their records, so
-    that memory grows with the calls and not with the steps.
+    It is for replicas that exchange values. TensorFlow keeps a record of some 1.6 KB for each exchange
+    in each call of a graph, for the life of the process. The steps of one call share their records, so
+    memory grows with the number of calls instead of the number of steps.
 
     Args:
-        step: From `whole_step`.
+        step: A function from `whole_step`.
         strategy: Strategy over the replicas.
 
     Returns:
-        A function of an iterator over batches and the number of steps, to the results of all of them,
-        each with an axis of steps in front.
+        A function of an iterator over batches and the number of steps. It returns the results of all
+        steps, stacked along a new first axis.
     """
-    structure = None  # of a step's results, known once one is traced
+    structure = None  # structure of a step's results, known once a step has been traced
 
     def next_step(number, batches, results):
         nonlocal structure
@@ -146,21 +146,21 @@ def several_steps(step, strategy):
 
 
 class Steps:
-    """Takes the steps of a training, one or several in a call of the graph.
+    """Takes training steps, one or several per call of the graph.
 
     Args:
         trainer: The trainer.
         strategy: Strategy over the replicas.
-        several: Whether to take several in a call (see `several_steps`).
+        several: Whether a call may take several steps (see `several_steps`).
 
     Attributes:
-        function: The traced function that takes them.
+        function: The traced function that takes the steps.
     """
 
     def __init__(self, trainer: Trainer, strategy, several: bool):
         whole = whole_step(trainer, strategy)
 
-        def step(batch):  # of which Keras may have made a tuple
+        def step(batch):  # Keras may have wrapped the images in a tuple
             return whole(batch[0] if isinstance(batch, tuple) else batch)
 
         make = several_steps if several else distributed_function
@@ -168,11 +168,11 @@ class Steps:
         self._reports: Any = None  # of the latest call
 
     def take(self, batches, count: int) -> None:
-        """Takes `count` steps, 1 unless several are taken in a call.
+        """Takes `count` steps.
 
         Args:
             batches: An iterator over batches of images.
-            count: Number of steps.
+            count: Number of steps; 1 unless `several` was set.
         """
         if self._several:
             self._reports = self.function(batches, tf.constant(count))
@@ -180,17 +180,17 @@ class Steps:
             self._reports = self.function(next(batches))
 
     def report(self, place: int = -1) -> dict[str, tf.Tensor]:
-        """What one of the steps of the latest call reports (see `Trainer.update`).
+        """The report of one step of the latest call (see `Trainer.update`).
 
         Args:
-            place: The step's place in the call; -1 is the last.
+            place: Index of the step within the call; -1 for the last.
         """
         if not self._several:
             return self._reports
         return tf.nest.map_structure(lambda values: values[place], self._reports)
 
     def graph(self, batches):
-        """The graph as TensorFlow shows it.
+        """The `tf.Graph` of `function`, for TensorBoard.
 
         Args:
             batches: As for `take`.
@@ -201,10 +201,11 @@ class Steps:
 
 @contextlib.contextmanager
 def grappler_disabled():
-    """Switches Grappler off on CPUs, so that TensorFlow runs graphs as they were traced.
+    """Disables Grappler on CPUs in a block, so that TensorFlow runs graphs as they were traced.
 
-    Rewriting takes longer than several steps of a deep model and does not make them faster; and with
-    gradient checkpointing it rounds differently than without. GPUs keep it, for memory layouts.
+    Its rewriting takes longer than several steps of a deep model and does not make them faster, and it
+    makes results with and without gradient checkpointing differ by rounding. GPUs keep Grappler, for
+    memory layouts.
     """
     option = "disable_meta_optimizer"
     before = tf.config.optimizer.get_experimental_options().get(option, False)

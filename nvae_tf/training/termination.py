@@ -1,4 +1,4 @@
-"""When training ends before its last step: SIGTERM, and how often several workers ask about it."""
+"""Ending training early on SIGTERM, and how often several workers ask each other about it."""
 
 import signal
 import threading
@@ -9,14 +9,15 @@ from nvae_tf.training.cluster import Cluster
 
 
 class Pace:
-    """How many steps several workers take before they ask each other whether to go on.
+    """Decides how many steps several workers take before they ask each other whether to go on.
 
-    So many that it takes some seconds: more would make them slow to stop, fewer cost time, and memory
-    (see `nvae_tf.training.steps.several_steps`). They end where something is due after a step.
+    The steps take about `SECONDS`: more would make workers slow to stop; fewer would cost time, and
+    memory (see `nvae_tf.training.steps.several_steps`). A series of steps never runs past a checkpoint
+    that is due by steps, or past the end of an epoch.
 
     Args:
         steps_per_epoch: Steps in an epoch.
-        save_every: Steps between checkpoints, if they are counted in steps.
+        save_every: Interval between checkpoints; only one in steps (``"500"``) matters here.
     """
 
     SECONDS, MOST = 5.0, 100
@@ -26,26 +27,26 @@ class Pace:
         if save_every.isdigit():
             self._due_every.append(int(save_every))
         self._wanted, self._since, self._taken = 1, 0.0, 1
-        self.milliseconds = 0  # that a step of the latest ones took in this process
+        self.milliseconds = 0  # time per step of the latest series, in this process
 
     def steps(self, step: int) -> int:
-        """How many steps to take after `step` others."""
+        """Number of steps to take after `step` others; starts the clock for them."""
         self._since = time.monotonic()
         self._taken = min(self._wanted, *(every - step % every for every in self._due_every))
         return self._taken
 
     def done(self, logs) -> None:
-        """Measures the steps that were taken, from what the last of them reports."""
+        """Measures the time of the steps that were taken; `logs` is the report of the last one."""
         float(logs["loss"])  # waits for the device
         self.milliseconds = round(1000 * (time.monotonic() - self._since) / self._taken)
 
     def adapt(self, milliseconds: float) -> None:
-        """Chooses the number of steps by what one takes; the same on all workers."""
+        """Chooses the next number of steps from the time of one, which must be equal on all workers."""
         self._wanted = max(1, min(self.MOST, int(1000 * self.SECONDS / max(milliseconds, 1.0))))
 
 
 class Termination:
-    """Notes SIGTERM, which announces that the machine is about to be taken away.
+    """A context that records SIGTERM, which announces that the machine is about to be taken away.
 
     Attributes:
         stop_agreed: Whether a callback of any worker has ended training.
@@ -69,11 +70,11 @@ class Termination:
         self._requested = True
 
     def agreed(self, cluster: Cluster, pace: Pace | None = None, stop: bool = False) -> bool:
-        """Whether SIGTERM has told any worker to stop; all workers have to ask at the same time.
+        """Whether any worker has received SIGTERM; all workers have to call this at the same time.
 
         Args:
             cluster: The workers.
-            pace: Adapted to what the workers' latest steps took, if it is given.
+            pace: If given, it is adapted to the workers' mean time per step.
             stop: Whether a callback of this worker has ended training.
         """
         if not self._agreed:

@@ -1,4 +1,4 @@
-"""The workers that the environment variable ``TF_CONFIG`` names; knows no TensorFlow."""
+"""Reads the workers from the environment variable ``TF_CONFIG``. Does not import TensorFlow."""
 
 import json
 from typing import NamedTuple
@@ -12,8 +12,8 @@ class Workers(NamedTuple):
     """All workers, and which of them this process is.
 
     Attributes:
-        hosts: ``host:port`` of each, the chief first.
-        worker: This process's index among them.
+        hosts: ``host:port`` of each worker, the chief first.
+        worker: This process's index in `hosts`.
     """
 
     hosts: list[str]
@@ -27,7 +27,7 @@ def read_tf_config(text: str) -> Workers:
         text: The value.
 
     Raises:
-        UserError: It is malformed, or has tasks that are not used here.
+        UserError: The value is malformed, or has tasks of a type other than chief and worker.
     """
 
     def refuse(reason):

@@ -59,15 +59,15 @@ class Losses(NamedTuple):
 
 
 class PassResult(NamedTuple):
-    """What one training-mode pass computed.
+    """The result of one training-mode pass on one replica.
 
     Attributes:
-        losses: The objective's terms.
-        channel_kl: KL of every latent channel in nats, mean over the batch, (groups, latents).
-        gradients: Gradients with respect to the model's trainable variables.
-        statistics: Statistics of the batch as vectors (`BatchStatistics`), in the order of
+        losses: The terms of the objective.
+        channel_kl: KL of every latent channel in nats, mean over the images, (groups, latents).
+        gradients: Gradients with respect to `Trainer.weights`.
+        statistics: Batch statistics over all replicas as vectors (`BatchStatistics`), in the order of
             `Trainer.batch_norms`.
-        vectors: Iterated singular vectors.
+        vectors: Iterated singular vectors, in the order of `SpectralNorms.vectors`.
     """
 
     losses: Losses
@@ -78,33 +78,34 @@ class PassResult(NamedTuple):
 
 
 class Trainer(tf.Module):
-    """Everything that training changes, and how one step changes it; made in the strategy's scope.
+    """Everything that training changes, and how one step changes it. Create it in the strategy's scope.
 
-    Whatever varies during training (annealing, noise, schedules) is a function of the optimiser's step
-    count, so a resumed run continues as if it had never stopped.
+    All that varies during training (annealing, noise, schedules) is a function of the optimiser's step
+    count, so that a resumed run continues as if it had never stopped.
 
     Args:
         model: The NVAE to train.
         config: Objective and schedule.
-        total_steps: Steps of the whole training.
-        steps_per_epoch: After how many steps the reported means start anew.
+        total_steps: Number of steps of the whole training.
+        steps_per_epoch: Number of steps after which the reported means are reset.
         seed: Seed of the noise.
-        optimizer: Changes the weights.
+        optimizer: The optimiser, not built yet.
         on_gpu: Whether steps are traced for a GPU; default: whether TensorFlow finds one.
 
     Attributes:
-        weights: The model's trainable variables: stacks of weights.
+        weights: The model's trainable variables, which are stacks of weights.
         batch_norms: The model's batch norms.
-        spectral: The singular vectors of its kernels.
-        kernel_names: The names of the rows of those vectors, for checkpoints.
+        spectral: The singular vectors of the model's kernels.
+        kernel_names: The names of the kernels that the rows of `spectral` belong to, for checkpoints.
         averages: Moving averages of the weights, or None.
         norm_bound: The running bound of ``skip_gradient_norm: auto``, or None.
-        skipped: Steps skipped so far.
-        consecutive_skips: Steps skipped in a row, up to the latest one.
-        first_skip_causes: What was not finite in the first of those: recon, spectral term, batch-norm
-            term, gradient, and each group's KL.
+        epoch_sums: Sums over this epoch's steps that were not skipped: recon, KL, number of steps.
+        skipped: Number of steps skipped so far.
+        consecutive_skips: Number of steps skipped in a row, up to the latest step.
+        first_skip_causes: Which terms were not finite in the first step of that row: recon, spectral
+            term, batch-norm term, gradient, and each group's KL, bool (4 + groups,).
         loss_scale: Factor on the loss, for float16.
-        steps_since_overflow: Finite steps since the loss scale changed.
+        steps_since_overflow: Number of finite steps since the loss scale changed.
         functions: The functions that identical blocks share in training.
     """
 
@@ -133,7 +134,6 @@ class Trainer(tf.Module):
         optimizer.build(self.weights)
         self.averages = MovingAverage(self.weights, config.ema_decay) if config.ema_decay else None
         self.norm_bound = GradientNormBound() if config.skip_gradient_norm == AUTO else None
-        # Sums over the steps of the epoch so far that were not skipped: recon, KL, number of steps.
         self.epoch_sums = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
         self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.consecutive_skips = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -145,10 +145,11 @@ class Trainer(tf.Module):
         self.functions = SharedFunctions()
 
     def prepare(self, images):
-        """Does what a new training needs once before its first step, beyond drawing the weights.
+        """Initialises a new training: weights that depend on data, and singular vectors.
 
         Args:
-            images: A batch for data-dependent initialisation; unused unless the model asks for it.
+            images: Batch (batch, height, width, channels) for data-dependent initialisation; unused
+                unless the model asks for it.
         """
         if self.model.needs_data_initialization:
             noise = self.model.draw_noise(len(images), (self.seed, 0))
@@ -157,28 +158,25 @@ class Trainer(tf.Module):
 
     @property
     def skipped_in_row(self) -> int:
-        """How many of the latest steps were skipped, one after the other; outside of steps."""
+        """Number of steps skipped in a row, up to the latest; reads the device, outside of steps."""
         return int(self.consecutive_skips.numpy())
 
     @property
     def diverged(self) -> bool:
-        """Whether so many steps in a row were skipped that training has ended; outside of steps."""
+        """Whether ``max_bad_steps`` steps in a row were skipped, which ends training."""
         return self.skipped_in_row >= self.config.max_bad_steps
 
     def forget_bad_steps(self) -> None:
-        """Starts the count of skipped steps in a row anew, for a run that is continued.
+        """Resets the count of consecutive skips, for a run that is continued.
 
-        The count of good steps in a row stays: the loss scale of an uninterrupted run follows it.
+        `steps_since_overflow` stays, so that the loss scale changes as in an uninterrupted run.
         """
         self.consecutive_skips.assign(0)
         self.first_skip_causes.assign(tf.zeros_like(self.first_skip_causes))
 
     @contextlib.contextmanager
     def evaluated_weights(self):
-        """Gives the model its moving averages as weights, if there are any, until the block ends.
-
-        Evaluation uses the averages, so pictures should too.
-        """
+        """Replaces the model's weights by their moving averages, if there are any, in a block."""
         if not self.averages:
             yield
             return
@@ -190,7 +188,7 @@ class Trainer(tf.Module):
             _assign(self.weights, before)
 
     def warm_up_spectral_norms(self):
-        """Brings fresh singular vectors near those of the kernels."""
+        """Iterates freshly drawn singular vectors until they are close to those of the kernels."""
         _, _, vectors = self.spectral.normalized_kernels({}, False, WARM_UP_ITERATIONS)
         self.spectral.update_vectors(vectors)
 
@@ -202,10 +200,11 @@ class Trainer(tf.Module):
         Args:
             images: (batch, height, width, channels) in [0, 1].
             noise: As for `NVAE.call`.
-            beta: The KL coefficient.
-            regularization: lambda.
-            loss_scale: Factor on the loss while gradients are computed; None for 1.
-            state: Where weights and singular vectors are read (`nvae_tf.engine.state`); default: in
+            beta: The KL coefficient, a scalar.
+            regularization: lambda, a scalar.
+            loss_scale: Factor on the loss while gradients are computed, which are divided by it
+                afterwards; None for 1.
+            state: Where weights and singular vectors are read (`nvae_tf.engine.state`); default: from
                 their variables.
         """
         state = state or VariableState()
@@ -239,7 +238,7 @@ class Trainer(tf.Module):
             loss = tf.reduce_mean(recon + beta * balanced_kl)
             loss += regularization * (spectral + batch_norm)
             scaled = loss * (1.0 if loss_scale is None else loss_scale)
-        # What was gathered from a stack has an IndexedSlices as its gradient.
+        # The gradient with respect to a stack from which rows were gathered is an IndexedSlices.
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, weights)]
         if loss_scale is not None:
             gradients = [gradient / loss_scale for gradient in gradients]
@@ -248,21 +247,21 @@ class Trainer(tf.Module):
         return PassResult(losses, _channel_kl(output), gradients, statistics, vectors)
 
     def _by_reference(self, tensors) -> dict:
-        """A dictionary from each trainable variable (by reference) to the tensor used in its place."""
+        """Dictionary from each trainable variable's reference to the tensor used in its place."""
         return {stack.ref(): tensor for stack, tensor in zip(self.weights, tensors, strict=True)}
 
     def _gammas(self, tensors) -> list[tf.Tensor]:
-        """The scales of all batch norms: of those of one width one tensor (n, channels)."""
+        """The scales of all batch norms: for each width, one tensor (n, channels)."""
         gammas = by_stack({norm.gamma: norm.gamma for norm in self.batch_norms})
         return [stacked(list(rows.values()), tensors) for _, rows in gammas]
 
     @property
     def xla_steps(self) -> bool:
-        """Whether whole steps are compiled with XLA: `jit_compile`, where ``auto`` is on a single GPU.
+        """Whether whole steps are compiled with XLA, as ``jit_compile`` says.
 
-        With several replicas a whole step holds exchanges between them, which are compiled only if the
-        user says ``on``; and never with an optimiser of Keras or TensorFlow Addons, whose updates
-        exchange values outside of the compiled step.
+        ``auto`` compiles whole steps on a single GPU only. With several replicas a step holds exchanges
+        between them, which are compiled only with ``on``, and never with an optimiser of Keras or
+        TensorFlow Addons, whose updates exchange values outside of the compiled step.
         """
         several = self._num_replicas > 1
         if self.config.optimizer not in BUILT_IN_OPTIMIZERS and several:
@@ -272,43 +271,44 @@ class Trainer(tf.Module):
 
     @property
     def _xla_regions(self) -> bool:
-        """Whether regions of a step are compiled: ``parts``, and ``auto`` if not the whole step."""
+        """Whether regions of a step are compiled: ``parts``, or ``auto`` without whole steps."""
         return self.config.jit_compile in ("auto", "parts") and not self.xla_steps
 
     def update_state(self, result: PassResult, condition=True, state=None) -> None:
-        """Moves running averages and singular vectors to where a pass brought them.
+        """Updates the running averages of batch norms and the singular vectors from a pass.
 
         Args:
-            result: What the pass computed.
-            condition: A scalar; where it is false nothing changes.
-            state: Where they are changed (`nvae_tf.engine.state`); default: in their variables.
+            result: The result of the pass.
+            condition: A boolean scalar; if it is false, nothing changes.
+            state: Where they are read and written (`nvae_tf.engine.state`); default: in their
+                variables.
         """
         by_norm = dict(zip(self.batch_norms, result.statistics, strict=True))
         update_running_averages(by_norm, condition, state)
         self.spectral.update_vectors(result.vectors, condition, state)
 
     def one_pass_step(self, images):
-        """Takes one step on this replica, where a step is one pass.
+        """Takes a step that consists of one pass, on this replica.
 
         Args:
             images: As for `compute_pass`.
 
         Returns:
-            What `update` returns.
+            As for `update`.
         """
         return self.update(self.compute_pass(images))
 
     def compute_pass(self, images, number=0, state=None) -> PassResult:
-        """One of the passes that make a step, on this replica.
+        """Computes one of the ``accumulate_steps`` passes of a step, on this replica.
 
         Args:
-            images: This replica's images of the step, (accumulate_steps * batch_size, height, width,
-                channels), pass by pass.
-            number: Which of the passes.
+            images: This replica's images of the whole step, (accumulate_steps * batch_size, height,
+                width, channels), those of the first pass first.
+            number: Index of the pass, from 0.
             state: As for `losses_and_gradients`.
 
         Returns:
-            The means over this replica's images of the pass.
+            The result of the pass, with losses averaged over this replica's images.
         """
         state, passes = state or VariableState(), self.config.accumulate_steps
         step = state.value(self.optimizer.iterations)
@@ -316,7 +316,7 @@ class Trainer(tf.Module):
         if passes > 1:
             size = tf.shape(images)[0] // passes
             images = images[number * size : (number + 1) * size]
-        # The place of each image in the global batch: noise does not depend on the replicas.
+        # An image's noise depends on its place in the global batch, not on the number of replicas.
         size = tf.shape(images)[0]
         places = (number * num_replicas() + replica_index()) * size + tf.range(size)
         noise = self.model.draw_noise(places, tf.stack([self.seed, tf.cast(step, tf.int32)]))
@@ -331,22 +331,22 @@ class Trainer(tf.Module):
         return result._replace(losses=losses)
 
     def add_pass(self, total: PassResult, images, number, state=None) -> PassResult:
-        """Adds a pass to a sum of passes; further arguments as for `compute_pass`."""
+        """Computes a pass and adds it to a sum of passes; other arguments as for `compute_pass`."""
         return tf.nest.map_structure(tf.add, total, self.compute_pass(images, number, state))
 
     def update(self, total: PassResult, state=None):
-        """Changes everything that a step changes, on this replica.
+        """Completes a step on this replica: changes weights, averages, statistics and counters.
 
         Args:
-            total: The sum of the step's passes.
-            state: Where everything is read and changed (`nvae_tf.engine.state`); default: in the
+            total: The sum of the results of the step's passes.
+            state: Where everything is read and written (`nvae_tf.engine.state`); default: in the
                 variables.
 
         Returns:
-            What may be reported, identical on all replicas. Scalars ``nelbo``, ``bpd``, ``recon`` and
-            ``kl`` are means over the steps of the epoch so far that were not skipped (NaN if all were);
-            all others are of this step. Names that end in ``_per_group`` are vectors, coarsest group
-            first.
+            Dictionary of values to report, identical on all replicas. ``nelbo``, ``bpd``, ``recon`` and
+            ``kl`` are means over the epoch's steps so far that were not skipped (NaN if all were); all
+            others belong to this step alone. Names that end in ``_per_group`` are vectors, coarsest
+            group first; all others are scalars.
         """
         config, state = self.config, state or VariableState()
         result = total
@@ -363,7 +363,7 @@ class Trainer(tf.Module):
         )
         kl_per_group = tf.reduce_sum(channel_kl, 1)
 
-        # A step that is not finite, or too large, changes nothing but the counters.
+        # A step whose loss or gradient is not finite, or whose gradient is too large, only counts.
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         good = finite
@@ -404,19 +404,19 @@ class Trainer(tf.Module):
 
     @property
     def changed_variables(self) -> list[tf.Variable]:
-        """Every variable that a step reads or changes, in a fixed order."""
+        """Every variable that a step reads or changes, each once, in a fixed order."""
         variables = [*self.model.variables, *self.variables]
         return list({variable.ref(): variable for variable in variables}.values())
 
     def step_function(self, values, images):
-        """One step as a pure function: of all that it changes, and of images.
+        """One step as a pure function of its state and of images.
 
         Args:
-            values: A tensor for each of `changed_variables`.
+            values: The values of `changed_variables`, a list of tensors.
             images: As for `compute_pass`.
 
         Returns:
-            The tensors after the step, and what `update` returns.
+            The values after the step, and the report of `update`.
         """
         state = TensorState(self.changed_variables, values)
         total = self.compute_pass(images, 0, state)
@@ -426,7 +426,7 @@ class Trainer(tf.Module):
         return state.tensors, logs
 
     def _coefficients(self, step):
-        """beta and lambda for the step after `step` others."""
+        """beta and lambda of the step that follows `step` others."""
         beta = objective.kl_coefficient(step, self.total_steps, self.config)
         risen = beta / self.config.kl_max_coeff
         return beta, objective.regularization_coefficient(risen, self.config)
@@ -436,7 +436,7 @@ class Trainer(tf.Module):
         return self.config.precision == "mixed_float16"
 
     def zero_pass(self) -> PassResult:
-        """Zeros shaped as the means of a pass over its images, for sums of passes."""
+        """Zeros with the structure and shapes of `compute_pass`'s result, to start a sum of passes."""
         groups = tf.zeros(len(self.model.groups))
         losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
         channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
@@ -451,7 +451,7 @@ class Trainer(tf.Module):
         )
 
     def _record_skips(self, good, diverged, terms, kl_per_group, state):
-        """Counts skipped steps, and records what was not finite at the start of a row of them."""
+        """Counts skipped steps; for the first of a row, records which terms were not finite."""
         bad_before = state.value(self.consecutive_skips)
         infinite = ~tf.math.is_finite(tf.concat([tf.stack(terms), kl_per_group], 0))
         starts = ~good & tf.equal(bad_before, 0)
@@ -470,7 +470,7 @@ class Trainer(tf.Module):
         state.assign(self.steps_since_overflow, tf.where(grows, tf.zeros_like(good), good))
 
     def _epoch_means(self, step, recon, kl, applied, state):
-        """Means over the steps of this epoch that were not skipped; NaN while there is none."""
+        """Means over the steps of this epoch that were not skipped; NaN if there are none yet."""
         starts = tf.equal(step % self.steps_per_epoch, 0)
         before = state.value(self.epoch_sums)
         before = tf.where(starts, tf.zeros_like(before), before)
@@ -485,20 +485,21 @@ class Trainer(tf.Module):
         return {"nelbo": recon + kl, "bpd": bits, "recon": recon, "kl": kl}
 
     def validation_step(self, images, indices, weights, state=None):
-        """NELBO of images (beta 1, no balancing), in evaluation mode, on this replica.
+        """The NELBO of images (beta 1, no balancing) in evaluation mode, on this replica.
 
-        It is computed with the moving averages of the weights, if there are any.
+        It is computed with the moving averages of the weights if there are any.
 
         Args:
-            images: (batch, height, width, channels).
-            indices: Index of each image in its data set, (batch,): its noise depends on nothing else.
-            weights: 1 for images that count, 0 for those that only fill a batch, (batch,).
-            state: Where the model's weights and averages are read (`nvae_tf.engine.state`); default: in
-                their variables.
+            images: Images (batch, height, width, channels) in [0, 1].
+            indices: Index of each image in its data set, (batch,). Besides the seed, an image's noise
+                depends on nothing else.
+            weights: 1 for images that count, 0 for those that only fill a batch, float32 (batch,).
+            state: Where the model's weights and averages are read (`nvae_tf.engine.state`); default:
+                from their variables.
 
         Returns:
-            Sums over the images of all replicas: their number, recon, and KL of every latent channel
-            (groups, latents).
+            Weighted sums over the images of all replicas: their number, recon, and the KL of every
+            latent channel (groups, latents), the latter two in nats.
         """
         noise = self.model.draw_noise(indices, (self.seed, VALIDATION_STREAM))
         state = state or VariableState()
@@ -516,10 +517,10 @@ class Trainer(tf.Module):
         return sum_over_replicas(sums)
 
     def validation_function(self, values, images, indices, weights):
-        """`validation_step` as a pure function: of all that a step changes, and of its arguments.
+        """`validation_step` as a pure function of the trainer's state and of its own arguments.
 
         Args:
-            values: A tensor for each of `changed_variables`.
+            values: The values of `changed_variables`, a list of tensors.
             images: As for `validation_step`.
             indices: As for `validation_step`.
             weights: As for `validation_step`.
@@ -528,15 +529,17 @@ class Trainer(tf.Module):
         return self.validation_step(images, indices, weights, state)
 
     def validate(self, run_step, batches, stop=lambda: False) -> dict[str, tf.Tensor] | None:
-        """Mean NELBO and its parts over a data set.
+        """Computes the mean NELBO and its parts over a data set.
 
         Args:
-            run_step: The compiled `validation_step`.
-            batches: Batches of (images, indices, weights) that hold every image once.
-            stop: Asked after every batch; True ends the validation.
+            run_step: The traced `validation_step` (see `distributed_validation`).
+            batches: Batches (images, indices, weights) that hold every image once.
+            stop: Called after every batch; if it returns True, validation ends.
 
         Returns:
-            What `update` reports, for the data set; None if validation was stopped.
+            Dictionary of means over the images: ``nelbo``, ``recon`` and ``kl`` in nats, ``bpd`` in
+            bits per dimension, ``kl_per_group``, ``active_latents_per_group`` and ``active_latents``.
+            None if validation was stopped.
         """
         batch_sums = []
         for batch in batches:
@@ -546,10 +549,10 @@ class Trainer(tf.Module):
         return self.means(batch_sums)
 
     def means(self, batch_sums: list) -> dict[str, tf.Tensor]:
-        """Means over images.
+        """Means over images, from the sums of batches.
 
         Args:
-            batch_sums: What `validation_step` returned for each batch.
+            batch_sums: The result of `validation_step` for each batch.
 
         Returns:
             As for `validate`.
@@ -568,7 +571,7 @@ def _assign(variables, values) -> None:
 
 
 def _channel_kl(output: NVAEOutput, weights=None):
-    """KL of every latent channel in nats, (groups, latents): mean over the batch, or weighted sum."""
+    """KL of every latent channel in nats, (groups, latents): batch mean, or with weights a sum."""
     if weights is None:
         return tf.reduce_mean(output.kl_per_channel, 0)
     return tf.tensordot(weights, output.kl_per_channel, 1)
