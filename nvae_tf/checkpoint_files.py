@@ -37,15 +37,6 @@ def check_rows(path: Path, rows: dict[str, RowNames]) -> None:
             ) from None
 
 
-def has_averages(path: Path) -> bool:
-    """Whether a checkpoint holds moving averages of the weights.
-
-    Args:
-        path: Folder of the checkpoint.
-    """
-    return has_part(path, "averages")
-
-
 def has_part(path: Path, part: str) -> bool:
     """Whether a checkpoint holds values of one of the trainer's attributes.
 

@@ -16,8 +16,9 @@ from nvae_tf.diagnosis.findings import OK, PROBLEM, WARNING
 from nvae_tf.diagnosis.system import check_gpus, check_limits, gpu_memory, half_precision
 from nvae_tf.diagnosis.versions import check_versions
 from nvae_tf.diagnosis.workers import check_workers
-from nvae_tf.engine.xla_flags import make_deterministic
+from nvae_tf.engine.xla_flags import check_deterministic, make_deterministic
 from nvae_tf.engine.xla_probe import xla_problem
+from nvae_tf.io.errors import ConfigError
 
 RECIPE = ["--config", "celeba256", "--num_channels_enc", "8", "--num_channels_dec", "8"]
 
@@ -175,3 +176,8 @@ def test_deterministic_xla_is_known_to_xla_and_leaves_the_users_flags(monkeypatc
     assert users == "--xla_gpu_autotune_level=2" and len(ours) == 2
     monkeypatch.setenv("XLA_FLAGS", environment["XLA_FLAGS"])
     assert xla_problem() is None  # a flag that XLA does not know would end the child
+    with pytest.raises(ConfigError, match="deterministic: compiled steps on GPUs need XLA_FLAGS="):
+        check_deterministic(environment)
+    environment = {}
+    make_deterministic(environment)
+    check_deterministic(environment)

@@ -415,10 +415,17 @@ def test_a_range_without_two_finite_ends_is_one_line(value_range, tmp_path, grey
 
 
 @pytest.mark.parametrize("flags", [["--alpha", "keep"], ["--crop", "random"], ["--strict"]])
-def test_flags_for_folders_of_images_are_refused_elsewhere(flags, tmp_path, capsys):
-    assert train.main(["--config", "digits", "--root", str(tmp_path), *flags]) == 2
+@pytest.mark.parametrize(
+    ("recipe", "dataset"), [("digits", "digits"), ("celeba64", "lsun_tower_64")]
+)
+def test_flags_for_folders_of_images_are_refused_elsewhere(
+    recipe, dataset, flags, tmp_path, capsys
+):
+    line = ["--config", recipe, "--dataset", dataset, "--root", str(tmp_path), *flags]
+    assert train.main(line) == 2
     error = capsys.readouterr().err
-    assert re.search(rf"{flags[0][2:]}: .* is not allowed with digits; it is for images of", error)
+    expected = rf"{flags[0][2:]}: .* is not allowed with {dataset}; it is for images of"
+    assert re.search(expected, error)
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 

@@ -96,7 +96,7 @@ def settle(config: DataConfig) -> Settled:
         config = prepared.settle(config)
     dataset = get_dataset_info(config)
     # `get_dataset_info` does not check this, so that runs trained with such keys can be evaluated.
-    for name in FOR_FOLDERS if config.dataset in _BUILT_IN else ():
+    for name in FOR_FOLDERS if config.dataset != TFRECORDS else ():
         value = getattr(config, name)
         if value != getattr(DataConfig(), name):
             raise ConfigError(

@@ -22,19 +22,20 @@ def make_deterministic(environment: MutableMapping[str, str]) -> None:
 
 
 def check_deterministic(environment: Mapping[str, str]) -> None:
-    """Checks that XLA's flags for determinism on GPUs are set, to whatever value.
+    """Checks that XLA's flags make every process compute the same bits on GPUs of one model.
 
     Args:
         environment: The environment variables.
 
     Raises:
-        ConfigError: One of the flags is not set.
+        ConfigError: One of the flags is not set, or is set to another value.
     """
+    # If a flag is given several times, its last value counts, as for XLA.
     needed, given = (
-        {flag.partition("=")[0] for flag in flags}
+        dict(flag.split("=", 1) for flag in flags if "=" in flag)
         for flags in (DETERMINISTIC, environment.get(VARIABLE, "").split())
     )
-    if not needed <= given:
+    if not needed.items() <= given.items():
         raise ConfigError(
             f"deterministic: compiled steps on GPUs need {VARIABLE}='{' '.join(DETERMINISTIC)}' in the "
             "environment before TensorFlow is imported; set it, or jit_compile: off"

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
-from nvae_tf.checkpoint_files import PREFIX, check_rows, has_averages, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, check_rows, has_part, restore_newest
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
 from nvae_tf.evaluation.locate import locate
@@ -64,7 +64,7 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
         check_rows(path, {"model/row_names": model.row_names})
         # The optimiser's slots and the singular vectors are not read.
         _read(path, model=model, optimizer=tf.train.Checkpoint(iterations=step))
-        if config.train.ema_decay and has_averages(path):
+        if config.train.ema_decay and has_part(path, "averages"):
             _read(path, averages=tf.train.Checkpoint(stacks=model.trainable_variables))
 
     restore_newest(location.checkpoints, restore)

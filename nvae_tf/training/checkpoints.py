@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import PREFIX, check_rows, has_averages, has_part, restore_newest
+from nvae_tf.checkpoint_files import PREFIX, check_rows, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, put_back, write_error
 from nvae_tf.run_folder import RunFolder
@@ -111,7 +111,7 @@ class Checkpoints:
                     "so that the product stays"
                 )
             self._images_per_step.assign(expected)
-            if self._trainer.averages and not has_averages(self._newest):
+            if self._trainer.averages and not has_part(self._newest, "averages"):
                 self._trainer.averages.start()
             self._trainer.forget_bad_steps()
         return int(self._iterations.numpy())

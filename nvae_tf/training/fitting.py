@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -143,6 +144,7 @@ class Fitting(TrainingView):
         )
         super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
         self._needs_preparing, self._initialize = True, initialize
+        self._drawn_vectors = np.asarray(trainer.spectral.left[0])
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
         self._sums: list = []  # of the batches of an evaluation
         self.batching = Batching(model, replicas, self._settings.accumulate_steps, seed)
@@ -189,7 +191,9 @@ class Fitting(TrainingView):
         return True
 
     def prepare(self, batches) -> None:
-        """Initialises what depends on data, and the singular vectors; does nothing the second time.
+        """Initialises what depends on data, and the singular vectors.
+
+        Does nothing the second time, or where the state of a training has been restored.
 
         Args:
             batches: Batches of images; the first one may be read.
@@ -197,7 +201,8 @@ class Fitting(TrainingView):
         Raises:
             UserError: The first batch is needed, but is divided among workers.
         """
-        if self._needs_preparing:
+        restored = not np.array_equal(self._drawn_vectors, self.trainer.spectral.left[0])
+        if self._needs_preparing and not restored:
             looks = self._initialize and self.model.needs_data_initialization
             with self.strategy.scope():
                 if looks and isinstance(batches, tf.distribute.DistributedDataset):
