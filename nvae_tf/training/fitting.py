@@ -144,7 +144,7 @@ class Fitting(TrainingView):
         )
         super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
         self._needs_preparing, self._initialize = True, initialize
-        self._drawn_vectors = np.asarray(trainer.spectral.left[0])
+        self._drawn_vectors = trainer.spectral.left[0].numpy()
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
         self._sums: list = []  # of the batches of an evaluation
         self.batching = Batching(model, replicas, self._settings.accumulate_steps, seed)
@@ -201,7 +201,7 @@ class Fitting(TrainingView):
         Raises:
             UserError: The first batch is needed, but is divided among workers.
         """
-        restored = not np.array_equal(self._drawn_vectors, self.trainer.spectral.left[0])
+        restored = not np.array_equal(self._drawn_vectors, self.trainer.spectral.left[0].numpy())
         if self._needs_preparing and not restored:
             looks = self._initialize and self.model.needs_data_initialization
             with self.strategy.scope():
