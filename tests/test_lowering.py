@@ -14,7 +14,6 @@ from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
 from nvae_tf.data import catalog
 from nvae_tf.engine.scope import Scope
-from nvae_tf.engine.state import TensorState
 from nvae_tf.engine.weights import rows_of, weights_below
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizer_choice import make_optimizer
@@ -177,8 +176,7 @@ def test_validation(recipe, precision, ema_decay):
     batch = [tf.TensorSpec((BATCH, *trainer.model.image.shape)), tf.TensorSpec(BATCH, tf.int64)]
 
     def validate(*arguments):
-        state = TensorState(trainer.changed_variables, arguments[: len(specs)])
-        return trainer.validation_step(*arguments[len(specs) :], state)
+        return trainer.validation_function(arguments[: len(specs)], *arguments[len(specs) :])
 
     text = lower(validate, [*specs, *batch, tf.TensorSpec(BATCH)], text=True)
     check_convolutions(text, precision, trainer.model.config.num_nf)
