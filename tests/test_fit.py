@@ -272,11 +272,11 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
 @pytest.mark.slow
 def test_a_training_continues_exactly_from_saved_weights(digits, tmp_path):
     options = dict(batch_size=50, epochs=2, shuffle=False, verbose=0)
-    model = new_model()
+    model = new_model(weight_decay_norm=1e-2)
     model.fit(digits[0][:200], **{**options, "epochs": 1})
     model.save_weights(tmp_path / "weights")
     model.fit(digits[0][:200], initial_epoch=1, **options)
-    continued = new_model()
+    continued = new_model(weight_decay_norm=1e-2)
     continued.load_weights(tmp_path / "weights")
     continued.fit(digits[0][:200], initial_epoch=1, **options)
     for one, other in zip(model.get_weights(), continued.get_weights(), strict=True):
