@@ -15,7 +15,7 @@ def make_deterministic(environment: MutableMapping[str, str]) -> None:
 
     Args:
         environment: The environment variables of a process that has not used XLA yet. Flags that the
-            user has set are kept and take precedence.
+            user has set are kept and take precedence; `check_deterministic` refuses other values.
     """
     given = environment.get(VARIABLE, "").split()
     environment[VARIABLE] = " ".join([*(f for f in DETERMINISTIC if f not in given), *given])

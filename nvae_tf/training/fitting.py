@@ -201,8 +201,7 @@ class Fitting(TrainingView):
         Raises:
             UserError: The first batch is needed, but is divided among workers.
         """
-        restored = not np.array_equal(self._drawn_vectors, self.trainer.spectral.left[0].numpy())
-        if self._needs_preparing and not restored:
+        if self._needs_preparing and not self._restored():
             looks = self._initialize and self.model.needs_data_initialization
             with self.strategy.scope():
                 if looks and isinstance(batches, tf.distribute.DistributedDataset):
@@ -215,6 +214,11 @@ class Fitting(TrainingView):
                 else:
                     self.trainer.warm_up_spectral_norms()
         self._needs_preparing = False
+
+    def _restored(self) -> bool:
+        """Whether the state of a training was loaded: the singular vectors are not those drawn."""
+        vectors = self.trainer.spectral.left[0].numpy()
+        return not np.array_equal(vectors, self._drawn_vectors)
 
     @contextlib.contextmanager
     def running(self, callbacks=()):
