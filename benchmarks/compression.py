@@ -123,13 +123,12 @@ def both_ways(checkpoint: str, source, out: Path, limit: int) -> tuple[dict, np.
 
 def random_crops(count: int, folder: Path) -> None:
     """Writes crops of 32x32 at random places of the test photographs of `photos` as PNGs."""
-    from skimage.data import chelsea
-    from sklearn.datasets import load_sample_image
+    from nvae_tf.data.photographs import TEST, read_photograph
 
     folder.mkdir()
-    photographs, rng = (chelsea(), load_sample_image("flower.jpg")), np.random.default_rng(0)
+    photographs, rng = [read_photograph(name) for name in TEST], np.random.default_rng(0)
     for index in range(count):
-        photograph = photographs[index % 2]
+        photograph = photographs[index % len(photographs)]
         top, left = (rng.integers(0, side - 31) for side in photograph.shape[:2])
         crop = photograph[top : top + 32, left : left + 32]
         Image.fromarray(crop).save(folder / f"{index:05d}.png")
@@ -221,6 +220,7 @@ def main() -> None:
         "seconds_per_image": [round(value, 4) for value in each],
         "seconds_of_one": [round(value, 2) for value in start],
         "other_formats": sizes,
+        "images_alone": len(reports),
         "alone": {
             name: sum(one[name] for one in reports) / max(len(reports), 1) for name in report
         },

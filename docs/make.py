@@ -19,6 +19,7 @@ import argparse
 import ast
 import datetime
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -81,14 +82,16 @@ class Product(NamedTuple):
         sources: Files that it follows from, by patterns below the root, apart from its own script.
         writes: Files that it writes, below the root.
         runs: The trained models that it needs, names in `RUNS`.
-        needs: A program without which it cannot be made; it is then left as it is.
+        programs: Programs of which one must be there; without them it is left as it is.
+        packages: Python packages that it needs besides the project's; without them it is left as it is.
     """
 
     command: str
     sources: tuple[str, ...]
     writes: tuple[str, ...]
     runs: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 LATENTS = (*MODEL, "nvae_tf/evaluation/latents.py")
@@ -134,6 +137,30 @@ PRODUCTS = {
             "nvae_tf/io/image_grid.py",
         ),
         ("docs/pictures/compression.png",),
+        ("digits", "photos"),
+    ),
+    "compression_tables": Product(
+        "python docs/make_compression_tables.py runs/docs/digits runs/docs/photos",
+        (
+            *MODEL,
+            "benchmarks/compression.py",
+            "nvae_tf/compression/*.py",
+            "nvae_tf/data/photographs.py",
+        ),
+        ("docs/compression.md",),
+        ("digits", "photos"),
+        packages=("imagecodecs", "zstandard"),
+    ),
+    "outliers_tables": Product(
+        "python docs/make_outliers_tables.py runs/docs/digits runs/docs/photos",
+        (
+            *MODEL,
+            "examples/outliers.py",
+            "nvae_tf/evaluation/ood*.py",
+            "nvae_tf/evaluation/typicality.py",
+            "nvae_tf/evaluation/likelihood.py",
+        ),
+        ("docs/outliers.md", "docs/pictures/outliers.png"),
         ("digits", "photos"),
     ),
     "screenshots": Product(
@@ -221,6 +248,20 @@ def reason(name: str, records: dict) -> str | None:
         return "what it follows from has changed"
     outdated = (_run_reason(run, record["runs"].get(run), records) for run in product.runs)
     return next(filter(None, outdated), None)
+
+
+def missing_tools(product: Product) -> str | None:
+    """Which programs or packages a product lacks on this machine; None if it can be made.
+
+    Args:
+        product: The product.
+    """
+    if product.programs and not any(map(shutil.which, product.programs)):
+        return f"there is none of {', '.join(product.programs)}"
+    packages = [name for name in product.packages if importlib.util.find_spec(name) is None]
+    return (
+        f"there is no {', '.join(packages)}: pip install {' '.join(packages)}" if packages else None
+    )
 
 
 def _run_reason(run: str, there: dict | None, records: dict) -> str | None:
@@ -386,9 +427,8 @@ def main() -> int:
         return 1 if outdated else 0
     made = []
     for name in arguments.products or outdated:
-        needs = PRODUCTS[name].needs
-        if needs and not any(map(shutil.which, needs)):
-            print(f"{name}: left as it is, for there is none of {', '.join(needs)}")
+        if lacking := missing_tools(PRODUCTS[name]):
+            print(f"{name}: left as it is, for {lacking}")
             continue
         make(name, records)
         made.append(name)

@@ -8,13 +8,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from markdown_tables import markdown, write_tables
 
 from nvae_tf.config import data_override
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import reading
 from nvae_tf.evaluation import latents
 from nvae_tf.evaluation.loading import load
-from nvae_tf.io.files import write_text
 
 PAGE = Path(__file__).parent / "latents.md"
 SAMPLES, TEMPERATURE, SEED, BATCH = 100, 0.8, 1, 128
@@ -58,7 +58,7 @@ def _groups_table(model, test) -> list[str]:
         [str(group), "x".join(map(str, shape)), f"{change[group]:.3f}", f"{kl[group]:.2f} nats"]
         for group, shape in enumerate(model.latent_shapes)
     ]
-    return _markdown([GROUPS, *rows, ["all", "", "", f"{kl.sum():.2f} nats"]])
+    return markdown([GROUPS, *rows, ["all", "", "", f"{kl.sum():.2f} nats"]])
 
 
 def _points_table(model, train, test) -> list[str]:
@@ -92,40 +92,14 @@ def _points_table(model, train, test) -> list[str]:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
         accuracy = classifier.fit(train_points, train["labels"]).score(test_points, test["labels"])
         rows.append([name, f"{score:.2f}", f"{accuracy:.3f}"])
-    return _markdown([POINTS, *rows])
-
-
-def _markdown(rows: list[list[str]]) -> list[str]:
-    header, *others = ["| " + " | ".join(row) + " |" for row in rows]
-    return [header, "|" + " --- |" * len(rows[0]), *others]
-
-
-def filled(page: str, tables: list[list[str]]) -> str:
-    """A page with the rows of its tables replaced.
-
-    Args:
-        page: Markdown.
-        tables: Tables; the header of each is that of a table in the page.
-
-    Raises:
-        ValueError: The page has no table with such a header.
-    """
-    lines = page.split("\n")
-    for table in tables:
-        first = last = lines.index(table[0])
-        while lines[last].startswith("|"):
-            last += 1
-        lines[first:last] = table
-    return "\n".join(lines)
+    return markdown([POINTS, *rows])
 
 
 def main():
     """Makes the tables of the run that the command line names, and writes them into the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="the folder of a run of the digits recipe")
-    new_tables = tables(parser.parse_args().run)
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), new_tables))
-    print("\n".join("\n".join([*table, ""]) for table in new_tables) + f"written: {PAGE}")
+    write_tables(PAGE, tables(parser.parse_args().run))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ kinds = {
 }
 if height == width:
     kinds["turned by 90 degrees"] = np.rot90(inner, axes=(1, 2))
-if channels in (1, 3):
+if channels in (1, 3) and loaded.config.data.dataset != "photos":  # which are photographs
     kinds["photographs"] = [photograph(index) for index in count]
 
 lines = []

@@ -276,9 +276,11 @@ class KerasTraining(tf_keras.Model):
             options["callbacks"] = checks.checked_callbacks(options["callbacks"])
         if self.fitting is None:
             return super().predict(x, **options)
-        with self.fitting.trainer.evaluated_weights():
+        with self.fitting.trainer.averaged_weights():
             return super().predict(x, **options)
 
+    # Keras would have AutoGraph convert all of the model's Python, which takes longer than tracing it.
+    @tf.autograph.experimental.do_not_convert
     def predict_step(self, data):
         """Reconstructs the images of a batch; labels beside them are ignored."""
         images = data[0] if isinstance(data, tuple) else data
@@ -362,7 +364,7 @@ class KerasTraining(tf_keras.Model):
         folder = user_path(str(filepath))
         if self.fitting is None:
             return export(self, {}, folder)
-        with self.fitting.trainer.evaluated_weights():
+        with self.fitting.trainer.averaged_weights():
             return export(self, {}, folder)
 
     def reset_metrics(self):

@@ -329,6 +329,7 @@ class NVAE(KerasTraining):
         """
         return self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, images, noise=None, training=False):
         """Runs one pass with z from the posterior; arguments as for calling the model."""
         scope = self.scope(training)

@@ -180,6 +180,7 @@ def test_fit_takes_wide_images_of_four_channels():
     assert model.sample(2).shape == (2, 64, 96, 4)
 
 
+@pytest.mark.slow
 def test_fit_takes_every_level_of_sixteen_bits():
     model = nvae_tf.NVAE(image=nvae_tf.ImageSpec(16, 16, 1, bits=16), **TINY)
     model.compile(jit_compile="off")
@@ -211,6 +212,7 @@ def test_arrays_that_do_not_fit_are_one_line(dtype, image, message, tmp_path):
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_both_likelihoods_differ_where_level_254_occurs():
     model = nvae_tf.NVAE(image=(16, 16, 3), **TINY)
     rng = np.random.default_rng(0)

@@ -87,6 +87,7 @@ def train(trainer, batches, strategy=None):
     return logs
 
 
+@pytest.mark.slow
 def test_accumulated_passes_make_one_step_of_their_mean(digits, weights):
     halves = digits[0][:2]
     two = make(digits, dataclasses.replace(TRAIN, accumulate_steps=2), weights)
@@ -211,6 +212,7 @@ def test_means_of_an_epoch_that_begins_in_its_middle(digits, weights):
     np.testing.assert_allclose(logs["kl"], np.sum(logs["kl_per_group"]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_overflow_halves_the_loss_scale(digits, weights):
     trainer = make(digits, dataclasses.replace(TRAIN, precision="mixed_float16"), weights)
     trainer.loss_scale.assign(2.0**40)

@@ -21,8 +21,6 @@ from nvae_tf.cli import (
     tune,
 )
 
-pytestmark = pytest.mark.core
-
 
 @pytest.mark.slow
 def test_one_epoch_and_then_more(recipe, tmp_path, capsys):
@@ -110,8 +108,11 @@ def test_what_ends_tensorflow_is_shown(recipe, tmp_path):
             "--output",
             "OUT/x",
         ),
-        ("-m", "nvae_tf.cli.inspect", "--dataset", "nosuch"),
-        ("-m", "nvae_tf.cli.prepare", "tar", "--input", "/nowhere", "--output", "OUT"),
+        pytest.param(("-m", "nvae_tf.cli.inspect", "--dataset", "nosuch"), marks=pytest.mark.slow),
+        pytest.param(
+            ("-m", "nvae_tf.cli.prepare", "tar", "--input", "/nowhere", "--output", "OUT"),
+            marks=pytest.mark.slow,
+        ),
         ("-m", "nvae_tf.cli.import_official", "/nowhere", "OUT"),
         ("-m", "nvae_tf.cli.compress", "--checkpoint", "/nowhere", "--input", "a", "--output", "b"),
         (
@@ -138,7 +139,7 @@ def test_no_command_lets_chatter_through(run, tmp_path, words):
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+@pytest.mark.parametrize("closed", [pytest.param(">&-", marks=pytest.mark.slow), ">&- 2>&-"])
 def test_nobody_has_to_listen(run, tmp_path, closed):
     """As under cron and daemons, which may start a command with its streams closed."""
     words = [COMMAND.parent / "evaluate_keras.py", "--checkpoint", run, "--eval_mode", "sample"]

@@ -224,7 +224,7 @@ def test_predict_reconstructs_with_the_averages_and_train_on_batch_takes_a_step(
         reconstructed.shape == images.shape and 0 <= reconstructed.min() <= reconstructed.max() <= 1
     )
     assert np.mean((reconstructed - images) ** 2) < 0.9 * np.mean((images.mean() - images) ** 2)
-    with model.fitting.trainer.evaluated_weights():
+    with model.fitting.trainer.averaged_weights():
         np.testing.assert_allclose(reconstructed, model.reconstruct(images), atol=1e-5)
     scores = model.evaluate(images, verbose=0, return_dict=True, workers=1)
     assert sorted(scores) == ["bpd", "kl", "nelbo", "recon"]
@@ -256,7 +256,7 @@ def test_a_compiled_model_is_saved_and_continued(trained, digits, tmp_path):
     with pytest.raises(ValueError, match="its weights are in another order, or of another model"):
         other.load_weights(tmp_path / "weights")
     exported = tf.saved_model.load(str(model.export(tmp_path / "served")))
-    with model.fitting.trainer.evaluated_weights():
+    with model.fitting.trainer.averaged_weights():
         expected = model.reconstruct(digits[1][:4])
     outputs = exported.signatures["reconstruct"](images=tf.constant(digits[1][:4]))
     np.testing.assert_allclose(outputs["reconstructions"], expected, atol=1e-5)
@@ -327,6 +327,7 @@ class Failing(tf_keras.callbacks.Callback):
         raise RuntimeError("from a callback")
 
 
+@pytest.mark.slow
 def test_a_failure_in_fit_gives_sigterm_back(digits):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RuntimeError, match="from a callback"):

@@ -17,8 +17,6 @@ from nvae_tf.evaluation import likelihood
 from nvae_tf.image_spec import ImageSpec
 from nvae_tf.model import NVAE
 
-pytestmark = pytest.mark.core
-
 MIXTURES = 4
 # Below this mass the official formula, which is ours, takes density times width for a bin.
 APPROXIMATED = 1e-5

@@ -14,8 +14,6 @@ from nvae_tf.distributions import (
 )
 from nvae_tf.io.errors import ConfigError
 
-pytestmark = pytest.mark.core
-
 SMALL = dict(
     num_latent_scales=1, num_groups_per_scale=1, num_latent_per_group=2, num_channels_enc=4,
     num_channels_dec=4, num_preprocess_blocks=1, num_postprocess_blocks=1, num_preprocess_cells=1,
@@ -140,7 +138,12 @@ def test_samples_of_the_exact_distribution_are_levels_drawn_with_their_probabili
 
 @pytest.mark.parametrize(
     ("image", "parameters"),
-    [((16, 24, 1, 12), 6), ((8, 16, 2, 16), 12), ((16, 16, 3, 10), 20), ((16, 8, 5, 16), 30)],
+    [
+        pytest.param((16, 24, 1, 12), 6, marks=pytest.mark.slow),
+        ((8, 16, 2, 16), 12),
+        pytest.param((16, 16, 3, 10), 20, marks=pytest.mark.slow),
+        ((16, 8, 5, 16), 30),
+    ],
 )
 def test_a_model_of_any_image_scores_draws_and_learns(image, parameters):
     spec = nvae_tf.ImageSpec(*image)

@@ -14,6 +14,7 @@ from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
 from nvae_tf.data import catalog
 from nvae_tf.engine.scope import Scope
+from nvae_tf.engine.state import TensorState
 from nvae_tf.engine.weights import rows_of, weights_below
 from nvae_tf.model import NVAE
 from nvae_tf.training.optimizer_choice import make_optimizer
@@ -176,7 +177,8 @@ def test_validation(recipe, precision, ema_decay):
     batch = [tf.TensorSpec((BATCH, *trainer.model.image.shape)), tf.TensorSpec(BATCH, tf.int64)]
 
     def validate(*arguments):
-        return trainer.validation_function(arguments[: len(specs)], *arguments[len(specs) :])
+        state = TensorState(trainer.changed_variables, arguments[: len(specs)])
+        return trainer.validation_step(*arguments[len(specs) :], state)
 
     text = lower(validate, [*specs, *batch, tf.TensorSpec(BATCH)], text=True)
     check_convolutions(text, precision, trainer.model.config.num_nf)
@@ -203,6 +205,7 @@ def test_sampling(recipe, precision):
     check_convolutions(lower(sample, [*specs, *inputs], text=True), precision)
 
 
+@pytest.mark.slow
 def test_depthwise_gradients_are_the_gpus_own_only_there():
     trainer = make_trainer("digits", num_groups_per_scale=1, num_latent_scales=1)
     settings = dataclasses.replace(trainer.config, jit_compile="off")

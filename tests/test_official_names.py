@@ -242,7 +242,9 @@ def test_the_rules_are_those_of_the_reference_files(path):
     assert {key: shape for key, (shape, _) in Layout(model).arrays.items()} == shapes
 
 
-@pytest.mark.parametrize("use_se", [False, True], ids=["plain", "se"])
+@pytest.mark.parametrize(
+    "use_se", [pytest.param(False, marks=pytest.mark.slow, id="plain"), pytest.param(True, id="se")]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_imported_whatever_its_batch_norms_are_called(
     architecture, use_se, tmp_path

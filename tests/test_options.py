@@ -141,7 +141,7 @@ def test_photos_are_split_by_photograph():
     pytest.importorskip("skimage")
     dataset = catalog.get_dataset_info(DataConfig(dataset="photos"))
     train, test = dataset.open("")
-    assert train.images.shape == (3775, 32, 32, 3) and test.images.shape == (386, 32, 32, 3)
+    assert train.images.shape == (5125, 32, 32, 3) and test.images.shape == (386, 32, 32, 3)
     assert len(np.unique(train.images)) == 256
     known = {image.tobytes() for image in train.images.numpy()}
     assert not any(image.tobytes() in known for image in test.images.numpy())

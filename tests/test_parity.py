@@ -17,7 +17,11 @@ LARGE = sorted((HERE.parent.parent / "shared" / "reference").glob("celeba64*.npz
 MODES = [
     pytest.param("mnist", dict(jit_compile="auto"), marks=pytest.mark.slow),
     ("cifar10_flow", dict(jit_compile="auto", gradient_checkpointing="cells")),
-    ("cifar10_normal_decoder", dict(jit_compile="off", gradient_checkpointing="bn_swish")),
+    pytest.param(
+        "cifar10_normal_decoder",
+        dict(jit_compile="off", gradient_checkpointing="bn_swish"),
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

@@ -140,6 +140,7 @@ def test_an_unwritable_folder_is_one_line(recipe, tmp_path):
     assert "cannot be written" in line and "another folder" in line
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(recipe, tmp_path):
     result = run_command("--config", str(recipe), "--root", str(tmp_path), limit=100_000)
     assert result.returncode == 2

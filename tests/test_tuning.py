@@ -100,6 +100,7 @@ def searched(recipe, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_failed_trials_do_not_end_a_search(searched):
     rows = {(row["learning_rate"], row["warmup_epochs"]): row for row in table(searched)}
     assert len(rows) == 4
@@ -140,6 +141,7 @@ def test_trials_shorten_the_recipes_warm_up(recipe, tmp_path, capsys):
     assert (best.train.epochs, best.train.warmup_epochs) == (1, 0)
 
 
+@pytest.mark.slow
 def test_the_best_trial_becomes_a_recipe(searched):
     best = config.load(str(searched / "search" / "best.yaml"))
     (done,) = [row for row in table(searched) if row["status"] == "completed"]
@@ -148,6 +150,7 @@ def test_the_best_trial_becomes_a_recipe(searched):
     assert best.data.flip is True
 
 
+@pytest.mark.slow
 def test_trials_are_in_tensorboards_hparams_tab(searched):
     (done,) = [row for row in table(searched) if row["status"] == "completed"]
     logs = searched / "search" / f"trial_{done['trial']}" / "logs" / "validation"
@@ -160,6 +163,7 @@ def test_trials_are_in_tensorboards_hparams_tab(searched):
     assert {"_hparams_/session_start_info", "elbo/bpd", "elbo/nelbo"} <= tags
 
 
+@pytest.mark.slow
 def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
     space = (searched / "space.yaml").read_text()
     flags = ["--algorithm", "random", "--max_trials", "4"]

@@ -77,7 +77,7 @@ def training_batches(
         return _to_unit(image, spec, num_bits, _stream_seed(seed, _BINARIZE, place))
 
     local_places = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
-    examples = local_places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = _map_in_parallel(local_places, example)
     return examples.batch(part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
@@ -111,7 +111,7 @@ def evaluation_batches(
         image, label = _evaluation_example(source, dataset.image, index, seed, num_bits, by_content)
         return (image, label) if with_labels else image
 
-    examples = tf.data.Dataset.range(len(source)).map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = _map_in_parallel(tf.data.Dataset.range(len(source)), example)
     return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
@@ -151,10 +151,14 @@ def validation_batches(
         weight = tf.cast(place < len(source), tf.float32)
         return _evaluation_example(source, dataset.image, index, seed, num_bits)[0], index, weight
 
-    examples = tf.data.Dataset.range(num_batches * share).map(
-        example, num_parallel_calls=tf.data.AUTOTUNE
-    )
+    examples = _map_in_parallel(tf.data.Dataset.range(num_batches * share), example)
     return examples.batch(share // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _map_in_parallel(places: tf.data.Dataset, example) -> tf.data.Dataset:
+    """Maps places to examples, without AutoGraph, whose conversion of our Python takes a second."""
+    example = tf.autograph.experimental.do_not_convert(example)
+    return places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _evaluation_example(

@@ -113,7 +113,7 @@ class Checkpoints(Callback):
         self._save(again=self.model.fitting.weights_were_set)
 
     def _save(self, again=False):
-        if self.is_chief and not self.trainer.skipped_in_row:
+        if self.is_chief and not self.trainer.consecutive_skips.numpy():
             self._files.save(again)
 
 
@@ -167,7 +167,7 @@ class Pictures(Callback):
     def _draw(self):
         if self._pictures and self._drawn_at != self.step:
             self._drawn_at = self.step
-            with self.trainer.evaluated_weights():
+            with self.trainer.averaged_weights():
                 self._pictures.draw(self.step)
 
 

@@ -252,8 +252,9 @@ def divergence(trainer, step: int, checkpoint: str) -> str:
     first = (
         f"first not finite: {', '.join(causes)}" if causes else "gradients over skip_gradient_norm"
     )
+    count = int(trainer.consecutive_skips.numpy())
     return (
-        f"{trainer.skipped_in_row} steps in a row, up to step {step}, were skipped; {first}; "
+        f"{count} steps in a row, up to step {step}, were skipped; {first}; "
         f"{checkpoint}; the paper's remedies: a larger weight_decay_norm, annealing it "
         "(weight_decay_norm_anneal), a lower learning_rate"
     )

@@ -339,7 +339,7 @@ def _report_steps(
     report.steps(step, count, steps.report)
     # The end of an epoch is always saved, and before validation, which may take long. Within an epoch
     # nothing is saved while steps are being skipped, which may be the start of a divergence.
-    if ends_epoch or (run.checkpoints.due(step) and not run.trainer.skipped_in_row):
+    if ends_epoch or (run.checkpoints.due(step) and not run.trainer.consecutive_skips.numpy()):
         run.checkpoints.save()
     if ends_epoch:
         report.trained(step)
@@ -378,7 +378,7 @@ def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
 
 
 def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
-    with trainer.evaluated_weights():
+    with trainer.averaged_weights():
         report.pictures(step)
 
 

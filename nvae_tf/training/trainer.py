@@ -157,14 +157,9 @@ class Trainer(tf.Module):
         self.warm_up_spectral_norms()
 
     @property
-    def skipped_in_row(self) -> int:
-        """Number of steps skipped in a row, up to the latest; reads the device, outside of steps."""
-        return int(self.consecutive_skips.numpy())
-
-    @property
     def diverged(self) -> bool:
         """Whether ``max_bad_steps`` steps in a row were skipped, which ends training."""
-        return self.skipped_in_row >= self.config.max_bad_steps
+        return int(self.consecutive_skips.numpy()) >= self.config.max_bad_steps
 
     def forget_bad_steps(self) -> None:
         """Resets the count of consecutive skips, for a run that is continued.
@@ -175,7 +170,7 @@ class Trainer(tf.Module):
         self.first_skip_causes.assign(tf.zeros_like(self.first_skip_causes))
 
     @contextlib.contextmanager
-    def evaluated_weights(self):
+    def averaged_weights(self):
         """Replaces the model's weights by their moving averages, if there are any, in a block."""
         if not self.averages:
             yield
@@ -234,7 +229,7 @@ class Trainer(tf.Module):
             balanced_kl, gamma = objective.balance_kl(
                 kl_per_group, mean_kl, self.alphas, beta / self.config.kl_max_coeff
             )
-            batch_norm = objective.batch_norm_penalty(self._gammas(tensors))
+            batch_norm = objective.batch_norm_penalty(self._batch_norm_scales(tensors))
             loss = tf.reduce_mean(recon + beta * balanced_kl)
             loss += regularization * (spectral + batch_norm)
             scaled = loss * (1.0 if loss_scale is None else loss_scale)
@@ -250,7 +245,7 @@ class Trainer(tf.Module):
         """Dictionary from each trainable variable's reference to the tensor used in its place."""
         return {stack.ref(): tensor for stack, tensor in zip(self.weights, tensors, strict=True)}
 
-    def _gammas(self, tensors) -> list[tf.Tensor]:
+    def _batch_norm_scales(self, tensors) -> list[tf.Tensor]:
         """The scales of all batch norms: for each width, one tensor (n, channels)."""
         gammas = by_stack({norm.gamma: norm.gamma for norm in self.batch_norms})
         return [stacked(list(rows.values()), tensors) for _, rows in gammas]
@@ -515,18 +510,6 @@ class Trainer(tf.Module):
             _channel_kl(output, weights),
         ]
         return sum_over_replicas(sums)
-
-    def validation_function(self, values, images, indices, weights):
-        """`validation_step` as a pure function of the trainer's state and of its own arguments.
-
-        Args:
-            values: The values of `changed_variables`, a list of tensors.
-            images: As for `validation_step`.
-            indices: As for `validation_step`.
-            weights: As for `validation_step`.
-        """
-        state = TensorState(self.changed_variables, values)
-        return self.validation_step(images, indices, weights, state)
 
     def validate(self, run_step, batches, stop=lambda: False) -> dict[str, tf.Tensor] | None:
         """Computes the mean NELBO and its parts over a data set.

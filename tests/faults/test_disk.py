@@ -62,11 +62,17 @@ def test_a_disk_that_fills_up_while_training(run, recipe, tmp_path, capsys):
     ("mode", "flags", "limit"),
     [
         ("sample", ["--num_samples", "4"], 1_000),
-        ("sample", ["--num_samples", "4", "--format", "png"], 300),
-        ("sample", ["--num_samples", "40", "--format", "npz"], 15_000),
+        pytest.param(
+            "sample", ["--num_samples", "4", "--format", "png"], 300, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "sample", ["--num_samples", "40", "--format", "npz"], 15_000, marks=pytest.mark.slow
+        ),
         ("evaluate", ["--num_iw_samples", "1"], 100),
-        ("ood", ["--num_iw_samples", "1", "--max_images", "10"], 100),
-        ("encode", [], 50_000),
+        pytest.param(
+            "ood", ["--num_iw_samples", "1", "--max_images", "10"], 100, marks=pytest.mark.slow
+        ),
+        pytest.param("encode", [], 50_000, marks=pytest.mark.slow),
         ("export", [], 50_000),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
