@@ -18,7 +18,7 @@ from nvae_tf.compression.cdfs import LatentBins, Posterior
 from nvae_tf.compression.codec import Codec
 from nvae_tf.compression.fingerprint import use_one_thread
 from nvae_tf.compression.network import Network
-from nvae_tf.compression.pictures import Pictures, dataset_pictures
+from nvae_tf.compression.pictures import PictureSource, dataset_pictures
 from nvae_tf.compression.rans import Stack
 from nvae_tf.data import catalog
 from nvae_tf.evaluation import loading
@@ -48,7 +48,7 @@ class RecordingStack(Stack):
         self.words[...] ^= generator.integers(0, 1 << 32, len(self.words), dtype=np.uint32)
 
 
-def chain(model, pictures: Pictures, images: range, exchange: bool):
+def chain(model, pictures: PictureSource, images: range, exchange: bool):
     """The NELBO of each image in nats, and the standard deviations of the draws of each group."""
     latents = [np.zeros(int(np.prod(shape)), bool) for shape in model.latent_shapes]
     codec = Codec(Network(model), latents, False, LANES, 1)

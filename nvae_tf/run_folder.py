@@ -118,7 +118,7 @@ class RunFolder:
             before["num_x_bits"] = after["num_x_bits"]
         for name, (part, _) in configuration.KEYS.items():
             # The data may be in another place, and schedule and reports may change. So may the images
-            # per replica, as long as the images per step stay the same (see `Checkpoints`).
+            # per replica, as long as the images per step stay the same (see `CheckpointManager`).
             elsewhere = name in ("data", "batch_size", "strict")
             may_change = elsewhere or (part == "train" and name != "optimizer")
             if not may_change and before[name] != after[name]:

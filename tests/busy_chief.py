@@ -4,17 +4,17 @@ import sys
 import time
 
 from nvae_tf.cli.train import main
-from nvae_tf.training.reports import Pictures
+from nvae_tf.training.reports import PictureWriter
 
-seconds, draw = float(sys.argv.pop(1)), Pictures.draw
+seconds, draw = float(sys.argv.pop(1)), PictureWriter.draw
 
 
 def draw_late(pictures, step):
-    Pictures.draw = draw
+    PictureWriter.draw = draw
     print(f"busy for {seconds:g} s after step {step}", flush=True)
     time.sleep(seconds)
     draw(pictures, step)
 
 
-Pictures.draw = draw_late
+PictureWriter.draw = draw_late
 sys.exit(main())

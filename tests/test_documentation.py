@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tarfile
 import types
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+import nvae_tf
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = dict(  # a console script -> the module that it runs
@@ -175,6 +178,16 @@ def test_every_command_runs(folder, monkeypatch, capfd):
         assert status == 0, f"{page}: {written}: {capfd.readouterr().err[-1000:]}"
 
 
+def run_script(*words):
+    """Runs a shell script of ours, with the commands of this environment."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", *words], cwd=ROOT, env={**os.environ, "PATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_own_photographs_need_five_commands(photographs, tmp_path):
     (tmp_path / "photos").mkdir()
@@ -183,15 +196,23 @@ def test_own_photographs_need_five_commands(photographs, tmp_path):
         image.save(tmp_path / "photos" / f"{number}.png")
     script = ROOT / "examples" / "own_photographs.sh"
     toy = f"{BRIEF} --batch_size 8 --num_preprocess_cells 1 --num_postprocess_cells 1 --num_nf 0"
-    done = subprocess.run(
-        ["bash", script, tmp_path / "photos", tmp_path / "out", *toy.split()],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(script, tmp_path / "photos", tmp_path / "out", *toy.split())
     assert (tmp_path / "out" / "run" / "gallery.html").is_file()
     text = script.read_text(encoding="utf-8")
     assert len(re.findall(r"^(?:python|nvae-)", text, re.MULTILINE)) == 5
+
+
+@pytest.mark.slow
+def test_a_release_carries_two_models(tmp_path):
+    run_script(ROOT / "examples" / "release_models.sh", tmp_path, *BRIEF.split())
+    for name in ("digits", "photos"):
+        card = (tmp_path / f"nvae-tf-{name}.md").read_text(encoding="utf-8")
+        assert "NELBO" in card and f"nvae-tf-{name}.png" in card
+        assert (tmp_path / f"nvae-tf-{name}.png").is_file()
+        assert (tmp_path / f"nvae-tf-{name}.html").is_file()
+        with tarfile.open(tmp_path / f"nvae-tf-{name}.tar.gz") as archive:
+            archive.extractall(tmp_path / "unpacked", filter="data")
+        assert nvae_tf.load(tmp_path / "unpacked" / name).num_parameters > 1000
 
 
 @pytest.mark.slow

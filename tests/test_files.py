@@ -30,7 +30,7 @@ from nvae_tf.io.files import (
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training.checkpoints import Checkpoints
+from nvae_tf.training.checkpoints import CheckpointManager
 from nvae_tf.training.optimizers import Adamax
 from nvae_tf.training.trainer import Trainer
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_a_killed_process_moved_aside_is_continued_from(recipe
     trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
     folder = RunFolder(tmp_path)
     folder.checkpoints.mkdir()
-    checkpoints = Checkpoints(folder, trainer, keep=2)
+    checkpoints = CheckpointManager(folder, trainer, keep=2)
     trainer.optimizer.iterations.assign(7)
     path = checkpoints.save()
     aside = path.with_name(".step-7.4567cdef.old.part")

@@ -29,7 +29,7 @@ from nvae_tf.data import catalog
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training.checkpoints import Checkpoints
+from nvae_tf.training.checkpoints import CheckpointManager
 from nvae_tf.training.optimizers import Adamax
 from nvae_tf.training.trainer import Trainer
 
@@ -139,7 +139,7 @@ def digits_trainer(recipe):
         trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
         folder = RunFolder(path)
         folder.checkpoints.mkdir(exist_ok=True)
-        return trainer, Checkpoints(folder, trainer, 3, images_per_step=images_per_step)
+        return trainer, CheckpointManager(folder, trainer, 3, images_per_step=images_per_step)
 
     return make
 

@@ -54,7 +54,7 @@ def convert(path: Path, output: Path) -> None:
     from nvae_tf.data import catalog
     from nvae_tf.model import NVAE
     from nvae_tf.run_folder import RunFolder
-    from nvae_tf.training.checkpoints import Checkpoints
+    from nvae_tf.training.checkpoints import CheckpointManager
     from nvae_tf.training.optimizer_choice import make_optimizer
     from nvae_tf.training.trainer import Trainer
 
@@ -68,7 +68,7 @@ def convert(path: Path, output: Path) -> None:
     optimizer.iterations.assign(official.step)
     trainer.warm_up_spectral_norms()
     folder.create(config)
-    Checkpoints(folder, trainer, config.train.keep).save()
+    CheckpointManager(folder, trainer, config.train.keep).save()
     print(
         f"read: {path}, {config.data.dataset}, {len(model.groups)} latent groups, step {official.step}"
     )

@@ -10,7 +10,7 @@ from nvae_tf.compression import file_format, fingerprint, left_out
 from nvae_tf.compression.codec import Codec
 from nvae_tf.compression.file_format import BLOCK, Header
 from nvae_tf.compression.network import Network
-from nvae_tf.compression.pictures import Pictures, check_png, write_png
+from nvae_tf.compression.pictures import PictureSource, check_png, write_png
 from nvae_tf.compression.rans import Exhausted, Stack
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write_dir, check_writable, make_folder
@@ -41,7 +41,7 @@ class Report:
     overhead_bits: int
 
 
-def compress(model: NVAE, pictures: Pictures, path: Path) -> Report:
+def compress(model: NVAE, pictures: PictureSource, path: Path) -> Report:
     """Writes images into a file, without loss.
 
     Args:

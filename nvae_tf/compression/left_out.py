@@ -21,7 +21,7 @@ def choose(network: Network, images, seed: int) -> tuple[list[np.ndarray], bool]
 
     Args:
         network: The network.
-        images: The images of a file (`nvae_tf.compression.pictures.Pictures`).
+        images: The images of a file (`nvae_tf.compression.pictures.PictureSource`).
         seed: Seed of the draws of z.
 
     Returns:

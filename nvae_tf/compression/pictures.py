@@ -18,7 +18,7 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channel
 DEEP_MODE = "I;16"  # one channel of more than 8 bits
 
 
-class Pictures:
+class PictureSource:
     """Images of one model.
 
     Attributes:
@@ -35,7 +35,7 @@ class Pictures:
         raise NotImplementedError
 
 
-class FolderPictures(Pictures):
+class FolderPictures(PictureSource):
     """The PNG files of a folder.
 
     Args:
@@ -68,7 +68,7 @@ class FolderPictures(Pictures):
         return read_png(self.folder / self.names[index], self.spec, self.max_level)
 
 
-class ArrayPictures(Pictures):
+class ArrayPictures(PictureSource):
     """Images in memory.
 
     Args:

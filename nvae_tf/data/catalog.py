@@ -93,7 +93,7 @@ def settle(config: DataConfig) -> Settled:
         return Settled(settled, with_flip(_images(settled, folder), config), lines)
     if config.dataset == TFRECORDS:
         check_data(config)
-        config = prepared.settle(config)
+        config = prepared.settle_prepared(config)
     dataset = get_dataset_info(config)
     # `get_dataset_info` does not check this, so that runs trained with such keys can be evaluated.
     for name in FOR_FOLDERS if config.dataset != TFRECORDS else ():
@@ -157,7 +157,7 @@ def _find_dataset(config: DataConfig) -> DatasetInfo:
     if config.dataset == TFRECORDS:
         cropped = config.crop == RANDOM
         return dataclasses.replace(
-            _tfrecords(TFRECORDS, settling.image_spec(config), cropped=cropped), flip=False
+            _tfrecords(TFRECORDS, settling.stored_spec(config), cropped=cropped), flip=False
         )
     dataset = _BUILT_IN.get(config.dataset) or _lsun(config.dataset)
     if config.dataset == "photos" and config.size:
@@ -219,7 +219,7 @@ def _images(config: DataConfig, looked_through: images.Folder | None = None) -> 
         return images.open_folder(folder)
 
     skipped = tuple(_skipped(looked_through)) if looked_through else ()
-    spec = settling.image_spec(config)
+    spec = settling.stored_spec(config)
     return DatasetInfo(IMAGES, spec, open_splits, flip=False, skipped=skipped)
 
 

@@ -42,7 +42,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
 
 
-class Content(NamedTuple):
+class FileContent(NamedTuple):
     """The images of an open file.
 
     Attributes:
@@ -127,7 +127,7 @@ class ImageReader:
     """Reads images; keeps files that hold several images open or in memory."""
 
     def __init__(self):
-        self._kept: collections.OrderedDict[Path, Content] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Path, FileContent] = collections.OrderedDict()
         self._lock = threading.Lock()  # tf.data reads with several threads
         self._unpacking = threading.Lock()
 
@@ -152,7 +152,7 @@ class ImageReader:
         with _unreadable(item.name):
             return self._open(item.path).read(item.place or 0)
 
-    def _open(self, path: Path) -> Content:
+    def _open(self, path: Path) -> FileContent:
         with self._lock:
             if path in self._kept:
                 self._kept.move_to_end(path)
@@ -204,50 +204,52 @@ def _unreadable(name):
         ) from None
 
 
-def _open(path: Path) -> Content:
+def _open(path: Path) -> FileContent:
     """Opens a file with the reader for its format."""
     if not is_regular(path):
         raise ValueError("not a file")
     with path.open("rb") as file:
         head = file.read(132)
     opened = _open_picture(path, head) or _open_array(path, head) or _open_scan(path, head)
-    return opened or Content(None, lambda _: _read_with_pillow(path))
+    return opened or FileContent(None, lambda _: _read_with_pillow(path))
 
 
-def _open_picture(path: Path, head: bytes) -> Content | None:
+def _open_picture(path: Path, head: bytes) -> FileContent | None:
     if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10":
-        return Content(None, lambda _: _read_deep_png(path, head))
+        return FileContent(None, lambda _: _read_deep_png(path, head))
     if head[:4] in tiff.SIGNATURES:
         return _open_tiff(path)
     return None
 
 
-def _open_tiff(path: Path) -> Content:
-    stack = tiff.Stack(path)
+def _open_tiff(path: Path) -> FileContent:
+    stack = tiff.TiffImages(path)
     several = stack.count > 1
-    return Content(
+    return FileContent(
         stack.count if several else None,
         lambda index: stack.read(index, _read_with_pillow),
         open_files=int(several),
     )
 
 
-def _open_array(path: Path, head: bytes) -> Content | None:
+def _open_array(path: Path, head: bytes) -> FileContent | None:
     if head.startswith(npz.ARRAY_SIGNATURE):
         array = npz.ArrayFile(path)
-        return Content(_count(array.shape), lambda index: _image_of(array, index))
+        return FileContent(_count(array.shape), lambda index: _image_of(array, index))
     if head.startswith(b"PK\x03\x04") and path.suffix.lower() == ".npz":
         values = npz.read_only_array(path, lambda shape: len(shape) in (2, 3, 4))
-        return Content(_count(values.shape), lambda index: _image_of(values, index), values.nbytes)
+        return FileContent(
+            _count(values.shape), lambda index: _image_of(values, index), values.nbytes
+        )
     return None
 
 
-def _open_scan(path: Path, head: bytes) -> Content | None:
+def _open_scan(path: Path, head: bytes) -> FileContent | None:
     if head[128:132] == b"DICM":
-        return Content(scans.count_dicom(path), lambda index: scans.read_dicom(path, index))
+        return FileContent(scans.count_dicom(path), lambda index: scans.read_dicom(path, index))
     if path.name.lower().endswith((".nii", ".nii.gz")):
         scan = scans.NiftiScan(path)
-        return Content(scan.count, scan.read, scan.kept)
+        return FileContent(scan.count, scan.read, scan.kept)
     return None
 
 

@@ -258,7 +258,7 @@ def open_folder(folder: Folder) -> tuple[PythonSource, PythonSource]:
         UserError: A split is empty.
     """
     config = folder.decision.config
-    spec = settling.image_spec(config)
+    spec = settling.stored_spec(config)
     train, test = (
         _cached_if_small(FolderSource(part, spec, config.crop, config.alpha, folder.reader))
         for part in split(folder, VALIDATION_PORTION, SPLIT_SEED)

@@ -235,7 +235,7 @@ def folder_task(config: DataConfig, validation: float, seed: int, settings: dict
     """
     folder = images.look(config)
     decision = folder.decision
-    spec = settling.image_spec(decision.config)
+    spec = settling.stored_spec(decision.config)
     check_size(spec.shape[:2])
     parts = images.split(folder, validation, seed)
     root = user_path(config.data)

@@ -11,7 +11,7 @@ from nvae_tf.io.files import read_json
 MANIFEST = "prepare.json"
 
 
-def settle(config: DataConfig) -> DataConfig:
+def settle_prepared(config: DataConfig) -> DataConfig:
     """Completes a configuration with the properties of the tfrecords that it names.
 
     Args:

@@ -72,7 +72,7 @@ def limits(config: DataConfig) -> tuple[float, float] | None:
     return low, high
 
 
-def image_spec(config: DataConfig) -> ImageSpec:
+def stored_spec(config: DataConfig) -> ImageSpec:
     """The description of the images under a configuration that leaves nothing open."""
     assert config.size is not None
     span = limits(config)

@@ -31,7 +31,7 @@ LONG_POINTERS = (16, 18)  # types of that tag with 64-bit values
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-class Stack:
+class TiffImages:
     """A TIFF file of one or several images, open as long as the object exists.
 
     Args:

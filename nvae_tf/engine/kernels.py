@@ -16,13 +16,12 @@ import tensorflow as tf
 
 from nvae_tf.engine.state import VariableState
 from nvae_tf.engine.weights import fresh_seed, stacked
-from nvae_tf.engine.xla import xla_region
+from nvae_tf.engine.xla import LARGE_STACK, xla_region
 
 NORM_EPSILON = 1e-5
 ITERATIONS = 4  # power iterations per step
 WARM_UP_ITERATIONS = 36  # additional iterations before the first step
 MINIMUM_NORM = 1e-3
-LARGE = 2**20  # passes over stacks with at least this many elements are compiled on CPUs
 
 
 def normalize(kernel, log_norm):
@@ -181,7 +180,7 @@ def _weights(group, tensors):
     return [kernels, stacked([layer.log_norm for layer in group], tensors)]
 
 
-class _Stack(NamedTuple):
+class _KernelStack(NamedTuple):
     """The kernels of a group, with their norms and scales, all without gradients.
 
     Attributes:
@@ -214,14 +213,14 @@ class _Stack(NamedTuple):
         return tf.reshape(self.kernels, [count, -1, outputs])
 
 
-def _scale(kernels, log_norm=None, *, xla) -> _Stack:
+def _scale(kernels, log_norm=None, *, xla) -> _KernelStack:
     if log_norm is None:
-        return _Stack(kernels)
+        return _KernelStack(kernels)
     norm = _norms(kernels, compile=xla)
-    return _Stack(kernels, norm, weight_norm_scale(log_norm, norm))
+    return _KernelStack(kernels, norm, weight_norm_scale(log_norm, norm))
 
 
-@functools.partial(xla_region, min_size=LARGE)
+@functools.partial(xla_region, min_size=LARGE_STACK)
 def _norms(kernels):
     return tf.sqrt(tf.reduce_sum(tf.square(kernels), [1, 2, 3]))
 
@@ -231,7 +230,7 @@ def _iterate(stacks, left, right, iterations, xla):
     vectors = list(zip(left, right, strict=True))
     # One region for all large stacks compiles faster than one per stack. Small stacks are not compiled.
     for large in (True, False):
-        places = [i for i, stack in enumerate(stacks) if large == (stack.size >= LARGE)]
+        places = [i for i, stack in enumerate(stacks) if large == (stack.size >= LARGE_STACK)]
         if places:
             chosen = ([values[i] for i in places] for values in (stacks, left, right))
             new_left, new_right = _power_iterations(
@@ -257,7 +256,7 @@ def _unit(vectors):
     return tf.math.l2_normalize(vectors, axis=-1, epsilon=MINIMUM_NORM**2)
 
 
-def _differentiable(weights, stack: _Stack, left, right, xla):
+def _differentiable(weights, stack: _KernelStack, left, right, xla):
     """The differentiable outputs for one stack: its sum of spectral norms, and its kernels.
 
     Returns:
@@ -278,8 +277,8 @@ def _differentiable(weights, stack: _Stack, left, right, xla):
     return total, tf.unstack(kernels), scales
 
 
-@functools.partial(xla_region, min_size=LARGE)
-def _kernel_gradients(d_effective, left, right, stack: _Stack):
+@functools.partial(xla_region, min_size=LARGE_STACK)
+def _kernel_gradients(d_effective, left, right, stack: _KernelStack):
     """The second half of the gradient: through scales and spectral norms, to a stack's weights.
 
     Args:

@@ -11,6 +11,9 @@ import functools
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
+# Elements of a stack of weights from which on it pays to compile passes over it.
+LARGE_STACK = 2**20
+
 
 def optimization_barrier(tensors) -> list[tf.Tensor]:
     """Returns copies of tensors that XLA cannot recognise as the originals.

@@ -18,9 +18,9 @@ from nvae_tf.io.errors import TrainingDivergedError, UserError, short_repr
 from nvae_tf.io.paths import user_path
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import curves, reports
-from nvae_tf.training.checkpoints import Checkpoints as CheckpointFiles
+from nvae_tf.training.checkpoints import CheckpointManager
 from nvae_tf.training.cluster import cluster_of
-from nvae_tf.training.termination import Termination as Signal
+from nvae_tf.training.termination import TerminationSignal
 
 
 class Callback(tf_keras.callbacks.Callback):
@@ -85,7 +85,7 @@ class Checkpoints(Callback):
         self.folder = _run_folder(folder)
         self.save_every = check_value("save_every", save_every)
         self.keep = check_value("keep", keep)
-        self._files: CheckpointFiles | None = None
+        self._files: CheckpointManager | None = None
 
     def on_train_begin(self, logs=None):
         """Makes the folder, and writes the configuration and the description of the images."""
@@ -96,7 +96,7 @@ class Checkpoints(Callback):
             if self.is_chief:
                 self.folder.create(config, model.image)
         # On every worker, because it creates a variable.
-        self._files = CheckpointFiles(self.folder, trainer, self.keep, self.save_every)
+        self._files = CheckpointManager(self.folder, trainer, self.keep, self.save_every)
         self.model.fitting.weights_were_set = False
 
     def on_train_batch_end(self, batch, logs=None):
@@ -118,7 +118,7 @@ class Checkpoints(Callback):
 
 
 class Pictures(Callback):
-    """Draws samples and reconstructions, as two PNG files and in TensorBoard (see `reports.Pictures`).
+    """Draws samples and reconstructions, as two PNG files and in TensorBoard.
 
     Args:
         folder: Path of the folder to write to.
@@ -142,7 +142,7 @@ class Pictures(Callback):
             )
         self.folder, self.images = _run_folder(folder), images[: reports.PICTURED]
         self.every, self.seed = every, seed
-        self._pictures: reports.Pictures | None = None
+        self._pictures: reports.PictureWriter | None = None
         self._drawn_at = -1
 
     def on_train_begin(self, logs=None):
@@ -151,7 +151,7 @@ class Pictures(Callback):
         with cluster_of(self.model.distribute_strategy).agreement():
             if self.is_chief and self._pictures is None:
                 writer = curves.make_writer(self.folder, "train")
-                self._pictures = reports.Pictures(
+                self._pictures = reports.PictureWriter(
                     self.folder, writer, self.model, self.images, self.seed
                 )
 
@@ -186,7 +186,7 @@ class Curves(Callback):
         super().__init__()
         check_count("every", every)
         self.folder, self._every = _run_folder(folder), every
-        self._curves: curves.Curves | None = None
+        self._curves: curves.CurveWriter | None = None
         self._graph_shown = False
 
     def on_train_begin(self, logs=None):
@@ -194,7 +194,7 @@ class Curves(Callback):
         with cluster_of(self.model.distribute_strategy).agreement():
             if self.is_chief:
                 images_per_step = self.model.fitting.images_per_step
-                self._curves = curves.Curves(self.folder, _config(self.model), images_per_step)
+                self._curves = curves.CurveWriter(self.folder, _config(self.model), images_per_step)
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes the scalars that are due."""
@@ -248,7 +248,8 @@ class Termination(Callback):
     def __init__(self, every: int = 10):
         super().__init__()
         check_count("every", every)
-        self.stopped, self._every, self._signal, self._cluster = False, every, Signal(), None
+        self.stopped, self._every = False, every
+        self._signal, self._cluster = TerminationSignal(), None
 
     def on_train_begin(self, logs=None):
         """Begins to watch for SIGTERM."""

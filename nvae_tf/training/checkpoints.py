@@ -15,7 +15,7 @@ PARTIAL = ".step-*.part"
 OPTIONAL = ("averages", "norm_bound")  # of a trainer's attributes
 
 
-class Checkpoints:
+class CheckpointManager:
     """Saves and restores everything that training changes.
 
     A checkpoint is written under a temporary name and renamed when it is complete. So a process that is

@@ -57,7 +57,7 @@ def interval(log_every: int, steps_per_epoch: int) -> int:
     return min(log_every, max(steps_per_epoch // POINTS_PER_EPOCH, 1))
 
 
-class Curves:
+class CurveWriter:
     """Scalars of training and validation, configuration and graph, for TensorBoard.
 
     Args:

@@ -8,9 +8,8 @@ import tensorflow as tf
 from nvae_tf.engine.scope import Scope
 from nvae_tf.engine.shared_functions import call_shared
 from nvae_tf.engine.state import VariableState
+from nvae_tf.engine.xla import LARGE_STACK
 from nvae_tf.io.errors import UserError, short_repr
-
-LARGE = 2**20  # stacks with at least this many elements are updated in place, compiled on CPUs
 
 
 def _check_number(name: str, value, below: float) -> None:
@@ -185,7 +184,7 @@ class ElementwiseUpdate:
         condition = tf.convert_to_tensor(condition)
         small, values, before = [], [], condition
         for stack, tensor in zip(stacks, tensors, strict=True):
-            large = tensor.shape.num_elements() >= LARGE
+            large = tensor.shape.num_elements() >= LARGE_STACK
             if large and isinstance(state, VariableState):
                 local = [state.local(variable) for variable in stack]
                 if scope.xla_regions:

@@ -12,7 +12,7 @@ from nvae_tf.io.files import write_png
 from nvae_tf.io.labelled_grid import Band, labelled_grid, reconstruction_bands
 from nvae_tf.io.text import duration
 from nvae_tf.run_folder import RunFolder
-from nvae_tf.training.curves import Curves, interval, writing
+from nvae_tf.training.curves import CurveWriter, interval, writing
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS, SAMPLE_ROWS = 10, 2  # SAMPLE_ROWS per temperature
@@ -107,7 +107,7 @@ class Progress:
             self._bar = None
 
 
-class Pictures:
+class PictureWriter:
     """Grids of samples and reconstructions, as PNG files and in TensorBoard.
 
     ``samples.png`` holds two rows at each of the temperatures 0.7, 0.8, 0.9 and 1.0.
@@ -173,7 +173,7 @@ class Reports:
         progress: The progress bar and lines.
         model: The model.
         test_images: Images to reconstruct, (n, height, width, channels) in [0, 1].
-        hparams: As for `Curves`.
+        hparams: As for `CurveWriter`.
     """
 
     def __init__(
@@ -187,9 +187,9 @@ class Reports:
     ):
         self._progress, self._graph_shown = progress, False
         self._every = interval(config.train.log_every, progress.steps_per_epoch)
-        self._curves = Curves(folder, config, progress.images_per_step, hparams)
+        self._curves = CurveWriter(folder, config, progress.images_per_step, hparams)
         writer, seed = self._curves.train, config.data.seed
-        self._pictures = Pictures(folder, writer, model, test_images, seed)
+        self._pictures = PictureWriter(folder, writer, model, test_images, seed)
 
     def session(self, step: int, text: str) -> None:
         """Records how this process was started: the step from which it trains, and a text."""
@@ -201,7 +201,7 @@ class Reports:
         Args:
             step: Number of steps taken so far.
             count: Number of latest steps to report.
-            report_of: As for `Curves.steps`.
+            report_of: As for `CurveWriter.steps`.
         """
         self._progress.step(step, report_of(-1))
         self._curves.steps(step, count, report_of, self._every)

@@ -26,7 +26,7 @@ from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import reports
 from nvae_tf.training.batches import StepCounts, TrainingData, step_counts
-from nvae_tf.training.checkpoints import Checkpoints
+from nvae_tf.training.checkpoints import CheckpointManager
 from nvae_tf.training.cluster import Cluster, lost_workers
 from nvae_tf.training.curves import interval
 from nvae_tf.training.keras_loop import KerasLoop
@@ -41,7 +41,7 @@ from nvae_tf.training.steps import (
     distributed_validation,
     grappler_disabled,
 )
-from nvae_tf.training.termination import Pace, Termination
+from nvae_tf.training.termination import Pace, TerminationSignal
 from nvae_tf.training.trainer import Trainer
 
 # Keys of the model's configuration and of its images on which weights do not depend.
@@ -115,7 +115,7 @@ def train(
         _claimed(config, folder, resume, cluster, facts, dataset.image),
         cluster.strategy.scope(),
         grappler_disabled(),
-        Termination() as termination,
+        TerminationSignal() as termination,
     ):
         run = _set_up(
             config,
@@ -174,7 +174,7 @@ class _Run(NamedTuple):
 
     trainer: Trainer
     data: TrainingData
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
     report: reports.Reports | None
     start_step: int
     end: int
@@ -215,7 +215,7 @@ def _set_up(
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
 
     # Start, or resume.
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointManager(
         folder, trainer, settings.keep, settings.save_every, counts.images_per_step
     )
     with cluster.agreement():
@@ -251,7 +251,7 @@ def _train(
     folder: RunFolder,
     cluster: Cluster,
     run: _Run,
-    termination: Termination,
+    termination: TerminationSignal,
     callbacks: Sequence[tf_keras.callbacks.Callback],
 ) -> dict[str, float] | None:
     settings, steps_per_epoch = config.train, run.counts.steps_per_epoch
@@ -401,7 +401,9 @@ def build_trainer(
     return Trainer(model, settings, *steps, config.data.seed, optimizer=optimizer)
 
 
-def _validation(trainer: Trainer, data: TrainingData, cluster: Cluster, termination: Termination):
+def _validation(
+    trainer: Trainer, data: TrainingData, cluster: Cluster, termination: TerminationSignal
+):
     """Makes a function that scores the test set, and returns None if SIGTERM ended that early."""
     run_step = distributed_validation(trainer, cluster.strategy)
 

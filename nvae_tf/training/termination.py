@@ -45,7 +45,7 @@ class Pace:
         self._wanted = max(1, min(self.MOST, int(1000 * self.SECONDS / max(milliseconds, 1.0))))
 
 
-class Termination:
+class TerminationSignal:
     """A context that records SIGTERM, which announces that the machine is about to be taken away.
 
     Attributes:

@@ -42,7 +42,7 @@ class Group(NamedTuple):
 
 
 @dataclasses.dataclass
-class Content:
+class GalleryContent:
     """All that the page shows.
 
     Attributes:
@@ -68,7 +68,7 @@ class Content:
     logs: Logs
 
 
-def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
+def collect(loaded: LoadedModel, seed: int, num_images: int) -> GalleryContent:
     """Computes what the page shows; bars on a terminal say how far it is.
 
     Args:
@@ -92,7 +92,7 @@ def collect(loaded: LoadedModel, seed: int, num_images: int) -> Content:
         print(f"left out: what needs the data set ({error})")
         data = str(error)
     traversed, traversals = _traversals(model, amounts, seed)
-    return Content(
+    return GalleryContent(
         loaded=loaded,
         scores=[*scores, *fid(loaded)],
         samples=samples,

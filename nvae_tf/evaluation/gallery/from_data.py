@@ -22,7 +22,7 @@ SEARCHED = 50_000  # training images at most, among which neighbours are looked 
 RANKED = 200  # test images that are ranked by how typical they are, and training images to compare
 COMPARED = 64  # test images whose distance to the training images is told
 
-Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 class Near(NamedTuple):
@@ -53,7 +53,7 @@ class Ways(NamedTuple):
     between: np.ndarray
 
 
-class Reconstructions(NamedTuple):
+class ImagePairs(NamedTuple):
     """Test images and what the model makes of them, both (n, height, width, channels)."""
 
     originals: np.ndarray
@@ -86,7 +86,7 @@ class DataContent(NamedTuple):
     """
 
     ways: Ways | None
-    reconstructions: Reconstructions | None
+    reconstructions: ImagePairs | None
     near: Near | None
     extremes: ood_run.Extremes | None
     measured: Measured | None
@@ -114,7 +114,7 @@ def of_data_set(
     data = DataSet(loaded, seed)
     left_out: dict[str, str] = {}
 
-    def part(name: str, compute: Callable[[], Part]) -> Part | None:
+    def part(name: str, compute: Callable[[], Result]) -> Result | None:
         try:
             return compute()
         except UserError as error:
@@ -204,11 +204,11 @@ class DataSet:
         pairs = ends.reshape(-1, 2, *ends.shape[1:])
         return Ways(pairs, latents.interpolate(self.model, start, end, amounts.steps))
 
-    def reconstructions(self, amounts: Amounts) -> Reconstructions:
+    def reconstructions(self, amounts: Amounts) -> ImagePairs:
         """Test images and their reconstructions."""
         originals = self.images[: amounts.reconstructed]
         images = latents.reconstruct(self.model, originals, self.seed).images
-        return Reconstructions(originals, images)
+        return ImagePairs(originals, images)
 
     def near(self, samples: np.ndarray) -> Near:
         """The training images nearest to samples, and how near they are to test images."""

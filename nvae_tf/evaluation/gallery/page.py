@@ -7,7 +7,7 @@ from html import escape
 from nvae_tf.config import data_override
 from nvae_tf.evaluation.gallery import sections
 from nvae_tf.evaluation.gallery.amounts import NUM_IMAGES
-from nvae_tf.evaluation.gallery.content import Content, collect
+from nvae_tf.evaluation.gallery.content import GalleryContent, collect
 from nvae_tf.evaluation.loading import load
 from nvae_tf.io.text import counted
 from nvae_tf.version import __version__
@@ -38,7 +38,7 @@ def build(
     return render(collect(load(run, data_override(data)), seed, num_images), command)
 
 
-def render(content: Content, command: str) -> str:
+def render(content: GalleryContent, command: str) -> str:
     """The page of what was computed.
 
     Args:

@@ -1,7 +1,8 @@
 """The sections of the page, one function each: from what was computed to HTML.
 
-To add a section, write a function from `Content` to HTML and add a row to `SECTIONS`; what it needs is
-computed in `content`. A section without content returns nothing, and then has no heading either.
+To add a section, write a function from `GalleryContent` to HTML and add a row to `SECTIONS`; what it
+needs is computed in `content`. A section without content returns nothing, and then has no heading
+either.
 """
 
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from nvae_tf.evaluation import card
 from nvae_tf.evaluation.gallery.amounts import START, TEMPERATURE, TEMPERATURES
 from nvae_tf.evaluation.gallery.charts import chart, readable
-from nvae_tf.evaluation.gallery.content import Content
+from nvae_tf.evaluation.gallery.content import GalleryContent
 from nvae_tf.evaluation.gallery.from_data import RANKED, DataContent
 from nvae_tf.evaluation.gallery.pictures import film_element, image_element
 from nvae_tf.evaluation.scores import Score
@@ -61,7 +62,7 @@ CURVES = (
 )
 
 
-def scores(content: Content) -> str:
+def scores(content: GalleryContent) -> str:
     """The numbers that measure the model, as tiles."""
     tiles = [_score(score) for score in content.scores]
     groups = [group for group in content.groups if group.active is not None]
@@ -101,7 +102,7 @@ def _tile(name: str, number: str, detail: str) -> str:
     )
 
 
-def samples(content: Content) -> str:
+def samples(content: GalleryContent) -> str:
     """A wall of samples for each temperature, one of which is shown."""
     count = len(content.samples[TEMPERATURE])
     inputs, walls = [], []
@@ -138,7 +139,7 @@ def chosen_rules() -> str:
     return ", ".join(f"#t-{n}:checked ~ .t-{n}" for n in range(len(TEMPERATURES)))
 
 
-def film(content: Content) -> str:
+def film(content: GalleryContent) -> str:
     """Films through samples, which can be stopped."""
     count = len(content.film[0])
     alt = f"{count} films through samples at temperature {TEMPERATURE:g}"
@@ -154,7 +155,7 @@ def film(content: Content) -> str:
     )
 
 
-def interpolations(content: Content) -> str:
+def interpolations(content: GalleryContent) -> str:
     """Ways from one test image to another."""
     if not isinstance(content.data, DataContent):
         return f"<p>The data set could not be read: {escape(content.data)}</p>"
@@ -175,7 +176,7 @@ def interpolations(content: Content) -> str:
     )
 
 
-def reconstructions(content: Content) -> str:
+def reconstructions(content: GalleryContent) -> str:
     """Test images beside their reconstructions."""
     if not isinstance(content.data, DataContent) or content.data.reconstructions is None:
         return _left_out(content, "reconstructions")
@@ -190,7 +191,7 @@ def reconstructions(content: Content) -> str:
     )
 
 
-def groups(content: Content) -> str:
+def groups(content: GalleryContent) -> str:
     """KL, active latents and influence of each group."""
     measured = content.data.measured if isinstance(content.data, DataContent) else None
     largest = max(*(group.kl or 0.0 for group in content.groups), 0.0) or 1.0
@@ -235,7 +236,7 @@ def groups(content: Content) -> str:
     )
 
 
-def traversals(content: Content) -> str:
+def traversals(content: GalleryContent) -> str:
     """A row of images for each group, in which its noise alone changes."""
     strips = []
     for number, row in zip(content.traversed, content.traversals, strict=True):
@@ -257,7 +258,7 @@ def traversals(content: Content) -> str:
     )
 
 
-def neighbours(content: Content) -> str:
+def neighbours(content: GalleryContent) -> str:
     """Samples and the training images nearest to them."""
     if not isinstance(content.data, DataContent) or content.data.near is None:
         return _left_out(content, "near")
@@ -287,7 +288,7 @@ def neighbours(content: Content) -> str:
     )
 
 
-def extremes(content: Content) -> str:
+def extremes(content: GalleryContent) -> str:
     """The test images that are most and least like the training images."""
     if not isinstance(content.data, DataContent) or content.data.extremes is None:
         return _left_out(content, "extremes")
@@ -308,7 +309,7 @@ def extremes(content: Content) -> str:
     )
 
 
-def training(content: Content) -> str:
+def training(content: GalleryContent) -> str:
     """The curves of the training."""
     scalars = content.logs.scalars
     figures, splits = [], {}
@@ -338,7 +339,7 @@ def training(content: Content) -> str:
     )
 
 
-def provenance(content: Content, command: str) -> str:
+def provenance(content: GalleryContent, command: str) -> str:
     """Where the model and the page come from."""
     loaded, logs = content.loaded, content.logs
     rows = [(name, value) for name, value in card.description(loaded)]
@@ -363,14 +364,14 @@ def _scrolled(name: str, strips: str) -> str:
     return f'<div class="strips" role="group" aria-label="{name}" tabindex="0">{strips}</div>'
 
 
-def _left_out(content: Content, part: str) -> str:
+def _left_out(content: GalleryContent, part: str) -> str:
     """Why a part of what needs the data set is not shown; nothing if there is no reason to tell."""
     reasons = content.data.left_out if isinstance(content.data, DataContent) else {}
     return f"<p>Left out: {escape(reasons[part])}</p>" if part in reasons else ""
 
 
 # Anchor, heading, and the function that makes the section; in the order of the page.
-SECTIONS: tuple[tuple[str, str, Callable[[Content], str]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[GalleryContent], str]], ...] = (
     ("samples", "Samples", samples),
     ("film", "From sample to sample", film),
     ("interpolations", "From image to image", interpolations),
