@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: a tiny model and real images that come with scikit-learn."""
 
+import gc
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the reference numbers are a CPU's
@@ -8,6 +9,10 @@ import nvae_tf  # noqa: F401, E402 - sets what TensorFlow reads when it is impor
 
 import numpy as np  # noqa: E402 isort: skip
 import pytest  # noqa: E402 isort: skip
+
+
+# Traced graphs are millions of objects, and looking for garbage among them takes a tenth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -280,6 +280,7 @@ def test_another_number_of_images_per_step_does_not_continue(run, recipe, capsys
     assert "100 images per step" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, recipe, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "tiny")
     checkpoints = tmp_path / "tiny" / "checkpoints"

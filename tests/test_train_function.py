@@ -65,6 +65,7 @@ def own(recipe, digits, tmp_path_factory):
     return folder, results, seen, kl
 
 
+@pytest.mark.slow
 def test_own_images_train_as_the_same_images_by_name_do(own, run):
     folder, *_ = own
     by_name, by_array = weights(run), weights(folder)
