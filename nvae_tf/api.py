@@ -36,8 +36,9 @@ def load(path: str | Path) -> NVAE:
             ``.pt`` file; or of a ``.keras`` file that `NVAE.save` wrote.
 
     Returns:
-        The model with its trained weights; with moving averages, if training kept them. It has to be
-        compiled before it is trained or scored by Keras's methods.
+        The model with its trained weights; those of a run are moving averages, if training kept them,
+        and those of a ``.keras`` file are the weights as they were. It has to be compiled before it is
+        trained or scored by Keras's methods.
 
     Raises:
         UserError: There is no trained model at the path, or it is damaged.

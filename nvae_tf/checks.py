@@ -186,7 +186,7 @@ def images_of_dataset(
         spec: Specification of the model's images.
 
     Returns:
-        A data set of batches of images, and the first batch.
+        A data set of batches of images, float32, and the first batch.
 
     Raises:
         UserError: It is no data set, or holds something else, or nothing.
@@ -211,6 +211,8 @@ def images_of_dataset(
     if first is None:
         raise UserError("x: an empty data set")
     check_images(first, spec)
+    if element.dtype != tf.float32:
+        dataset = dataset.map(lambda images: tf.cast(images, tf.float32))
     return dataset, first
 
 

@@ -145,7 +145,10 @@ class KerasTraining(tf_keras.Model):
                 validation_batch_size = batch_size
             try:
                 validation_data, validation_steps = fitting.batching.evaluation(
-                    validation_data, validation_batch_size, validation_steps
+                    validation_data,
+                    validation_batch_size,
+                    validation_steps,
+                    sized=int(self._steps_per_execution.numpy()) > 1,
                 )
             except UserError as error:
                 raise UserError(f"validation_data: {error}") from None
@@ -153,6 +156,7 @@ class KerasTraining(tf_keras.Model):
             self.train_function = None
         fitting.prepare(batches)
         callbacks = fitting.training_callbacks(callbacks, verbose)
+        self._eval_data_handler = None  # Keras keeps that of a call which ended with an error
         with fitting.running(callbacks):
             return super().fit(
                 fitting.batching.for_replicas(batches),
@@ -184,13 +188,16 @@ class KerasTraining(tf_keras.Model):
         Raises:
             UserError: The images have a wrong type or shape, values between levels, or a number that
                 replicas and passes cannot share equally.
+            TrainingDivergedError: Too many steps in a row were skipped.
         """
         fitting = self._require_fitting()
         fitting.batching.check(x)
         fitting.prepare([x])
         with fitting.running(), self._one_step_in_a_call():
-            x = fitting.batching.for_replicas(x)
-            return super().train_on_batch(x, reset_metrics=reset_metrics, return_dict=return_dict)
+            x = fitting.batching.for_replicas(tf.cast(x, tf.float32))
+            values = super().train_on_batch(x, reset_metrics=reset_metrics, return_dict=return_dict)
+        fitting.check_divergence()
+        return values
 
     def evaluate(
         self,
@@ -229,7 +236,8 @@ class KerasTraining(tf_keras.Model):
         if "_use_cached_eval_dataset" not in keras_options:
             x, steps = fitting.batching.evaluation(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
-        with self._one_step_in_a_call():  # several would need a data set that knows its size
+        # Several steps in a call would need a data set that knows its size.
+        with self._one_step_in_a_call(), fitting.keeping_training_means():
             scores = super().evaluate(
                 x,
                 verbose=verbose,
@@ -254,6 +262,27 @@ class KerasTraining(tf_keras.Model):
         if self.fitting is not None and not all(same):
             self.fitting.follow_weights()
 
+    def load_weights(self, filepath, **options):
+        """Reads what `save_weights` wrote.
+
+        Files in TensorFlow's format also hold the state of training; moving averages that a file does
+        not hold start anew from the weights.
+
+        Args:
+            filepath: The path that was given to `save_weights`.
+            **options: As in Keras.
+        """
+        result = super().load_weights(filepath, **options)
+        if self.fitting is not None and not str(filepath).endswith((".h5", ".keras")):
+            self.fitting.weights_were_loaded(filepath)
+        return result
+
+    def load_own_variables(self, store):
+        """Reads weights from a ``.keras`` or ``.weights.h5`` file; moving averages start anew."""
+        super().load_own_variables(store)
+        if self.fitting is not None:
+            self.fitting.follow_weights()
+
     def predict(self, x, **options):
         """Reconstructs images with zero noise, and with the weights' moving averages if there are any.
 
@@ -269,6 +298,7 @@ class KerasTraining(tf_keras.Model):
             checks.check_count(name, options.get(name), optional=True)
         if isinstance(x, (np.ndarray, tf.Tensor)):
             checks.check_images(x, self.image)
+            x = tf.cast(x, tf.float32) if tf.is_tensor(x) else x
         elif not isinstance(x, tf.distribute.DistributedDataset):
             x, _ = checks.images_of_dataset(x, self.image)
             checks.check_ends(x, options.get("steps"))

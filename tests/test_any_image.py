@@ -181,6 +181,26 @@ def test_fit_takes_wide_images_of_four_channels():
 
 
 @pytest.mark.slow
+def test_fit_and_evaluate_take_floats_of_any_precision():
+    spec = nvae_tf.ImageSpec(16, 16, 3)
+    model = nvae_tf.NVAE(image=spec, **TINY)
+    model.compile(jit_compile="off")
+    images = crops(spec, 8) / 255.0
+    assert images.dtype == np.float64
+    expected = model.evaluate(images.astype(np.float32), verbose=0)
+    for given in (images, tf.constant(images)):
+        assert model.evaluate(given, verbose=0) == expected
+        assert (
+            model.evaluate(tf.data.Dataset.from_tensor_slices(given).batch(8), verbose=0)
+            == expected
+        )
+        assert model.predict(given, verbose=0).dtype == np.float32
+    model.train_on_batch(tf.constant(images))
+    history = model.fit(tf.data.Dataset.from_tensor_slices(images).batch(4), verbose=0).history
+    assert np.isfinite(history["nelbo"]).all()
+
+
+@pytest.mark.slow
 def test_fit_takes_every_level_of_sixteen_bits():
     model = nvae_tf.NVAE(image=nvae_tf.ImageSpec(16, 16, 1, bits=16), **TINY)
     model.compile(jit_compile="off")

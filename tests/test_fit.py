@@ -283,6 +283,42 @@ def test_a_training_continues_exactly_from_saved_weights(digits, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_moving_averages_begin_at_the_weights_and_follow_loaded_ones(digits, tmp_path):
+    plain = new_model()
+    expected = plain.evaluate(digits[1], verbose=0)["nelbo"]
+    model = new_model(ema_decay=0.99)  # of the same seed
+    assert model.evaluate(digits[1], verbose=0)["nelbo"] == expected
+    for name in ("weights.weights.h5", "weights"):
+        plain.save_weights(tmp_path / name)
+        model.set_weights([0.5 * weight for weight in model.get_weights()])
+        assert model.evaluate(digits[1], verbose=0)["nelbo"] != expected
+        model.load_weights(tmp_path / name)
+        assert model.evaluate(digits[1], verbose=0)["nelbo"] == expected
+
+
+@pytest.mark.slow
+def test_an_evaluation_within_an_epoch_leaves_the_means_of_training(digits):
+    plain, scored = new_model(), new_model()
+    score = tf_keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: scored.evaluate(digits[1], verbose=0)
+    )
+    options = dict(batch_size=200, verbose=0)
+    expected = plain.fit(digits[0], **options).history
+    assert scored.fit(digits[0], callbacks=[score], **options).history == expected
+
+
+@pytest.mark.slow
+def test_a_fit_after_one_that_failed_validates_on_its_own_images(digits):
+    model = new_model()
+    options = dict(batch_size=200, verbose=0)
+    fail = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        model.fit(digits[0], validation_data=digits[1], callbacks=[fail], **options)
+    scores = model.fit(digits[0], validation_data=digits[1][:30], **options).history["val_nelbo"]
+    expected = model.evaluate(digits[1][:30], verbose=0)["nelbo"]
+    assert scores == [pytest.approx(expected, rel=1e-6)]
+
+
 @pytest.mark.slow
 def test_several_steps_in_a_call_score_and_train_on_batches_too(digits):
     model, once = new_model(steps_per_execution=4), new_model()
@@ -301,6 +337,11 @@ def test_several_steps_in_a_call_score_and_train_on_batches_too(digits):
         verbose=0,
     )
     assert np.isfinite(validated.history["val_nelbo"]).all()
+    validated = model.fit(
+        digits[0][:200], batch_size=50, validation_data=everything.batch(20), verbose=0
+    )
+    expected = model.evaluate(digits[1], verbose=0)["nelbo"]
+    assert validated.history["val_nelbo"] == [pytest.approx(expected, rel=1e-5)]
 
 
 @pytest.mark.slow
@@ -471,6 +512,14 @@ def test_divergence_ends_fit_with_one_line(digits):
     with pytest.raises(TrainingDivergedError, match="3 steps in a row, up to step") as error:
         model.fit(digits[0], batch_size=50, epochs=3, verbose=0)
     assert "\n" not in str(error.value)
+    # Other weights are given another chance: their first step is taken.
+    good = new_model().get_weights()
+    model.set_weights(good)
+    model.train_on_batch(digits[0][:50])
+    assert not all(map(np.array_equal, model.get_weights(), good))
+    with pytest.raises(TrainingDivergedError, match="3 steps in a row"):
+        for _ in range(6):
+            model.train_on_batch(digits[0][:50])
 
 
 @pytest.fixture(scope="module")
@@ -553,6 +602,11 @@ def dataset_of(images, size=50):
          "callbacks: ReduceLROnPlateau changes the learning rate"),
         (lambda m, x: new_model(loss="mse"), "loss: is not a key of compile: the loss is the model's"),
         (lambda m, x: new_model(steps_per_execution=1.5), "steps_per_execution: 1.5 is not allowed"),
+        (lambda m, x: new_model(seed=2**31), "seed: 2147483648 is not allowed; expected"),
+        (lambda m, x: new_model(seed=-1), "seed: -1 is not allowed; expected"),
+        (lambda m, x: nvae_tf.callbacks.Pictures("x", x, seed=2**31), "seed: 2147483648 is not allo"),
+        (lambda m, x: new_model(accumulate_steps=3).fit(dataset_of(x), epochs=2),
+         "batches of unknown size, which 1 replica and 3 accumulated passes cannot share"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_one_line(untrained, digits, call, message):

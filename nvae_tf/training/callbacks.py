@@ -14,7 +14,7 @@ import tf_keras
 from nvae_tf.checks import check_count, check_images
 from nvae_tf.config import Config, DataConfig, check_value
 from nvae_tf.data.catalog import OWN
-from nvae_tf.io.errors import TrainingDivergedError, UserError, short_repr
+from nvae_tf.io.errors import UserError, short_repr
 from nvae_tf.io.paths import user_path
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import curves, reports
@@ -134,7 +134,7 @@ class Pictures(Callback):
     def __init__(self, folder, images, every: int = 1, seed: int = 1):
         super().__init__()
         check_count("every", every)
-        check_count("seed", seed, minimum=0)
+        check_value("seed", seed)
         if not isinstance(images, (np.ndarray, tf.Tensor)) or images.ndim != 4 or len(images) == 0:
             raise UserError(
                 f"images: {short_repr(images)} is not allowed; expected an array or tensor (n, height, "
@@ -147,6 +147,7 @@ class Pictures(Callback):
 
     def on_train_begin(self, logs=None):
         """Checks the images and prepares the functions that draw."""
+        self.model.fitting.weights_were_set = False
         check_images(self.images, self.model.image)
         with cluster_of(self.model.distribute_strategy).agreement():
             if self.is_chief and self._pictures is None:
@@ -161,11 +162,11 @@ class Pictures(Callback):
             self._draw()
 
     def on_train_end(self, logs=None):
-        """Draws with the final weights, unless they were drawn already."""
-        self._draw()
+        """Draws with the weights that other callbacks have left, unless they were drawn already."""
+        self._draw(again=self.model.fitting.weights_were_set)
 
-    def _draw(self):
-        if self._pictures and self._drawn_at != self.step:
+    def _draw(self, again=False):
+        if self._pictures and (again or self._drawn_at != self.step):
             self._drawn_at = self.step
             with self.trainer.averaged_weights():
                 self._pictures.draw(self.step)
@@ -292,18 +293,11 @@ class Divergence(Callback):
     def on_train_batch_end(self, batch, logs=None):
         """Raises TrainingDivergedError if training has diverged, every `every` steps."""
         if self.passed(self._every):
-            self._check()
+            self.model.fitting.check_divergence()
 
     def on_epoch_end(self, epoch, logs=None):
         """Raises TrainingDivergedError if training has diverged."""
-        self._check()
-
-    def _check(self):
-        if self.trainer.diverged:
-            checkpoint = (
-                "continue from a checkpoint of before, if the callback Checkpoints saved one"
-            )
-            raise TrainingDivergedError(reports.divergence(self.trainer, self.step, checkpoint))
+        self.model.fitting.check_divergence()
 
 
 def _run_folder(folder) -> RunFolder:

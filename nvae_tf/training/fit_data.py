@@ -62,13 +62,15 @@ class Batching:
         batches = places.batch(size, drop_remainder=True).map(lambda rows: tf.gather(images, rows))
         return batches.prefetch(tf.data.AUTOTUNE), steps or len(images) // size
 
-    def evaluation(self, x, batch_size: int | None, steps: int | None):
+    def evaluation(self, x, batch_size: int | None, steps: int | None, sized: bool = False):
         """Batches for evaluation.
 
         Args:
             x: As for `training`.
             batch_size: Number of images per batch, for an array.
             steps: Number of batches, or None for all.
+            sized: Whether Keras has to know the number of batches beforehand. If the data set does not
+                know it, they are counted.
 
         Returns:
             A data set of tuples (images, indices among all images, weights), where the weight is 0 for
@@ -85,6 +87,11 @@ class Batching:
                     "x: a distributed data set of other elements; expected tuples of images, their "
                     "places among all, and weights"
                 )
+            if sized and steps is None:
+                raise UserError(
+                    "steps: are needed beside steps_per_execution for a distributed data set, whose "
+                    "size is unknown"
+                )
             return x, steps
         if not checks.is_array(x):
             images = self._images_of_dataset(x, batch_size, whole=False)
@@ -98,7 +105,11 @@ class Batching:
             if self.replicas > 1 and (size is None or size % self.replicas):
                 # Filled batches have another size, so there is another number of them.
                 return self._filled(images if steps is None else images.take(steps)), None
-            return images.scan(tf.constant(0, tf.int64), numbered), steps
+            batches = images.scan(tf.constant(0, tf.int64), numbered)
+            if sized and steps is None and images.cardinality() < 0:
+                count = images.reduce(np.int64(0), lambda count, _: count + 1)
+                batches = batches.apply(tf.data.experimental.assert_cardinality(int(count)))
+            return batches, steps
         size, images = self._checked_array(x, batch_size, 1)
         total, last = -(-len(images) // size) * size, len(images) - 1
 
@@ -196,9 +207,10 @@ class Batching:
         if batch_size is not None:
             raise UserError("batch_size: a data set has its own; expected none beside one")
         size = x.element_spec.shape[0]
-        if size is None and self.replicas > 1 and whole:
+        if size is None and self.replicas * self.passes > 1 and whole:
+            sharers = self._sharers(self.passes)
             raise UserError(
-                f"x: batches of unknown size, which {self.replicas} replicas cannot share; expected "
+                f"x: batches of unknown size, which {sharers} cannot share; expected "
                 "dataset.batch(size, drop_remainder=True)"
             )
         if whole:
@@ -216,6 +228,7 @@ class Batching:
         for start in range(0, len(x), CHECKED):
             self._check_levels(x[start : start + CHECKED])
         with tf.device("CPU"):
+            x = tf.cast(x, tf.float32) if tf.is_tensor(x) else x
             return size, tf.convert_to_tensor(x, tf.float32)
 
     def _check_divisible(self, name: str, size: int | None, passes: int) -> None:
@@ -223,8 +236,11 @@ class Batching:
         if size is not None and size % parts:
             raise UserError(
                 f"{name}: batches of {size} images; expected a multiple of {parts}, for "
-                f"{counted(self.replicas, 'replica')} and {counted(passes, 'accumulated pass')}"
+                f"{self._sharers(passes)}"
             )
+
+    def _sharers(self, passes: int) -> str:
+        return f"{counted(self.replicas, 'replica')} and {counted(passes, 'accumulated pass')}"
 
     def _check_levels(self, images) -> None:
         """Refuses values that are not levels of the model's bits, for which there is no likelihood."""

@@ -11,12 +11,13 @@ import tf_keras
 
 from nvae_tf import config as configuration
 from nvae_tf.checks import check_count, checked_callbacks
-from nvae_tf.config import Config, TrainConfig
+from nvae_tf.config import Config, TrainConfig, check_value
 from nvae_tf.config_keys import LARGEST_INT
 from nvae_tf.engine.xla_probe import probe
-from nvae_tf.io.errors import ConfigError, UserError
+from nvae_tf.io.errors import ConfigError, TrainingDivergedError, UserError
 from nvae_tf.io.text import counted
 from nvae_tf.keras_training import check_model_name, check_weights_name
+from nvae_tf.training import reports
 from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
@@ -96,6 +97,16 @@ class TrainingView:
     def reset(self) -> None:
         """Does nothing; the command's means start anew by themselves."""
 
+    def check_divergence(self) -> None:
+        """Checks that training goes on.
+
+        Raises:
+            TrainingDivergedError: Too many steps in a row were skipped (``max_bad_steps``).
+        """
+        if self.trainer.diverged:
+            advice = "continue from a checkpoint of before, if the callback Checkpoints saved one"
+            raise TrainingDivergedError(reports.divergence(self.trainer, self.step, advice))
+
 
 class Fitting(TrainingView):
     """The result of `KerasTraining.compile`: a trainer, with its step and validation for Keras's loops.
@@ -118,7 +129,7 @@ class Fitting(TrainingView):
     reported = REPORTED
 
     def __init__(self, model, optimizer, seed: int, initialize: bool, settings: dict[str, Any]):
-        check_count("seed", seed, minimum=0)
+        check_value("seed", seed)
         self.model, self.strategy = model, model.distribute_strategy
         self._given, self._settings = settings, _checked(settings, model.precision)
         replicas = self.strategy.num_replicas_in_sync
@@ -143,6 +154,7 @@ class Fitting(TrainingView):
             model, _without_annealing(self._settings), 1, NEVER, seed, optimizer=chosen
         )
         super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
+        self.follow_weights()
         self._needs_preparing, self._initialize = True, initialize
         self._drawn_vectors = trainer.spectral.left[0].numpy()
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
@@ -193,7 +205,8 @@ class Fitting(TrainingView):
     def prepare(self, batches) -> None:
         """Initialises what depends on data, and the singular vectors.
 
-        Does nothing the second time, or where the state of a training has been restored.
+        Does nothing the second time, or where the state of a training has been restored. A training
+        that diverged is given another chance, since its weights may have been replaced.
 
         Args:
             batches: Batches of images; the first one may be read.
@@ -201,6 +214,9 @@ class Fitting(TrainingView):
         Raises:
             UserError: The first batch is needed, but is divided among workers.
         """
+        if self.trainer.diverged:
+            with self.strategy.scope():
+                self.trainer.forget_bad_steps()
         if self._needs_preparing and not self._restored():
             looks = self._initialize and self.model.needs_data_initialization
             with self.strategy.scope():
@@ -275,6 +291,26 @@ class Fitting(TrainingView):
         """Starts the means of training and of evaluation anew."""
         self.trainer.epoch_sums.assign(tf.zeros_like(self.trainer.epoch_sums))
         self._sums = []
+
+    @contextlib.contextmanager
+    def keeping_training_means(self):
+        """A context in which resets leave the means of training as they are, for an evaluation."""
+        sums = tf.identity(self.trainer.epoch_sums)
+        try:
+            yield
+        finally:
+            self.trainer.epoch_sums.assign(sums)
+
+    def weights_were_loaded(self, prefix) -> None:
+        """Starts moving averages anew that a file of weights in TensorFlow's format did not hold.
+
+        Args:
+            prefix: Prefix of the names of its files.
+        """
+        self.weights_were_set = True
+        names = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
+        if not any(name.startswith("trainer/averages/") for name in names):
+            self.follow_weights()
 
     def training_callbacks(self, callbacks, verbose):
         """The callbacks of a `fit`: those given, a check for divergence, and a bar that shows means."""

@@ -232,6 +232,8 @@ def _set_up(
         trainer.warm_up_spectral_norms()
     elif start_step == 0:
         trainer.prepare(images)
+    if start_step == 0 and trainer.averages:  # for callbacks that use them before the first step
+        trainer.averages.start()
     say(f"run: {folder.path}" + (f", continued from step {start_step}" if start_step else ""))
 
     end = counts.steps_per_epoch * min(epochs or settings.epochs, settings.epochs)
