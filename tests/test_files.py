@@ -147,6 +147,24 @@ def test_a_checkpoint_that_a_killed_process_moved_aside_is_continued_from(recipe
     assert {each.name for each in folder.checkpoints.iterdir()} == {"step-7", "step-8"}
 
 
+def test_a_damaged_newer_checkpoint_does_not_count_among_those_that_are_kept(recipe, tmp_path):
+    loaded = config.load(str(recipe))
+    model = NVAE(loaded.model, catalog.get_dataset_info(loaded.data).image)
+    trainer = Trainer(model, loaded.train, total_steps=99, optimizer=Adamax())
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    for step in (10, 20, 30):
+        trainer.optimizer.iterations.assign(step)
+        CheckpointManager(folder, trainer, keep=3).save()
+    damaged = folder.checkpoints / "step-30" / "state.index"
+    damaged.write_bytes(damaged.read_bytes()[:10])
+    checkpoints = CheckpointManager(folder, trainer, keep=1)
+    assert checkpoints.restore() == 20
+    trainer.optimizer.iterations.assign(25)
+    checkpoints.save()
+    assert {each.name for each in folder.checkpoints.iterdir()} == {"step-25", "step-30"}
+
+
 def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(folder):
     with pytest.raises(RuntimeError), atomic_write_dir(folder) as temporary:
         (temporary / "0").write_text("half of it")
@@ -236,6 +254,17 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys,
         (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"warning: {tmp_path / 'folder'}: the file system has no locks (")
     assert "another process from training here" in line
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_that_is_not_a_file_of_its_own_is_one_line(kind, tmp_path):
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("kept")
+    folder.mkdir()
+    (folder / ".lock").symlink_to(mine) if kind == "link" else os.mkfifo(folder / ".lock")
+    with pytest.raises(UserError, match=r"\.lock: ") as error, exclusive_lock(folder, "training"):
+        pass
+    assert "\n" not in str(error.value) and mine.read_text() == "kept"
 
 
 def test_a_locked_folder_is_refused_and_its_lock_file_stays_the_same(tmp_path):

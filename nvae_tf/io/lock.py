@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import os
+import stat
 from pathlib import Path
 
 from nvae_tf.io.errors import UserError, short_message
@@ -32,10 +34,14 @@ def exclusive_lock(folder: Path, doing: str):
     make_folder(folder)
     path = folder / NAME
     try:
-        file = path.open("w")
+        # Neither a link, which a run from elsewhere may hold, nor a pipe, which would block.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise write_error(path, error) from None
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: not a regular file; remove it")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import zlib
 from pathlib import Path
 
 import tensorflow as tf
@@ -74,16 +75,17 @@ class CheckpointManager:
         put_back(parent)
         try:
             for leftover in parent.glob(PARTIAL):  # left by a process that was killed
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)  # another process may be reading it
             if path == self._newest and not again:  # this state is saved already
                 return path
             # An existing folder of this name was found damaged by `restore`.
             with atomic_write_dir(path) as temporary:
                 self._parts().write(str(temporary / PREFIX))
             self._newest = path
-            for old in self.folder.list_checkpoints()[self.keep :]:
+            paths = self.folder.list_checkpoints()
+            for old in paths[paths.index(path) :][self.keep :]:  # newer ones were found damaged
                 # Renamed first: an interrupted removal must not leave half a checkpoint.
-                shutil.rmtree(old.rename(parent / f".{old.name}.part"))
+                shutil.rmtree(old.rename(parent / f".{old.name}.part"), ignore_errors=True)
         except (tf.errors.OpError, OSError) as error:
             raise write_error(parent, error) from None
         return path
@@ -115,6 +117,14 @@ class CheckpointManager:
                 self._trainer.averages.start()
             self._trainer.forget_bad_steps()
         return int(self._iterations.numpy())
+
+    @property
+    def checksum(self) -> int:
+        """Checksum of the checkpoint that was restored or saved last; 0 if there is none."""
+        if self._newest is None:
+            return 0
+        # The index holds a checksum of every value.
+        return zlib.crc32((self._newest / f"{PREFIX}.index").read_bytes())
 
     def _parts(self, without: tuple[str, ...] = ()) -> tf.train.Checkpoint:
         """What a checkpoint holds.

@@ -59,6 +59,11 @@ class Cluster(NamedTuple):
         replicas_per_worker = self.replicas // self.num_workers
         return by_replica[::replicas_per_worker].tolist()
 
+    def wait_for_others(self) -> None:
+        """Waits until all workers have called this, or until one of them has ended."""
+        with contextlib.suppress(*_LOST):
+            self.gather_from_workers([1])
+
     def say(self, text: str) -> None:
         """Prints a line, in the process that writes."""
         if self.is_chief:
@@ -97,9 +102,8 @@ class Cluster(NamedTuple):
             failure = error
         reasons = self._gather_reasons(failure) if self.num_workers > 1 else []
         if any(reasons):
-            with contextlib.suppress(*_LOST):
-                # A worker that ended at once could cut off messages that others have yet to receive.
-                self.gather_from_workers([1])
+            # A worker that ended at once could cut off messages that others have yet to receive.
+            self.wait_for_others()
         if failure is not None:
             raise failure
         for number, reason in enumerate(reasons):
@@ -240,8 +244,9 @@ def lost_workers(cluster: Cluster):
 def lost_worker(error: Exception) -> UserError:
     """The error to raise when collective operations fail."""
     return UserError(
-        f"another worker cannot be reached or has ended ({type(error).__name__}; its own log says "
-        "why); start all workers again, with --cont_training if there is a checkpoint"
+        f"another worker cannot be reached or has ended ({type(error).__name__}: "
+        f"{one_line(short_message(error))}); its own log may say why; start all workers again, with "
+        "--cont_training if there is a checkpoint"
     )
 
 

@@ -17,7 +17,9 @@ Lines of another form, lines that are too long and connections that are too slow
 """
 
 import contextlib
+import errno
 import hashlib
+import os
 import secrets
 import socket
 import threading
@@ -261,6 +263,7 @@ class _Meeting:
         if self._worker == CHIEF:
             if self._state == WAITING and not self._missing and not self._behind():
                 self._state = GO
+                self._told.clear()
             return self._state == GO and self._told == self._others
         if self._state != GO:
             self._state = WAITING if self._missing else MET
@@ -333,6 +336,11 @@ class _Meeting:
             with socket.create_connection(
                 host_and_port(self._hosts[number]), TALK_SECONDS
             ) as connection:
+                if connection.getsockname() == connection.getpeername():
+                    # Nobody listens there, and the system chose that port for this side as well.
+                    raise ConnectionRefusedError(
+                        errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)
+                    )
                 connection.sendall(question.encode())
                 line = _read(connection)
                 answer = _decode(line)
@@ -344,7 +352,8 @@ class _Meeting:
         except (OSError, ValueError) as error:  # ValueError: the name cannot be one of a host
             with self._changed:
                 self._missing[number] = short_message(error)
-                if isinstance(error, ConnectionRefusedError) and number in self._heard:
+                refused = isinstance(error, ConnectionRefusedError) and number in self._heard
+                if refused and self._state == REFUSED:
                     self._told.add(number)  # it has ended, so that it cannot be told anything
                 self._changed.notify_all()
 

@@ -130,7 +130,7 @@ def train(
             hparams,
         )
         results = _train(config, folder, cluster, run, termination, callbacks)
-        cluster.gather_from_workers([1])  # a barrier: a worker that ends first would count as lost
+        cluster.wait_for_others()  # a worker that ends first would count as lost
         for line in dataset.skipped:
             cluster.say(line)
         return results
@@ -220,7 +220,8 @@ def _set_up(
     )
     with cluster.agreement():
         start_step = checkpoints.restore()
-    check_same_start(cluster, start_step)
+        checksum = checkpoints.checksum
+    check_same_start(cluster, start_step, checksum)
     with cluster.agreement():
         # Only some architectures need images here, and those need all images of a step.
         needed = counts.images_per_step if model.needs_data_initialization else 1

@@ -74,18 +74,21 @@ def check_same_images(config: Config, cluster: Cluster, sources: Sequence[Source
         )
 
 
-def check_same_start(cluster: Cluster, start_step: int) -> None:
+def check_same_start(cluster: Cluster, start_step: int, checksum: int) -> None:
     """Checks that all workers restored the same checkpoint.
 
     Args:
         cluster: The workers.
         start_step: Step of the checkpoint that this worker has restored; 0 for none.
+        checksum: Checksum of that checkpoint.
 
     Raises:
-        UserError: The step differs between workers.
+        UserError: The step or the checkpoint differs between workers.
     """
-    if cluster.disagreements({"step": str(start_step)}):
+    different = cluster.disagreements({"step": str(start_step), "checkpoint": str(checksum)})
+    if different:
+        what = "does not" if "step" in different else "from another checkpoint of that step"
         raise UserError(
-            f"this worker continues from step {start_step} and another one does not: all workers need "
-            "the same --root, on a file system that they share"
+            f"this worker continues from step {start_step} and another one {what}: all workers need "
+            "the same --root and --save, on a file system that they share"
         )

@@ -51,6 +51,9 @@ def read_tf_config(text: str) -> Workers:
     hosts = [host for name in TASKS for host in cluster.get(name, [])]
     if len(hosts) <= 1:
         return Workers(hosts, 0)
+    for key in ("type", "index"):  # which TensorFlow needs as well
+        if key not in task:
+            refuse(f"the task has no {key}")
     if kind not in cluster or not 0 <= index < len(cluster[kind]):
         refuse(f"there is no task {kind} {index}")
     before = len(cluster.get("chief", [])) if kind == "worker" else 0

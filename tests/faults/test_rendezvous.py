@@ -157,6 +157,30 @@ def test_one_that_is_killed_while_others_wait():
         assert f"worker 1 ({hosts[1]}: Connection refused) did not join" in line
 
 
+def test_one_that_is_started_again_while_others_wait(monkeypatch):
+    monkeypatch.setattr(rendezvous, "RETRY_SECONDS", 0.5)  # so that the chief leaves between asks
+    hosts = addresses(2)
+    # It hears the chief, but does not reach it, until it is started again.
+    script = f"""
+import socket
+from nvae_tf.training import rendezvous
+def refuse(*_): raise OSError("cannot be resolved")
+rendezvous.socket.create_connection = refuse
+rendezvous.wait_for_all({hosts!r}, 1, 60.0)
+"""
+    victim = subprocess.Popen([sys.executable, "-u", "-c", script], cwd=ROOT)
+    lines = []
+    chief = threading.Thread(target=lambda: lines.extend(meet([hosts], seconds=30.0)))
+    chief.start()
+    time.sleep(5.0)
+    victim.kill()
+    victim.communicate()
+    time.sleep(1.0)  # meanwhile the chief is refused there
+    lines += meet([hosts], seconds=10.0, numbers=(1,))
+    chief.join(60.0)
+    assert lines == [None, None]
+
+
 @pytest.mark.parametrize("behave", [silent, web_server, talkative, greeting])
 def test_another_program_at_a_workers_address(behave, monkeypatch):
     monkeypatch.setattr(rendezvous, "TALK_SECONDS", 1.0)
