@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "compression.md"
 SIZES = ["format", "each alone", "in one archive", "as one picture"]
 BITS = [
-    "", "payload, bits", "coded NELBO, bits", "ratio", "the model's own NELBO, bits",
+    "images", "payload, bits", "coded NELBO, bits", "ratio", "the model's own NELBO, bits",
     "payload to that", "initial bits", "header, checksums, final state",
 ]  # fmt: skip
 

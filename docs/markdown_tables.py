@@ -43,5 +43,6 @@ def write_tables(page: Path, tables: list[list[str]]) -> None:
         page: Path of the page.
         tables: As for `filled`.
     """
+    print("\n".join("\n".join([*table, ""]) for table in tables))  # first, as they took long
     write_text(page, filled(page.read_text(encoding="utf-8"), tables))
-    print("\n".join("\n".join([*table, ""]) for table in tables) + f"written: {page}")
+    print(f"written: {page}")
