@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Why a chain's coded NELBO may differ from the model's own: which draws bits-back coding pops.
 
-``python benchmarks/popped_draws.py runs/docs/photos --first 226 --count 60`` puts images onto one
+``python benchmarks/popped_draws.py runs/docs/photos --first 126 --count 60`` puts images onto one
 stack, with no latent left out: first as `nvae-compress` does, and then with the stack's bits exchanged
 for random ones before each image. It prints the NELBO of both beside the model's own, in nats per
 image, and for each group the standard deviation of the draws in units of their posterior's, which
