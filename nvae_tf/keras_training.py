@@ -273,8 +273,8 @@ class KerasTraining(tf_keras.Model):
             **options: As in Keras.
         """
         result = super().load_weights(filepath, **options)
-        if result is not None:  # in TensorFlow's format, whose warnings would list what is left over
-            result.expect_partial()
+        if result is not None:
+            result.expect_partial()  # so that TensorFlow does not list what is left over
         if self.fitting is not None and not str(filepath).endswith((".h5", ".keras")):
             self.fitting.weights_were_loaded(filepath)
         return result
