@@ -37,14 +37,14 @@ def check_rows(path: Path, rows: dict[str, RowNames]) -> None:
             ) from None
 
 
-def has_part(path: Path, part: str) -> bool:
+def has_part(prefix: Path | str, part: str) -> bool:
     """Whether a checkpoint holds values of one of the trainer's attributes.
 
     Args:
-        path: Folder of the checkpoint.
+        prefix: Path of the checkpoint's files, up to where their names differ.
         part: Name of the attribute.
     """
-    names = tf.train.load_checkpoint(str(path / PREFIX)).get_variable_to_shape_map()
+    names = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
     return any(name.startswith(f"trainer/{part}/") for name in names)
 
 

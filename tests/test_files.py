@@ -122,12 +122,17 @@ def test_where_folders_cannot_be_exchanged_nothing_is_lost_and_the_next_start_me
     assert content(folder) == NEW
 
 
-def test_a_checkpoint_that_a_killed_process_moved_aside_is_continued_from(recipe, tmp_path):
+def trainer_and_folder(recipe, path):
+    """A trainer of the recipe's model, and the folder of a run without checkpoints."""
     loaded = config.load(str(recipe))
     model = NVAE(loaded.model, catalog.get_dataset_info(loaded.data).image)
-    trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path)
     folder.checkpoints.mkdir()
+    return Trainer(model, loaded.train, total_steps=99, optimizer=Adamax()), folder
+
+
+def test_a_checkpoint_that_a_killed_process_moved_aside_is_continued_from(recipe, tmp_path):
+    trainer, folder = trainer_and_folder(recipe, tmp_path)
     checkpoints = CheckpointManager(folder, trainer, keep=2)
     trainer.optimizer.iterations.assign(7)
     path = checkpoints.save()
@@ -148,11 +153,7 @@ def test_a_checkpoint_that_a_killed_process_moved_aside_is_continued_from(recipe
 
 
 def test_a_damaged_newer_checkpoint_does_not_count_among_those_that_are_kept(recipe, tmp_path):
-    loaded = config.load(str(recipe))
-    model = NVAE(loaded.model, catalog.get_dataset_info(loaded.data).image)
-    trainer = Trainer(model, loaded.train, total_steps=99, optimizer=Adamax())
-    folder = RunFolder(tmp_path)
-    folder.checkpoints.mkdir()
+    trainer, folder = trainer_and_folder(recipe, tmp_path)
     for step in (10, 20, 30):
         trainer.optimizer.iterations.assign(step)
         CheckpointManager(folder, trainer, keep=3).save()

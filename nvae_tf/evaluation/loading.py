@@ -64,7 +64,7 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
         check_rows(path, {"model/row_names": model.row_names})
         # The optimiser's slots and the singular vectors are not read.
         _read(path, model=model, optimizer=tf.train.Checkpoint(iterations=step))
-        if config.train.ema_decay and has_part(path, "averages"):
+        if config.train.ema_decay and has_part(path / PREFIX, "averages"):
             _read(path, averages=tf.train.Checkpoint(stacks=model.trainable_variables))
 
     restore_newest(location.checkpoints, restore)

@@ -113,7 +113,7 @@ class CheckpointManager:
                     "so that the product stays"
                 )
             self._images_per_step.assign(expected)
-            if self._trainer.averages and not has_part(self._newest, "averages"):
+            if self._trainer.averages and not has_part(self._newest / PREFIX, "averages"):
                 self._trainer.averages.start()
             self._trainer.forget_bad_steps()
         return int(self._iterations.numpy())
@@ -146,7 +146,7 @@ class CheckpointManager:
             path,
             {"model/row_names": trainer.model.row_names, "kernel_names": trainer.kernel_names},
         )
-        without = tuple(part for part in OPTIONAL if not has_part(path, part))
+        without = tuple(part for part in OPTIONAL if not has_part(path / PREFIX, part))
         status = self._parts(without).read(str(path / PREFIX))
         # In this order, TensorFlow does not list what is left over if the check fails.
         status.expect_partial().assert_existing_objects_matched()

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import config as configuration
+from nvae_tf.checkpoint_files import has_part
 from nvae_tf.checks import check_count, checked_callbacks
 from nvae_tf.config import Config, TrainConfig, check_value
 from nvae_tf.config_keys import LARGEST_INT
@@ -94,6 +95,16 @@ class TrainingView:
         if self.trainer.averages:
             self.trainer.averages.start()
 
+    def weights_were_loaded(self, prefix) -> None:
+        """Starts moving averages anew that a file of weights in TensorFlow's format did not hold.
+
+        Args:
+            prefix: Prefix of the names of its files.
+        """
+        self.weights_were_set = True
+        if not has_part(prefix, "averages"):
+            self.follow_weights()
+
     def reset(self) -> None:
         """Does nothing; the command's means start anew by themselves."""
 
@@ -154,7 +165,7 @@ class Fitting(TrainingView):
             model, _without_annealing(self._settings), 1, NEVER, seed, optimizer=chosen
         )
         super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
-        self.follow_weights()
+        self.follow_weights()  # with the averages, which would begin as zeros
         self._needs_preparing, self._initialize = True, initialize
         self._drawn_vectors = trainer.spectral.left[0].numpy()
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
@@ -300,17 +311,6 @@ class Fitting(TrainingView):
             yield
         finally:
             self.trainer.epoch_sums.assign(sums)
-
-    def weights_were_loaded(self, prefix) -> None:
-        """Starts moving averages anew that a file of weights in TensorFlow's format did not hold.
-
-        Args:
-            prefix: Prefix of the names of its files.
-        """
-        self.weights_were_set = True
-        names = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
-        if not any(name.startswith("trainer/averages/") for name in names):
-            self.follow_weights()
 
     def training_callbacks(self, callbacks, verbose):
         """The callbacks of a `fit`: those given, a check for divergence, and a bar that shows means."""
