@@ -31,6 +31,7 @@ from nvae_tf.io.errors import UserError, one_line, short_message
 JOIN_SECONDS = 600  # how long workers wait for each other
 RETRY_SECONDS = 0.5
 TALK_SECONDS = 5.0  # time limit for a connection, and for each line
+CONFIRM_SECONDS = 60.0  # how long a worker that has been answered may stall before it confirms that
 FRESH_SECONDS = 15.0  # after which a worker that has met counts as gone unless it is heard again
 PATIENCE_SECONDS = 2.0  # time before this worker prints for whom it waits
 TELL_SECONDS = 5.0  # how long a worker that ends stays to say why
@@ -408,7 +409,8 @@ class _Meeting:
                         )
                     answer = self._message()
                 connection.sendall(answer.encode())
-                connection.settimeout(TALK_SECONDS)
+                # One that has heard "go" does not ask again, so its confirmation must not be missed.
+                connection.settimeout(CONFIRM_SECONDS if ours else TALK_SECONDS)
                 received = connection.recv(1) == RECEIVED
         except OSError:
             return

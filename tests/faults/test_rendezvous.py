@@ -181,6 +181,26 @@ rendezvous.wait_for_all({hosts!r}, 1, 60.0)
     assert lines == [None, None]
 
 
+def test_one_that_stalls_before_it_confirms(monkeypatch):
+    monkeypatch.setattr(rendezvous, "TALK_SECONDS", 1.0)  # the chief's
+    hosts = addresses(2)
+    script = f"""
+import time
+from nvae_tf.training import rendezvous
+judge = rendezvous._Meeting._judge
+def stall(meeting, number, question, line, answer):
+    judge(meeting, number, question, line, answer)
+    if answer and answer.state == rendezvous.GO:
+        time.sleep(3.0)
+rendezvous._Meeting._judge = stall
+rendezvous.wait_for_all({hosts!r}, 1, 60.0)
+time.sleep(1.0)  # as it goes on to train
+"""
+    worker = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    assert meet([hosts], seconds=30.0) == [None]
+    assert worker.wait(60.0) == 0
+
+
 @pytest.mark.parametrize("behave", [silent, web_server, talkative, greeting])
 def test_another_program_at_a_workers_address(behave, monkeypatch):
     monkeypatch.setattr(rendezvous, "TALK_SECONDS", 1.0)
