@@ -10,9 +10,12 @@ import tensorflow as tf
 from nvae_tf.data.catalog import DatasetInfo
 from nvae_tf.data.source import Source
 from nvae_tf.image_spec import ImageSpec
+from nvae_tf.io.machine import usable_cores
 
 # Streams of random numbers, each with its own seed.
 _ORDER, _FLIP, _CROP, _BINARIZE = range(4)
+
+PREFETCHED = 4  # batches that are made ahead
 
 
 def training_batches(
@@ -78,7 +81,7 @@ def training_batches(
 
     local_places = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
     examples = _map_in_parallel(local_places, example)
-    return examples.batch(part, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return prefetched(examples.batch(part, drop_remainder=True))
 
 
 def evaluation_batches(
@@ -112,7 +115,7 @@ def evaluation_batches(
         return (image, label) if with_labels else image
 
     examples = _map_in_parallel(tf.data.Dataset.range(len(source)), example)
-    return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return prefetched(examples.batch(batch_size))
 
 
 def validation_batches(
@@ -152,13 +155,24 @@ def validation_batches(
         return _evaluation_example(source, dataset.image, index, seed, num_bits)[0], index, weight
 
     examples = _map_in_parallel(tf.data.Dataset.range(num_batches * share), example)
-    return examples.batch(share // parts, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return prefetched(examples.batch(share // parts, drop_remainder=True))
 
 
 def _map_in_parallel(places: tf.data.Dataset, example) -> tf.data.Dataset:
     """Maps places to examples, without AutoGraph, whose conversion of our Python takes a second."""
     example = tf.autograph.experimental.do_not_convert(example)
-    return places.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    return places.map(example, num_parallel_calls=usable_cores())
+
+
+def prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Prefetches batches, without TensorFlow's tuning of data sets.
+
+    The tuning takes more time here than it gains, and its thread makes the end of an iterator, and so
+    of a training, wait for up to a minute.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(PREFETCHED).with_options(options)
 
 
 def _evaluation_example(

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import checks
+from nvae_tf.data.pipeline import prefetched
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.text import counted
 
@@ -60,7 +61,7 @@ class Batching:
         if steps is not None:
             places = places.repeat()
         batches = places.batch(size, drop_remainder=True).map(lambda rows: tf.gather(images, rows))
-        return batches.prefetch(tf.data.AUTOTUNE), steps or len(images) // size
+        return prefetched(batches), steps or len(images) // size
 
     def evaluation(self, x, batch_size: int | None, steps: int | None, sized: bool = False):
         """Batches for evaluation.
@@ -118,7 +119,7 @@ class Batching:
             return tf.gather(images, rows), rows, tf.cast(places <= last, tf.float32)
 
         batches = tf.data.Dataset.range(total).batch(size, drop_remainder=True).map(batch)
-        return batches.prefetch(tf.data.AUTOTUNE), steps
+        return prefetched(batches), steps
 
     def for_replicas(self, images):
         """Reorders the images of a step, of which each replica receives one contiguous part.
