@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import tensorflow as tf
+import tf_keras
 
 from nvae_tf import config as configuration
 from nvae_tf.checks import checked_callbacks
@@ -20,8 +21,9 @@ from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.model import NVAE
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training import run
-from nvae_tf.training.callbacks import Curves, Termination
+from nvae_tf.training.callbacks import Checkpoints, Curves, Termination
 from nvae_tf.training.cluster import Cluster, cluster_of, lost_workers
+from nvae_tf.training.fitting import check_callback
 
 # Keys that say where the images of a recipe are and how they are read.
 _OF_FILES = ("data", "image_size", "channels", "bits", "value_range", "alpha", "strict", "crop")
@@ -52,7 +54,9 @@ def load(path: str | Path) -> NVAE:
                 f"{given}: an export, which is a program with signatures and not an NVAE: load it "
                 f"with tf.saved_model.load({str(folder)!r}) (docs/serving.md), or name the run"
             )
-    return loading.load(str(path)).model
+    model = loading.load(str(path)).model
+    model.weights_were_given = True
+    return model
 
 
 def train(
@@ -118,10 +122,7 @@ def train(
     recipe, note = configuration.override(recipe, keys)
     callbacks = checked_callbacks(callbacks)
     for callback in callbacks:
-        if isinstance(callback, (Curves, Termination)):
-            raise UserError(
-                f"callbacks: {type(callback).__name__} is for fit; train does the same without it"
-            )
+        _check_callback_of_train(callback, path)
     cluster = cluster_of(tf.distribute.get_strategy())
     if own is None:
         check_data(recipe.data)
@@ -139,6 +140,19 @@ def train(
         start_from=start_from,
         xla_problem=probe(recipe.train.jit_compile, in_use=True),
     )
+
+
+def _check_callback_of_train(callback, folder: Path) -> None:
+    """Refuses callbacks that `train` cannot run, or whose work it does by itself."""
+    name = type(callback).__name__
+    saves = isinstance(callback, Checkpoints) and callback.folder.path == folder
+    if saves or isinstance(callback, (Curves, Termination)):
+        raise UserError(f"callbacks: {name} is for fit; train does the same without it")
+    if isinstance(callback, tf_keras.callbacks.BackupAndRestore):
+        raise UserError(
+            f"callbacks: {name} is for fit; train continues from its own checkpoints with resume=True"
+        )
+    check_callback(callback, sets_rate=False)
 
 
 def model_to_start_from(

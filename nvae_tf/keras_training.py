@@ -6,6 +6,7 @@ model itself, so `compile` and `export` import upwards, as nothing else in the p
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import checks
-from nvae_tf.io.errors import UserError, short_repr
+from nvae_tf.engine.weights import walk
+from nvae_tf.io.errors import UserError, short_message, short_repr
+from nvae_tf.io.files import write_error
 from nvae_tf.io.paths import user_path
 
 
@@ -24,9 +27,13 @@ class KerasTraining(tf_keras.Model):
     Attributes:
         fitting: The training set up by `compile` (`nvae_tf.training.fitting.Fitting`), None before; or
             a `TrainingView` while `nvae_tf.train` runs callbacks.
+        weights_were_given: Whether the weights were loaded, set or trained, so that no batch of images
+            may initialise them (``res_elu`` only).
     """
 
     fitting: Any = None
+    weights_were_given = False
+    _training_to_load: str | None = None  # prefix of files that also hold the state of training
 
     def compile(
         self,
@@ -48,23 +55,28 @@ class KerasTraining(tf_keras.Model):
             steps_per_execution: Number of training steps per call of the graph. With several replicas,
                 a few dozen keep TensorFlow's record of exchanges small.
             initialize_from_data: Whether the first batch initialises convolutions that ask for it
-                (``res_elu`` only); pass False if the weights were loaded.
+                (``res_elu`` only), unless weights were loaded, set or trained before.
             **settings: Keys of `TrainConfig` that concern the step: objective, schedule, moving
                 averages and compilation. The number of epochs is an argument of `fit`, precision one of
                 `NVAE`, and files are written by callbacks.
 
         Raises:
             ConfigError: A key or its value is not allowed.
-            UserError: `optimizer` is not an optimiser, or cannot be used here.
+            UserError: `optimizer` is not an optimiser, or cannot be used here; or parts of the model
+                are frozen.
         """
         from nvae_tf.training.fitting import Fitting
 
         checks.check_count("steps_per_execution", steps_per_execution)
         checks.check_flag("initialize_from_data", initialize_from_data)
+        _check_frozen(self)
         with self.distribute_strategy.scope():
             self.fitting = Fitting(self, optimizer, seed, initialize_from_data, settings)
             # Without metrics, so that Keras does not warn about the weights of images (0 for padding).
             super().compile(steps_per_execution=steps_per_execution, weighted_metrics=[])
+        prefix = self._training_to_load
+        if prefix is not None and tf.io.gfile.exists(f"{prefix}.index"):
+            self.load_weights(prefix)
 
     @property
     def optimizer(self):
@@ -152,12 +164,13 @@ class KerasTraining(tf_keras.Model):
                 )
             except UserError as error:
                 raise UserError(f"validation_data: {error}") from None
+        callbacks = fitting.training_callbacks(callbacks, verbose)
         if fitting.plan(batches, epochs, initial_epoch, steps):
             self.train_function = None
         fitting.prepare(batches)
-        callbacks = fitting.training_callbacks(callbacks, verbose)
         self._eval_data_handler = None  # Keras keeps that of a call which ended with an error
-        with fitting.running(callbacks):
+        # Keras lets the last call of an epoch take fewer steps, and keeps that if training stops there.
+        with fitting.running(callbacks), self._steps_in_a_call_kept():
             return super().fit(
                 fitting.batching.for_replicas(batches),
                 epochs=epochs,
@@ -193,7 +206,7 @@ class KerasTraining(tf_keras.Model):
         fitting = self._require_fitting()
         fitting.batching.check(x)
         fitting.prepare([x])
-        with fitting.running(), self._one_step_in_a_call():
+        with fitting.running(), self._steps_in_a_call_kept(1):
             x = fitting.batching.for_replicas(tf.cast(x, tf.float32))
             values = super().train_on_batch(x, reset_metrics=reset_metrics, return_dict=return_dict)
         fitting.check_divergence()
@@ -237,7 +250,7 @@ class KerasTraining(tf_keras.Model):
             x, steps = fitting.batching.evaluation(x, batch_size, steps)
             callbacks = fitting.evaluation_callbacks(callbacks, verbose)
         # Several steps in a call would need a data set that knows its size.
-        with self._one_step_in_a_call(), fitting.keeping_training_means():
+        with self._steps_in_a_call_kept(1), fitting.keeping_training_means():
             scores = super().evaluate(
                 x,
                 verbose=verbose,
@@ -258,6 +271,7 @@ class KerasTraining(tf_keras.Model):
         """Assigns weights; if any of them changes, the moving averages start anew from them."""
         before = self.get_weights() if self.fitting is not None else []
         super().set_weights(weights)
+        self.weights_were_given, self._training_to_load = True, None
         same = map(np.array_equal, before, self.get_weights())
         if self.fitting is not None and not all(same):
             self.fitting.follow_weights()
@@ -265,23 +279,39 @@ class KerasTraining(tf_keras.Model):
     def load_weights(self, filepath, **options):
         """Reads what `save_weights` wrote.
 
-        Files in TensorFlow's format also hold the state of training; moving averages that a file does
-        not hold start anew from the weights.
+        Files in TensorFlow's format also hold the state of training, which a model that is not compiled
+        yet takes from them when it is compiled. Moving averages that a file does not hold start anew
+        from the weights.
 
         Args:
             filepath: The path that was given to `save_weights`.
             **options: As in Keras.
+
+        Raises:
+            UserError: There is no such file, or it cannot be read.
         """
-        result = super().load_weights(filepath, **options)
+        try:
+            result = super().load_weights(filepath, **options)
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(
+                f"{filepath}: cannot be read as weights ({short_message(error)})"
+            ) from None
+        self.weights_were_given, self._training_to_load = True, None
         if result is not None:
             result.expect_partial()  # so that TensorFlow does not list what is left over
-        if self.fitting is not None and not str(filepath).endswith((".h5", ".keras")):
+        if str(filepath).endswith((".h5", ".keras")):
+            return result
+        if self.fitting is not None:
             self.fitting.weights_were_loaded(filepath)
+            self.weights_were_given = int(self.fitting.trainer.optimizer.iterations.numpy()) > 0
+        else:
+            self._training_to_load = str(filepath)
         return result
 
     def load_own_variables(self, store):
         """Reads weights from a ``.keras`` or ``.weights.h5`` file; moving averages start anew."""
         super().load_own_variables(store)
+        self.weights_were_given, self._training_to_load = True, None
         if self.fitting is not None:
             self.fitting.follow_weights()
 
@@ -298,9 +328,9 @@ class KerasTraining(tf_keras.Model):
         """
         for name in ("batch_size", "steps"):
             checks.check_count(name, options.get(name), optional=True)
-        if isinstance(x, (np.ndarray, tf.Tensor)):
+        if checks.is_array(x):
             checks.check_images(x, self.image)
-            x = tf.cast(x, tf.float32) if tf.is_tensor(x) else x
+            x = x if isinstance(x, np.ndarray) else tf.cast(x, tf.float32)
         elif not isinstance(x, tf.distribute.DistributedDataset):
             x, _ = checks.images_of_dataset(x, self.image)
             checks.check_ends(x, options.get("steps"))
@@ -308,8 +338,13 @@ class KerasTraining(tf_keras.Model):
             options["callbacks"] = checks.checked_callbacks(options["callbacks"])
         if self.fitting is None:
             return super().predict(x, **options)
-        with self.fitting.trainer.averaged_weights():
+        # Several batches in a call would need a data set that knows its size.
+        with self._steps_in_a_call_kept(1), self.fitting.trainer.averaged_weights():
             return super().predict(x, **options)
+
+    def predict_on_batch(self, x):
+        """Reconstructs one batch as `predict` does."""
+        return self.predict(x, batch_size=checks.batch_of(x) or 1, verbose=0)
 
     # Keras would have AutoGraph convert all of the model's Python, which takes longer than tracing it.
     @tf.autograph.experimental.do_not_convert
@@ -353,11 +388,12 @@ class KerasTraining(tf_keras.Model):
             **options: As in Keras.
 
         Raises:
-            UserError: The path does not end in ``.keras``, or its folder does not exist.
+            UserError: The path does not end in ``.keras``, its folder does not exist, or the file
+                cannot be written, which leaves an earlier one as it was.
         """
         check_model_name(filepath)
-        _check_parent(filepath)
-        super().save(filepath, overwrite=overwrite, **options)
+        with _replacing(filepath, overwrite) as temporary:
+            super().save(temporary, **options)
 
     def save_weights(self, filepath, overwrite: bool = True, **options):
         """Writes the weights for `load_weights`; in TensorFlow's format also the state of training.
@@ -370,12 +406,18 @@ class KerasTraining(tf_keras.Model):
 
         Raises:
             UserError: The path has the ending of another format, ``.h5``, ``.hdf5`` or ``.keras``; or
-                its folder does not exist.
+                its folder does not exist; or a file cannot be written, which leaves an earlier one as
+                it was.
         """
         check_weights_name(filepath)
-        if str(filepath).endswith(".h5"):  # for the other format TensorFlow makes it
-            _check_parent(filepath)
-        super().save_weights(filepath, overwrite=overwrite, **options)
+        if str(filepath).endswith(".h5"):
+            with _replacing(filepath, overwrite) as temporary:
+                super().save_weights(temporary, **options)
+            return
+        try:
+            super().save_weights(filepath, overwrite=overwrite, **options)
+        except (tf.errors.OpError, OSError) as error:
+            raise write_error(filepath, error) from None
 
     def export(self, filepath) -> Path:
         """Writes a SavedModel that needs only TensorFlow, with the signatures of docs/serving.md.
@@ -416,10 +458,14 @@ class KerasTraining(tf_keras.Model):
         return children
 
     @contextlib.contextmanager
-    def _one_step_in_a_call(self):
-        """Sets `steps_per_execution` to 1 until the block ends."""
+    def _steps_in_a_call_kept(self, meanwhile: int | None = None):
+        """Gives `steps_per_execution` its present value back at the end of the block.
+
+        Args:
+            meanwhile: Its value in the block; default: the present one.
+        """
         count = int(self._steps_per_execution.numpy())
-        self._steps_per_execution.assign(1)
+        self._steps_per_execution.assign(meanwhile or count)
         try:
             yield
         finally:
@@ -451,11 +497,40 @@ def check_model_name(filepath) -> None:
         )
 
 
-def _check_parent(filepath) -> None:
-    """Refuses a file in a folder that does not exist."""
-    parent = os.path.dirname(filepath) or "."
-    if not tf.io.gfile.isdir(parent):
+@contextlib.contextmanager
+def _replacing(filepath, overwrite: bool):
+    """Yields a path to write a file to, which then replaces `filepath`, or is removed after a failure.
+
+    Raises:
+        UserError: The folder does not exist, `filepath` exists and `overwrite` is false, or the file
+            cannot be written.
+    """
+    parent, name = os.path.split(os.fspath(filepath))
+    if not tf.io.gfile.isdir(parent or "."):
         raise UserError(f"{filepath}: there is no folder {parent}; make it first")
+    if not overwrite and tf.io.gfile.exists(filepath):
+        raise UserError(f"{filepath}: exists already")
+    # With the name's end, by which Keras knows the format.
+    temporary = os.path.join(parent, f".{secrets.token_hex(4)}.{name}")
+    try:
+        yield temporary
+        tf.io.gfile.rename(temporary, os.fspath(filepath), overwrite=True)
+    except (tf.errors.OpError, OSError) as error:
+        raise write_error(filepath, error) from None
+    finally:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+
+
+def _check_frozen(model) -> None:
+    """Refuses a model of which only parts are frozen, since the weights of a shape share a variable."""
+    for path, part in walk(model):
+        frozen = isinstance(part, tf_keras.layers.Layer) and not part.trainable
+        if frozen and model.trainable:
+            raise UserError(
+                f"{path}: trainable is False; parts of an NVAE cannot be frozen, since all weights of "
+                "a shape share a variable"
+            )
 
 
 def check_weights_name(filepath) -> None:

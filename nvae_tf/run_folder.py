@@ -44,7 +44,7 @@ class RunFolder:
         Raises:
             UserError: The folder holds a run and `resume` is not set.
         """
-        if self.config_file.exists() and not resume:
+        if not resume and (self.config_file.exists() or self.list_checkpoints()):
             raise UserError(
                 f"{self.path} holds a run already: continue it (--cont_training; resume=True of "
                 "nvae_tf.train), or choose another folder (--save)"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -296,6 +297,141 @@ def test_moving_averages_begin_at_the_weights_and_follow_loaded_ones(digits, tmp
         assert model.evaluate(digits[1], verbose=0)["nelbo"] == expected
 
 
+def test_weights_that_are_loaded_before_compile_bring_the_state_of_training(trained, tmp_path):
+    model, *_ = trained
+    model.save_weights(tmp_path / "weights")
+    image = nvae_tf.ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+    other = nvae_tf.NVAE(image=image, **SMALL)
+    other.load_weights(tmp_path / "weights")
+    other.compile(jit_compile="off", ema_decay=0.5)
+    assert int(other.optimizer.iterations) == int(model.optimizer.iterations) > 0
+    trainers = model.fitting.trainer, other.fitting.trainer
+    for one, two in zip(*(trainer.averages.stacks for trainer in trainers), strict=True):
+        np.testing.assert_array_equal(one, two)
+    other.set_weights([0 * value for value in other.get_weights()])
+    other.compile(jit_compile="off")
+    assert not any(value.any() for value in other.get_weights())
+
+
+def test_files_that_cannot_be_written_leave_the_earlier_ones(trained, tmp_path):
+    model, *_ = trained
+    files = [tmp_path / "model.keras", tmp_path / "model.weights.h5"]
+    model.save(files[0])
+    model.save_weights(files[1])
+    before = [file.read_bytes() for file in files]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a disk that is full
+    try:
+        for file, save in zip(files, (model.save, model.save_weights), strict=True):
+            with pytest.raises(UserError, match=f"{file.name}: cannot be written") as error:
+                save(file)
+            assert "\n" not in str(error.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.read_bytes() for file in files] == before
+    assert set(tmp_path.iterdir()) == set(files)
+    with pytest.raises(UserError, match="exists already"):
+        model.save(files[0], overwrite=False)
+
+
+def test_batches_of_unknown_number_are_predicted(digits):
+    model, images = new_model(steps_per_execution=4, ema_decay=0.5), digits[1][:10]
+    unknown = dataset_of(images, 3).filter(lambda _: True)
+    expected = model.predict(images, verbose=0)
+    np.testing.assert_allclose(model.predict(unknown, verbose=0), expected, atol=1e-6)
+    np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
+    np.testing.assert_allclose(model.predict(tf.Variable(images), verbose=0), expected, atol=1e-6)
+    for average in model.fitting.trainer.averages.stacks:
+        average.assign(0.9 * average)
+    averaged = model.predict_on_batch(images)
+    assert np.abs(averaged - expected).max() > 1e-4
+    np.testing.assert_allclose(averaged, model.predict(images, verbose=0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_callbacks_serve_one_model_each(digits, tmp_path):
+    folder, (train, test) = tmp_path / "run", digits
+    ours = nvae_tf.callbacks
+    callbacks = [ours.Checkpoints(folder), ours.Pictures(tmp_path / "pictures", test)]
+    model, options = new_model(), dict(batch_size=200, verbose=0)
+    model.save_weights(tmp_path / "start")
+    model.fit(train, callbacks=callbacks, **options)
+    first = (tmp_path / "pictures" / "reconstructions.png").read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        new_model().fit(train, callbacks=callbacks, **options)
+    other = new_model(learning_rate=1e-3, learning_rate_min=1e-4)
+    other.fit(train, callbacks=callbacks[1:], **options)
+    assert (tmp_path / "pictures" / "reconstructions.png").read_bytes() != first
+    model.load_weights(tmp_path / "start")
+    with pytest.raises(UserError, match="step-3: is of a later step than the 0 of this training"):
+        model.fit(train, callbacks=callbacks, **options)
+
+
+@pytest.mark.slow
+def test_termination_serves_several_trainings(digits):
+    termination, epochs = nvae_tf.callbacks.Termination(), []
+    stop = tf_keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    model, options = new_model(), dict(batch_size=200, verbose=0)
+    model.fit(digits[0], callbacks=[stop, termination], **options)
+    assert termination.stopped and int(model.optimizer.iterations) == 1
+    count = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
+    model.fit(digits[0], epochs=2, callbacks=[termination, count], **options)
+    assert epochs == [0, 1] and not termination.stopped
+
+
+@pytest.mark.slow
+def test_a_refused_fit_changes_nothing_and_skipped_steps_are_saved(digits, tmp_path):
+    model = new_model(skip_gradient_norm=1e-9)
+    with pytest.raises(UserError, match="callbacks: 3 is not allowed"):
+        model.fit(digits[0], epochs=100, callbacks=[3])
+    assert model.train_on_batch(digits[0][:50], return_dict=True)["beta"] == 1.0
+    callbacks = [nvae_tf.callbacks.Checkpoints(tmp_path / "run")]
+    model.fit(digits[0][:100], batch_size=50, callbacks=callbacks, verbose=0)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-3"]
+
+
+@pytest.mark.slow
+def test_averages_that_a_restored_checkpoint_lacks_start_from_its_weights(digits, tmp_path):
+    model = new_model()
+    model.train_on_batch(digits[0][:50])
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    other, seen = new_model(ema_decay=0.999), []
+
+    def compare(batch, logs):
+        seen.append(
+            [
+                np.array_equal(a, w)
+                for a, w in zip(
+                    other.fitting.trainer.averages.stacks, other.trainable_variables, strict=True
+                )
+            ]
+        )
+
+    look = tf_keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: tf.train.Checkpoint(model=other).read(path).expect_partial(),
+        on_train_batch_begin=compare,
+    )
+    other.fit(digits[0][:50], batch_size=50, callbacks=[look], verbose=0)
+    assert all(seen[0])
+
+
+@pytest.mark.slow
+def test_compiling_again_leaves_weights_that_were_initialised_from_data(digits):
+    image = nvae_tf.ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+    model = nvae_tf.NVAE(image=image, arch_instance="res_elu", **SMALL)
+    model.compile(jit_compile="off")
+    drawn = model.get_weights()
+    model.train_on_batch(digits[0][:100])
+    before = model.get_weights()
+    assert max(np.abs(a - b).max() for a, b in zip(drawn, before, strict=True)) > 0.1
+    model.compile(learning_rate=1e-9, learning_rate_min=1e-10, jit_compile="off")
+    model.train_on_batch(digits[0][100:200])
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_an_evaluation_within_an_epoch_leaves_the_means_of_training(digits):
     plain, scored = new_model(), new_model()
@@ -527,6 +663,17 @@ def untrained():
     return new_model()
 
 
+def compiled_twice(optimizer):
+    model = new_model(optimizer)
+    model.compile(optimizer, jit_compile="off")
+
+
+def with_frozen_stem():
+    model = new_model()
+    model.stem.trainable = False
+    model.compile()
+
+
 def dataset_of(images, size=50):
     return tf.data.Dataset.from_tensor_slices(images).batch(size)
 
@@ -600,6 +747,15 @@ def dataset_of(images, size=50):
         (lambda m, x: m.fit(x, callbacks=tf_keras.callbacks.ModelCheckpoint("a")), "^a: expected a na"),
         (lambda m, x: m.fit(x, callbacks=tf_keras.callbacks.ReduceLROnPlateau("nelbo")),
          "callbacks: ReduceLROnPlateau changes the learning rate"),
+        (lambda m, x: m.fit(x, callbacks=tf_keras.callbacks.EarlyStopping()),
+         'EarlyStopping monitors val_loss, which is not reported; expected monitor="val_nelbo"'),
+        (lambda m, x: m.fit(x, callbacks=tf_keras.callbacks.ModelCheckpoint(
+            "a.keras", save_best_only=True)), "ModelCheckpoint monitors val_loss"),
+        (lambda m, x: m.load_weights("nowhere/w"), "^nowhere/w: cannot be read as weights"),
+        (lambda m, x: m.load_weights("nowhere.weights.h5"), "^nowhere.weights.h5: cannot be read as"),
+        (lambda m, x: compiled_twice(tf_keras.optimizers.SGD(1e-4, clipnorm=1.0)),
+         "optimizer: this SGD has slots for the weights of an earlier compile; make a new one"),
+        (lambda m, x: with_frozen_stem(), "^stem: trainable is False; parts of an NVAE cannot be"),
         (lambda m, x: new_model(loss="mse"), "loss: is not a key of compile: the loss is the model's"),
         (lambda m, x: new_model(steps_per_execution=1.5), "steps_per_execution: 1.5 is not allowed"),
         (lambda m, x: new_model(seed=2**31), "seed: 2147483648 is not allowed; expected"),

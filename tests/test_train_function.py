@@ -182,6 +182,12 @@ def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_p
     assert not (tmp_path / "a" / "config.yaml").exists()
 
 
+def folder_of_checkpoints():
+    """The folder of a run whose configuration somebody removed."""
+    Path("removed/checkpoints/step-5").mkdir(parents=True)
+    return "removed"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -196,6 +202,31 @@ def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_p
             lambda c, d: nvae_tf.train(c, d, [nvae_tf.callbacks.Termination()], image=BINARY),
             "Termination is for fit",
         ),
+        (
+            lambda c, d: nvae_tf.train(
+                c, d, [tf_keras.callbacks.BackupAndRestore("backup")], image=BINARY
+            ),
+            "BackupAndRestore is for fit; train continues from its own checkpoints with resume=True",
+        ),
+        (
+            lambda c, d: nvae_tf.train(
+                c, d, [tf_keras.callbacks.LearningRateScheduler(lambda e: 0.1)], image=BINARY
+            ),
+            "LearningRateScheduler changes the learning rate of an optimiser of Keras in fit",
+        ),
+        (
+            lambda c, d: nvae_tf.train(
+                c, d, [tf_keras.callbacks.ModelCheckpoint("a.h5", save_weights_only=True)]
+            ),
+            "^a.h5: expected a name that ends in .weights.h5",
+        ),
+        (
+            lambda c, d: nvae_tf.train(
+                c, d, [nvae_tf.callbacks.Checkpoints("run")], folder="run", image=BINARY
+            ),
+            "Checkpoints is for fit",
+        ),
+        (lambda c, d: nvae_tf.train(c, d, folder=folder_of_checkpoints()), "holds a run already"),
         (lambda c, d: nvae_tf.train(c, d[0]), "dataset: of type ndarray; expected a pair"),
         (lambda c, d: nvae_tf.train(c, d, likelihood="official"), "official .* for 1 channels"),
         (

@@ -66,7 +66,7 @@ class Callback(tf_keras.callbacks.Callback):
 class Checkpoints(Callback):
     """Saves everything that training changes to the folder of a run, which `nvae_tf.load` can read.
 
-    It saves at the end of each epoch and of training, and in between as `save_every` says, but not
+    It saves at the end of each epoch and of training, and in between as `save_every` says, but then not
     while steps are being skipped. At the end of training it saves the weights that other callbacks have
     left, such as the best ones.
 
@@ -90,18 +90,30 @@ class Checkpoints(Callback):
     def on_train_begin(self, logs=None):
         """Makes the folder, and writes the configuration and the description of the images."""
         model, trainer, config = self.model, self.trainer, _config(self.model)
+        continues = self._files is not None and self._files.trainer is trainer
         with cluster_of(model.distribute_strategy).agreement():
-            if self.is_chief and self._files is None:
+            if self.is_chief and not continues:
                 self.folder.check(config, resume=False)
             if self.is_chief:
+                self._check_newest(int(trainer.optimizer.iterations.numpy()))
                 self.folder.create(config, model.image)
         # On every worker, because it creates a variable.
         self._files = CheckpointManager(self.folder, trainer, self.keep, self.save_every)
         self.model.fitting.weights_were_set = False
 
+    def _check_newest(self, step: int) -> None:
+        """Refuses a training that begins before the newest checkpoint, which would hide those of it."""
+        newest = self.folder.list_checkpoints()[:1]
+        if newest and int(newest[0].name.removeprefix("step-")) > step:
+            raise UserError(
+                f"{newest[0]}: is of a later step than the {step} of this training; save to another "
+                "folder"
+            )
+
     def on_train_batch_end(self, batch, logs=None):
         """Saves a checkpoint if one is due after the latest steps."""
-        if self._files.due(self.step, self.model.fitting.count):
+        due = self._files.due(self.step, self.model.fitting.count)
+        if due and not self.trainer.consecutive_skips.numpy():
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -113,7 +125,7 @@ class Checkpoints(Callback):
         self._save(again=self.model.fitting.weights_were_set)
 
     def _save(self, again=False):
-        if self.is_chief and not self.trainer.consecutive_skips.numpy():
+        if self.is_chief and not self.trainer.diverged:
             self._files.save(again)
 
 
@@ -150,7 +162,8 @@ class Pictures(Callback):
         self.model.fitting.weights_were_set = False
         check_images(self.images, self.model.image)
         with cluster_of(self.model.distribute_strategy).agreement():
-            if self.is_chief and self._pictures is None:
+            if self.is_chief and (self._pictures is None or self._pictures.model is not self.model):
+                self._drawn_at = -1
                 writer = curves.make_writer(self.folder, "train")
                 self._pictures = reports.PictureWriter(
                     self.folder, writer, self.model, self.images, self.seed
@@ -254,6 +267,7 @@ class Termination(Callback):
 
     def on_train_begin(self, logs=None):
         """Begins to watch for SIGTERM."""
+        self.stopped, self._signal = False, TerminationSignal()
         self._cluster = cluster_of(self.model.distribute_strategy)
         self._signal.__enter__()
 

@@ -39,7 +39,7 @@ class CheckpointManager:
         save_every: str = "10m",
         images_per_step: int = 0,
     ):
-        self.folder, self.keep, self._trainer = folder, keep, trainer
+        self.folder, self.keep, self.trainer = folder, keep, trainer
         self._iterations = trainer.optimizer.iterations
         minutes = save_every.endswith("m")
         self._every_steps = None if minutes else int(save_every)
@@ -113,9 +113,9 @@ class CheckpointManager:
                     "so that the product stays"
                 )
             self._images_per_step.assign(expected)
-            if self._trainer.averages and not has_part(self._newest / PREFIX, "averages"):
-                self._trainer.averages.start()
-            self._trainer.forget_bad_steps()
+            if self.trainer.averages and not has_part(self._newest / PREFIX, "averages"):
+                self.trainer.averages.start()
+            self.trainer.forget_bad_steps()
         return int(self._iterations.numpy())
 
     @property
@@ -132,7 +132,7 @@ class CheckpointManager:
         Args:
             without: Names of the trainer's attributes to leave out.
         """
-        children = tf.train.TrackableView(self._trainer).children(self._trainer)
+        children = tf.train.TrackableView(self.trainer).children(self.trainer)
         trainer = {name: part for name, part in children.items() if name not in without}
         return tf.train.Checkpoint(
             trainer=tf.train.Checkpoint(**trainer),
@@ -141,7 +141,7 @@ class CheckpointManager:
 
     def _read(self, path: Path) -> None:
         """Reads a checkpoint. Optional parts are read only if it and this run both have them."""
-        trainer = self._trainer
+        trainer = self.trainer
         check_rows(
             path,
             {"model/row_names": trainer.model.row_names, "kernel_names": trainer.kernel_names},

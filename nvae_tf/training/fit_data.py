@@ -254,6 +254,6 @@ class Batching:
                 "0 or 1: binarise them, images > 0.5 for example"
                 if image.binary
                 else f"multiples of 1/{last}, the levels of {bits} bits: "
-                f"np.round(images * {last}) / {last} for example"
+                f"np.round(images.astype('float32') * {last}) / {last} for example"
             )
             raise UserError(f"images: values between levels; expected {advice}")

@@ -22,6 +22,7 @@ from nvae_tf.training import reports
 from nvae_tf.training.callbacks import Callback, Divergence
 from nvae_tf.training.fit_data import Batching
 from nvae_tf.training.optimizer_choice import as_optimizer
+from nvae_tf.training.optimizers import MovingAverage
 from nvae_tf.training.schedules import WarmupCosineByEpoch
 from nvae_tf.training.steps import (
     Steps,
@@ -104,6 +105,11 @@ class TrainingView:
         self.weights_were_set = True
         if not has_part(prefix, "averages"):
             self.follow_weights()
+        else:
+            self.averages_were_restored()
+
+    def averages_were_restored(self) -> None:
+        """Does nothing; in the command, checkpoints are restored before this object is made."""
 
     def reset(self) -> None:
         """Does nothing; the command's means start anew by themselves."""
@@ -165,9 +171,9 @@ class Fitting(TrainingView):
             model, _without_annealing(self._settings), 1, NEVER, seed, optimizer=chosen
         )
         super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
+        self._averages_at_start: np.ndarray | None = None  # the smallest stack of the averages
         self.follow_weights()  # with the averages, which would begin as zeros
         self._needs_preparing, self._initialize = True, initialize
-        self._drawn_vectors = trainer.spectral.left[0].numpy()
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
         self._sums: list = []  # of the batches of an evaluation
         self.batching = Batching(model, replicas, self._settings.accumulate_steps, seed)
@@ -213,11 +219,34 @@ class Fitting(TrainingView):
         self._planned = (total, steps_per_epoch)
         return True
 
+    def read_step(self) -> None:
+        """Takes the number of steps from the optimiser, which a checkpoint may have set.
+
+        If the checkpoint held no moving averages, they start anew from the weights.
+        """
+        before, start = self.step, self._averages_at_start
+        super().read_step()
+        if self.trainer.averages and self.step != before and start is not None:
+            if np.array_equal(_smallest(self.trainer.averages), start):
+                self.trainer.averages.start()
+            self.averages_were_restored()
+
+    def follow_weights(self) -> None:
+        """Starts the moving averages anew, after the model's weights were replaced."""
+        super().follow_weights()
+        if self.trainer.averages:
+            self._averages_at_start = _smallest(self.trainer.averages)
+
+    def averages_were_restored(self) -> None:
+        """Records that the moving averages have values of their own."""
+        self._averages_at_start = None
+
     def prepare(self, batches) -> None:
         """Initialises what depends on data, and the singular vectors.
 
-        Does nothing the second time, or where the state of a training has been restored. A training
-        that diverged is given another chance, since its weights may have been replaced.
+        Does nothing the second time, or where the state of a training has been restored. Weights that
+        were loaded, set or trained before `compile` are not initialised from data. A training that
+        diverged is given another chance, since its weights may have been replaced.
 
         Args:
             batches: Batches of images; the first one may be read.
@@ -228,8 +257,10 @@ class Fitting(TrainingView):
         if self.trainer.diverged:
             with self.strategy.scope():
                 self.trainer.forget_bad_steps()
-        if self._needs_preparing and not self._restored():
-            looks = self._initialize and self.model.needs_data_initialization
+        restored = int(self.trainer.optimizer.iterations.numpy()) > 0
+        if self._needs_preparing and not restored:
+            looks = self.model.needs_data_initialization and not self.model.weights_were_given
+            looks = looks and self._initialize
             with self.strategy.scope():
                 if looks and isinstance(batches, tf.distribute.DistributedDataset):
                     raise UserError(
@@ -240,12 +271,7 @@ class Fitting(TrainingView):
                     self.trainer.prepare(next(iter(batches)))
                 else:
                     self.trainer.warm_up_spectral_norms()
-        self._needs_preparing = False
-
-    def _restored(self) -> bool:
-        """Whether the state of a training was loaded: the singular vectors are not those drawn."""
-        vectors = self.trainer.spectral.left[0].numpy()
-        return not np.array_equal(vectors, self._drawn_vectors)
+        self._needs_preparing, self.model.weights_were_given = False, True
 
     @contextlib.contextmanager
     def running(self, callbacks=()):
@@ -316,7 +342,7 @@ class Fitting(TrainingView):
         """The callbacks of a `fit`: those given, a check for divergence, and a bar that shows means."""
         callbacks = checked_callbacks(callbacks)
         for callback in getattr(callbacks, "callbacks", callbacks):
-            self._check_callback(callback)
+            check_callback(callback, sets_rate=hasattr(self.given_optimizer, "lr"))
         if isinstance(callbacks, tf_keras.callbacks.CallbackList):
             if not any(isinstance(callback, Divergence) for callback in callbacks.callbacks):
                 look = Divergence()
@@ -329,19 +355,6 @@ class Fitting(TrainingView):
             callbacks = [*callbacks, Divergence()]
         return _with_bar(callbacks, verbose)
 
-    def _check_callback(self, callback) -> None:
-        """Refuses, before the first step, callbacks of Keras that would fail after the first epoch."""
-        kinds, name = tf_keras.callbacks, type(callback).__name__
-        if isinstance(callback, kinds.ModelCheckpoint):
-            check = check_weights_name if callback.save_weights_only else check_model_name
-            check(callback.filepath)
-        sets_rate = isinstance(callback, (kinds.LearningRateScheduler, kinds.ReduceLROnPlateau))
-        if sets_rate and not hasattr(self.given_optimizer, "lr"):
-            raise UserError(
-                f"callbacks: {name} changes the learning rate of an optimiser of Keras; compile with "
-                "one, tf_keras.optimizers.Adamax(1e-3) for example, or use the keys of our schedule"
-            )
-
     def evaluation_callbacks(self, callbacks, verbose):
         """The callbacks of an `evaluate`: those given, and a bar that shows means."""
         callbacks = checked_callbacks(callbacks)
@@ -351,6 +364,42 @@ class Fitting(TrainingView):
         if self._schedule is None:
             return tf.constant(self._settings.learning_rate, tf.float32)
         return self._schedule(steps)
+
+
+def _smallest(averages: MovingAverage) -> np.ndarray:
+    """The values of the smallest stack of moving averages."""
+    return min(averages.values(), key=lambda value: value.shape.num_elements()).numpy()
+
+
+def check_callback(callback, sets_rate: bool) -> None:
+    """Refuses, before the first step, callbacks of Keras that would fail or do nothing later.
+
+    Args:
+        callback: The callback.
+        sets_rate: Whether callbacks can set the learning rate.
+
+    Raises:
+        UserError: It writes a file of a name that is not allowed, monitors a value that is not
+            reported, or sets the learning rate where that is not possible.
+    """
+    kinds, name = tf_keras.callbacks, type(callback).__name__
+    monitors = isinstance(callback, (kinds.EarlyStopping, kinds.ReduceLROnPlateau))
+    if isinstance(callback, kinds.ModelCheckpoint):
+        check = check_weights_name if callback.save_weights_only else check_model_name
+        check(callback.filepath)
+        monitors = callback.save_best_only
+    if monitors and callback.monitor == "val_loss":
+        raise UserError(
+            f"callbacks: {name} monitors val_loss, which is not reported; "
+            'expected monitor="val_nelbo" for example'
+        )
+    if not sets_rate and isinstance(
+        callback, (kinds.LearningRateScheduler, kinds.ReduceLROnPlateau)
+    ):
+        raise UserError(
+            f"callbacks: {name} changes the learning rate of an optimiser of Keras in fit; compile "
+            "with one, tf_keras.optimizers.Adamax(1e-3) for example, or use the keys of our schedule"
+        )
 
 
 def _checked(settings: dict[str, Any], precision: str) -> TrainConfig:

@@ -7,7 +7,7 @@ import tf_keras
 
 from nvae_tf.config import BUILT_IN_OPTIMIZERS
 from nvae_tf.engine.state import TensorState
-from nvae_tf.io.errors import ConfigError
+from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.training.optimizers import Optimizer
 
 # Keras's element-wise optimisers, whose update of a number depends only on that number's own history.
@@ -56,7 +56,11 @@ class KerasOptimizer(Optimizer):
         )
 
     def build(self, variables) -> None:
-        """Creates the optimiser's slots and, unless it is element-wise, a variable for each weight."""
+        """Creates the optimiser's slots and, unless it is element-wise, a variable for each weight.
+
+        Raises:
+            UserError: The optimiser has slots for other variables.
+        """
         self._stacks, self._rows = list(variables), None
         trained = self._stacks
         if self._by_weight:
@@ -65,6 +69,12 @@ class KerasOptimizer(Optimizer):
                 for stack in variables
             ]
             trained = sum(self._rows, [])
+        known = getattr(self.keras_optimizer, "_index_dict", {})
+        if known and not all(self.keras_optimizer._var_key(v) in known for v in trained):
+            raise UserError(
+                f"optimizer: this {type(self.keras_optimizer).__name__} has slots for the weights of "
+                "an earlier compile; make a new one"
+            )
         if hasattr(self.keras_optimizer, "build"):
             self.keras_optimizer.build(trained)
         else:  # Keras's legacy optimisers

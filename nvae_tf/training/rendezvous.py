@@ -481,7 +481,7 @@ def host_and_port(address: str) -> tuple[str, int]:
         UserError: The address is malformed.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
         raise UserError(
             f"TF_CONFIG: {address!r} is not the address of a worker; expected host:port"
         )

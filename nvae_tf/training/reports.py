@@ -125,7 +125,7 @@ class PictureWriter:
     """
 
     def __init__(self, folder: RunFolder, writer, model, images, seed: int):
-        self.folder, self.writer, self.seed = folder, writer, (seed, 0)
+        self.folder, self.writer, self.model, self.seed = folder, writer, model, (seed, 0)
         self._pixels = model.pixels_of_samples
         self.columns = min(COLUMNS, len(images))
         rows = max(min(PICTURED, len(images)) // COLUMNS, 1)
