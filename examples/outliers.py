@@ -20,8 +20,8 @@ from sklearn.datasets import load_sample_images
 from nvae_tf.cli.evaluate import main
 from nvae_tf.evaluation import ood_run
 from nvae_tf.evaluation.loading import load
-from nvae_tf.io.files import make_folder, write_png
-from nvae_tf.io.image_grid import to_bytes
+from nvae_tf.evaluation.stored_images import ending, to_levels, write_image
+from nvae_tf.io.files import make_folder
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", help="the folder of a run, or an official .pt file")
@@ -94,10 +94,10 @@ for kind in [kind for kind in kinds if kind.startswith(options.only or "")]:
     name = kind.partition(" (")[0].replace(" ", "_")
     folder, results = options.out / name, options.out / "results" / name
     make_folder(folder)
-    for old in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of a call with more images
+    for old in folder.glob(f"[0-9][0-9][0-9][0-9]{ending(spec)}"):  # of a call with more images
         old.unlink()
-    for index, image in enumerate(to_bytes(as_model_sees(kinds[kind]))):
-        write_png(folder / f"{index:04d}.png", image)
+    for index, image in enumerate(to_levels(as_model_sees(kinds[kind]), spec)):
+        write_image(folder / f"{index:04d}{ending(spec)}", image, spec)
     flags = ["--checkpoint", options.run, "--eval_mode", "ood", "--output", str(results)]
     numbers = ["--max_images", options.count, "--fit_images", options.fit]
     numbers += ["--num_iw_samples", options.draws]

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from nvae_tf.cli.decompress import main as decompress_main
 from nvae_tf.compression import file_format, files, fingerprint
 from nvae_tf.compression.cdfs import BinaryPixels, LatentBins, Levels, Posterior
 from nvae_tf.compression.network import Network
-from nvae_tf.compression.pictures import ArrayPictures, FolderPictures, write_png
+from nvae_tf.compression.pictures import ArrayPictures, FolderPictures, check_png, write_png
 from nvae_tf.compression.rans import LOWEST, TOTAL, Exhausted, Stack, interval, intervals
 from nvae_tf.distributions import exact_log_mass
+from nvae_tf.evaluation.stored_images import last_level, stored_values
 from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import Given
 
@@ -176,7 +178,7 @@ def test_pixels_that_are_certain_can_be_coded():
 KINDS = {
     "binary": ImageSpec(32, 32, 1, binary=True),
     "binary, padded": ImageSpec(32, 32, 1, binary=True, scored_size=(28, 26)),
-    "grey, 12 bits": ImageSpec(32, 32, 1, bits=12),
+    "grey, 12 bits": ImageSpec(32, 32, 1, bits=12, value_range=(1000, 9190)),
     "colour": ImageSpec(32, 32, 3),
     "colour, 5 of 8 bits": ImageSpec(32, 32, 3),
     "colour, padded": ImageSpec(32, 32, 3, scored_size=(20, 30)),
@@ -220,6 +222,10 @@ def test_every_kind_of_image_comes_back(kind, tmp_path):
     assert pictures.names == [f"{index:06d}.png" for index in range(5)]
     for index, image in enumerate(images):
         np.testing.assert_array_equal(pictures.levels(index), image)
+        if max_level == last_level(model.image):  # as evaluation writes images
+            with Image.open(tmp_path / "out" / pictures.names[index]) as picture:
+                values = np.asarray(picture).reshape(image.shape)
+            np.testing.assert_array_equal(values, stored_values(image, model.image))
 
 
 def test_padding_costs_bits_only_where_it_is_not_empty(tmp_path, photographs):
@@ -276,7 +282,7 @@ def test_names_are_kept(packed, tmp_path, photographs):
     (tmp_path / "in").mkdir()
     names = ["Zürich 2.png", "a.PNG", "b.png"]
     for name, image in zip(names, photographs, strict=False):
-        write_png(tmp_path / "in" / name, image, 255)
+        write_png(tmp_path / "in" / name, image, model.image, 255)
     pictures = FolderPictures(tmp_path / "in", model.image, 255)
     files.compress(model, pictures, tmp_path / "file.nvae")
     files.decompress(model, tmp_path / "file.nvae", tmp_path / "out")
@@ -484,8 +490,24 @@ def test_other_pictures_are_refused(tmp_path, photographs):
     assert "no PNG files" in refusal(levels, empty, colour, 255)
 
 
-def test_nothing_that_is_there_is_lost(packed, tmp_path, photographs):
+def test_values_that_a_png_cannot_hold_are_refused():
+    for spec, message in (
+        (
+            ImageSpec(32, 32, 1, bits=12, value_range=(-1024, 3071)),
+            "values -1024 to 3071 do not fit",
+        ),
+        (ImageSpec(32, 32, 1, bits=12, value_range=(0, 1)), "4096 levels .* 0 to 1 do not fit"),
+        (ImageSpec(32, 32, 3, bits=12), "3 channels and values up to 4095 cannot be coded"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_png(spec, 2**spec.bits - 1)
+
+
+def test_nothing_that_is_there_is_lost(packed, tmp_path, photographs, monkeypatch):
     model, path = packed
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "is the current folder" in refusal(files.decompress, model, path, Path("."))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert "not an empty folder" in refusal(files.decompress, model, path, tmp_path / "out")

@@ -15,7 +15,7 @@ import nvae_tf
 from nvae_tf.cli.evaluate import main
 from nvae_tf.engine.scope import BatchStatistics
 from nvae_tf.engine.weights import weights_below
-from nvae_tf.evaluation import likelihood, loading, sampling
+from nvae_tf.evaluation import likelihood, loading, sampling, scores
 from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import FromPrior
 
@@ -194,6 +194,19 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path, capsys):
     nvae_tf.load(run).save_weights(tmp_path / "w.weights.h5")
     with pytest.raises(UserError, match="w.weights.h5: weights alone, .*load_weights"):
         nvae_tf.load(tmp_path / "w.weights.h5")
+    nvae_tf.load(run).save(tmp_path / "model.keras")
+    with pytest.raises(UserError, match="model.keras: a saved model without its run: load it with"):
+        loading.load(str(tmp_path / "model.keras"))
+
+
+def test_official_files_of_a_folder_do_not_share_their_scores(tmp_path, capsys):
+    for name in ("mnist", "cifar10_flow"):
+        shutil.copy(REFERENCE / f"{name}.pt", tmp_path)
+    loaded = [loading.load(str(tmp_path / f"{name}.pt")) for name in ("mnist", "cifar10_flow")]
+    report = {"fid": 1.0, "num_samples": 9, "temperature": 1.0, "readjust_bn": False}
+    (tmp_path / "fid.json").write_text(json.dumps({**report, **scores.reported_model(loaded[0])}))
+    assert loaded[0].folder == loaded[1].folder
+    assert len(scores.fid(loaded[0])) == 1 and scores.fid(loaded[1]) == []
 
 
 def test_tensorflow_lists_nothing_of_a_checkpoint_that_is_refused(run, tmp_path, caplog):
@@ -272,6 +285,20 @@ def test_a_checkpoint_is_found_from_wherever_it_is_named(run, tmp_path, monkeypa
             ["--checkpoint", "/", "--eval_mode", "card", "--temp", "1.0"],
             "--temp: not for --eval_mode card",
         ),
+        *(
+            (["--checkpoint", "/", "--eval_mode", *line.split()], message)
+            for line, message in {
+                "ood --images a --eval_on_train": "--eval_on_train: has no effect beside --images",
+                "encode --images a --eval_on_train": "--eval_on_train: has no effect beside --images",
+                "traverse --eval_on_train": "--eval_on_train: has no effect without --indices",
+                "interpolate --indices 1 2 --num_samples 5": "--num_samples: has no effect beside "
+                "--images or --indices",
+                "interpolate --images a b --temp 0.3": "--temp: has no effect beside --images or --ind",
+                "sample --readjust_batches 3": "has no effect without --readjust_bn",
+                "export --readjust_batches 3": "has no effect without --readjust_temps",
+            }.items()
+        ),
+        (["--checkpoint", "d\udcff"], "TensorFlow cannot read folders whose names are not UTF-8"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

@@ -221,6 +221,10 @@ def test_the_tables_of_the_page_can_be_written_again(run, command, monkeypatch):
         (["--eval_mode", "interpolate", "--indices", "1"], "an even number"),
         (["--eval_mode", "reconstruct", "--images", "/nowhere.png"], "/nowhere.png"),
         (["--eval_mode", "encode", "--images", __file__], "not a readable image"),
+        (
+            ["--eval_mode", "interpolate", "--num_samples", "1200", "--animation", "webp"],
+            "interpolate.webp: frames of",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, run, tmp_path, capsys):

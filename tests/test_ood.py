@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import re
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -298,6 +300,17 @@ def test_the_extremes_are_sorted(run):
     np.testing.assert_array_equal(ends.untypical_scores, np.sort(values)[::-1][:4])
 
 
+def test_a_name_that_is_not_text_is_written_with_backslashes(run, noise_folder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, image in zip((b"/a\xff.png", b"/b.png"), noise_folder.iterdir(), strict=False):
+        shutil.copy(image, os.fsencode(folder) + name)
+    arguments = ["--checkpoint", str(run), "--eval_mode", "ood", "--images", str(folder)]
+    numbers = ["--num_iw_samples", "1", "--max_images", "4", "--fit_images", "20"]
+    assert main([*arguments, *numbers, "--output", str(tmp_path / "out")]) == 0
+    assert "a\\udcff.png" in (tmp_path / "out" / "ood.csv").read_text()
+
+
 def test_mistakes_are_one_line(run, noise_folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     small = write_images(tmp_path / "small", np.zeros((1, 8, 8), np.uint8))
@@ -314,6 +327,7 @@ def test_mistakes_are_one_line(run, noise_folder, tmp_path, capsys):
         "its images are 8-bit 64x64x3": "celeba_64",
         "lsun_church_64: its images": "lsun_church_64",
         "tfrecords needs --against_data": "tfrecords",
+        "images: has a value range of its own; name the folder: --against DIR": "images",
     }.items():
         with pytest.raises(UserError, match=re.escape(message)) as caught:
             ood_run.against(loaded, name, ood_run.Settings())

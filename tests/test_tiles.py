@@ -98,11 +98,13 @@ def test_mistakes_are_one_line(run, photograph, tmp_path, capsys):
     common = ["--checkpoint", str(run), "--eval_mode", "tiles", "--output", str(tmp_path / "out")]
     Image.fromarray(photograph[:24, :50]).save(tmp_path / "good.png")
     good = ["--images", str(tmp_path / "good.png")]
+    np.save(tmp_path / "many.npy", np.stack([photograph[:64, :64]] * 3))
     small = [*good, str(tmp_path / "small.png")]
     for arguments, message in (
         (small, "small.png: image: 50x23 pixels are fewer than a tile of 16x24"),
         ([*good, str(tmp_path)], "is a folder; tiles needs the image files"),
         ([], "tiles needs --images"),
+        (["--images", str(tmp_path / "many.npy")], "many.npy: holds several images; name files of"),
     ):
         assert main([*common, *arguments]) == 2
         error = capsys.readouterr().err

@@ -55,11 +55,12 @@ def _pictures(arguments, loaded):
     from nvae_tf.data import catalog
 
     model, trained_on = loaded.model, loaded.config.data
-    folder = user_path(arguments.input)
-    if folder.is_dir():
+    folder, own = user_path(arguments.input), arguments.input == trained_on.dataset
+    if folder.is_dir() and not own:
+        if arguments.data is not None:
+            raise UserError("--data: is for a data set, and --input is a folder")
         max_level = 1 if model.image.binary else 2**model.num_bits - 1
         return FolderPictures(folder, model.image, max_level, arguments.limit)
-    own = arguments.input == trained_on.dataset
     data = trained_on if own else DataConfig(dataset=arguments.input)
     data = replace(data, **data_override(arguments.data))
     try:

@@ -6,7 +6,15 @@ from typing import NamedTuple
 from nvae_tf.cli import measure, ood, show, tile
 from nvae_tf.cli.chatter import keep_out
 from nvae_tf.cli.errors import run_command
-from nvae_tf.cli.flags import Parser, at_least, nonempty, parse_for_choice, positive, program
+from nvae_tf.cli.flags import (
+    FlagRelation,
+    Parser,
+    at_least,
+    nonempty,
+    parse_for_choice,
+    positive,
+    program,
+)
 from nvae_tf.cli.measure import FID_SAMPLES, GRID_IMAGES
 from nvae_tf.cli.model import READJUSTING_BATCH, READJUSTING_BATCHES
 from nvae_tf.evaluation.locate import locate
@@ -56,6 +64,14 @@ MODES = {
         ),
     ),
 }
+RELATIONS = (
+    FlagRelation("eval_on_train", ("reconstruct", "encode", "ood"), ("images",), False),
+    FlagRelation("eval_on_train", ("interpolate", "traverse"), ("indices",), True),
+    FlagRelation("num_samples", ("interpolate",), ("images", "indices"), False),
+    FlagRelation("temp", ("interpolate",), ("images", "indices"), False),
+    FlagRelation("readjust_batches", ("sample", "evaluate_fid"), ("readjust_bn",), True),
+    FlagRelation("readjust_batches", ("export",), ("readjust_temps",), True),
+)
 DRAWS = {"ood": 10}  # of z for each image, where they are not USUAL_DRAWS
 USUAL_DRAWS = 100
 LONGEST_ROW = 10_000  # images, which are in memory together
@@ -71,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake or failure, which one line on standard error explains.
     """
     flags = {name: mode.flags for name, mode in MODES.items()}
-    arguments = parse_for_choice(_parser(), argv, "--eval_mode", flags)
+    arguments = parse_for_choice(_parser(), argv, "--eval_mode", flags, RELATIONS)
     if arguments.num_iw_samples is None:
         arguments.num_iw_samples = DRAWS.get(arguments.eval_mode, USUAL_DRAWS)
     if argv is None:  # this process is the command

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvae_tf.config import KEYS, SECTIONS, Overridden, check_value, data_override, load, override
 from nvae_tf.config_keys import LARGEST_INT, allowed_range, number_type, value_type
@@ -143,8 +143,28 @@ def named_folder(arguments: argparse.Namespace) -> Path:
     return user_path(arguments.root) / user_path(name)
 
 
+class FlagRelation(NamedTuple):
+    """A flag that has an effect only beside others, or only without them.
+
+    Attributes:
+        name: Name of the flag.
+        choices: The choices for which this holds.
+        others: Names of the other flags.
+        needed: Whether one of the others is needed; if not, none of them may be given.
+    """
+
+    name: str
+    choices: tuple[str, ...]
+    others: tuple[str, ...]
+    needed: bool
+
+
 def parse_for_choice(
-    parser: Parser, argv: list[str] | None, choice: str, used: Mapping[str, Iterable[str]]
+    parser: Parser,
+    argv: list[str] | None,
+    choice: str,
+    used: Mapping[str, Iterable[str]],
+    relations: Iterable[FlagRelation] = (),
 ) -> argparse.Namespace:
     """Parses the arguments of a command that does one of several things.
 
@@ -155,11 +175,17 @@ def parse_for_choice(
         argv: Arguments of the command; None: those of the process.
         choice: Name of the argument that chooses: ``"--eval_mode"``, for example.
         used: Names of the flags that only some choices use, by the choices that use them.
+        relations: Flags that have an effect only beside others, or only without them.
     """
     not_given = object()
     names = list(dict.fromkeys(itertools.chain(*used.values())))
     arguments = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, not_given)))
     chosen = getattr(arguments, choice.lstrip("-"))
+    given = {name for name in names if getattr(arguments, name) is not not_given}
+    for name, choices, others, needed in relations:
+        if name in given and chosen in choices and bool(given & set(others)) != needed:
+            flags = " or ".join(f"--{other}" for other in others)
+            parser.error(f"--{name}: has no effect {'without' if needed else 'beside'} {flags}")
     for name in names:
         if getattr(arguments, name) is not not_given and name not in used[chosen]:
             title = f"{choice} {chosen}" if choice.startswith("-") else chosen

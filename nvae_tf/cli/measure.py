@@ -3,7 +3,6 @@
 Functions import what needs TensorFlow, which takes seconds: by then the flags are known to be right.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -22,8 +21,8 @@ def evaluate(arguments) -> None:
     from nvae_tf.data import catalog, pipeline
     from nvae_tf.data.source import reading
     from nvae_tf.evaluation import likelihood
-    from nvae_tf.evaluation.scores import likelihood_scores
-    from nvae_tf.io.files import write_text
+    from nvae_tf.evaluation.scores import likelihood_scores, reported_model
+    from nvae_tf.io.files import write_json
 
     config, kinds = loaded.config, likelihood.kinds_of(loaded.model, arguments.likelihood)
     dataset = catalog.get_dataset_info(config.data)
@@ -60,14 +59,14 @@ def evaluate(arguments) -> None:
         "num_images": len(source),
         "num_iw_samples": arguments.num_iw_samples,
         "seed": arguments.seed,
-        "step": loaded.step,
+        **reported_model(loaded),
         "split": "train" if arguments.eval_on_train else "test",
     }
     for kind, summary in summaries.items():
         print(f"likelihood: {kind}")
         for score in likelihood_scores(summary, arguments.num_iw_samples, "", kind):
             print(f"{score.name}: {score.text('+-')}")
-    write_text(path, json.dumps(report, indent=1) + "\n")
+    write_json(path, report)
     print(f"written: {path}")
 
 
@@ -184,7 +183,8 @@ def evaluate_fid(arguments) -> None:
             "--fid_stats their file"
         )
     from nvae_tf.evaluation import fid, inception, sampling, stored_images
-    from nvae_tf.io.files import write_text
+    from nvae_tf.evaluation.scores import reported_model
+    from nvae_tf.io.files import write_json
 
     features = inception.load(arguments.inception)
     reference = fid.Statistics.load(user_path(arguments.fid_stats))
@@ -207,7 +207,7 @@ def evaluate_fid(arguments) -> None:
         "temperature": arguments.temp,
         "readjust_bn": arguments.readjust_bn,
         "seed": arguments.seed,
-        "step": loaded.step,
+        **reported_model(loaded),
     }
     print(f"FID: {report['fid']:.3f} of {num_samples} samples at temperature {arguments.temp:g}")
     if "kid" in report:
@@ -215,5 +215,5 @@ def evaluate_fid(arguments) -> None:
             f"KID: {report['kid']:.5f}, precision {report['precision']:.3f}, "
             f"recall {report['recall']:.3f}"
         )
-    write_text(path, json.dumps(report, indent=1) + "\n")
+    write_json(path, report)
     print(f"written: {path}")

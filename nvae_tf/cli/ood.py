@@ -5,12 +5,11 @@ Functions import what needs TensorFlow, which takes seconds: by then the flags a
 
 import csv
 import io
-import json
 import math
 
 from nvae_tf.cli.model import load
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import write_png, write_text
+from nvae_tf.io.files import write_json, write_png, write_text
 
 SHOWN = 10  # images at each end of the picture's rows
 MARKED_QUANTILE = 0.95  # of the test images' scores; images above it are marked as outliers
@@ -28,6 +27,7 @@ def ood(arguments) -> None:
     loaded, paths = load(arguments, "ood.json", "ood.csv", "ood.png")
     from nvae_tf.evaluation import ood_run, typicality
     from nvae_tf.evaluation.ood import chosen_k
+    from nvae_tf.evaluation.scores import reported_model
 
     settings = ood_run.Settings(
         num_draws=arguments.num_iw_samples,
@@ -50,7 +50,7 @@ def ood(arguments) -> None:
     fit = ood_run.fit(loaded, settings)
     inside, *others = [ood_run.score(loaded, images, settings, fit) for images in sets]
     report = {
-        "step": loaded.step,
+        **reported_model(loaded),
         "seed": arguments.seed,
         "num_iw_samples": arguments.num_iw_samples,
         "chosen": {"score": typicality.NAME, "rule": typicality.RULE},
@@ -70,7 +70,7 @@ def ood(arguments) -> None:
     threshold = report.get("threshold", {}).get("value")
     write_text(paths[1], _table(shown, threshold))
     write_png(paths[2], _picture(shown))
-    write_text(paths[0], json.dumps(report, indent=1) + "\n")
+    write_json(paths[0], report)
     print("written: " + ", ".join(map(str, paths)))
 
 
@@ -101,7 +101,7 @@ def _marked(inside, scored) -> dict:
     order = np.argsort(-values, kind="stable")
     print(
         f"outliers: {marked} of {len(values)} images have {typicality.NAME} above {threshold:.2f}, "
-        f"which {1 - MARKED_QUANTILE:.0%} of the images of {inside.set.title} have"
+        f"the {100 * MARKED_QUANTILE:.0f}th percentile of the {inside.set.title} images"
     )
     for title, indices in (("least", order[:LISTED]), ("most", order[::-1][:LISTED])):
         named = ", ".join(f"{scored.set.names[i]} ({values[i]:.1f})" for i in indices)

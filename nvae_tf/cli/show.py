@@ -3,13 +3,12 @@
 Functions import what needs TensorFlow, which takes seconds: by then the flags are known to be right.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nvae_tf.cli.model import load, origin, statistics_at
 from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import atomic_write, write_animation, write_png, write_text
+from nvae_tf.io.files import atomic_write, write_animation, write_json, write_png, write_text
 
 RECONSTRUCTED = 16  # test images, unless others are named
 COLUMNS = 8
@@ -38,7 +37,7 @@ def reconstruct(arguments) -> None:
     write_png(picture, labelled_grid(bands, columns, "Images and their reconstructions", note))
     rows = zip(names, results.nelbo.tolist(), results.mse.tolist(), strict=True)
     entries = [{"image": name, "nelbo": nelbo, "mse": mse} for name, nelbo, mse in rows]
-    write_text(report, json.dumps(entries, indent=1) + "\n")
+    write_json(report, entries)
     print(
         f"mean of {len(images)}: nelbo {results.nelbo.mean():.2f} nats, mse {results.mse.mean():.5f}"
     )
@@ -69,12 +68,12 @@ def interpolate(arguments) -> None:
     picture = labelled_grid(
         [Band(np.concatenate(rows))], arguments.steps, f"Interpolation from {ends}", note
     )
-    write_png(written[0], picture)
     frames = [
         labelled_grid([Band(rows[:, step])], min(COLUMNS, len(rows)), min_width=ANIMATION_WIDTH)
         for step in range(arguments.steps)
     ]
     write_animation(written[1], np.stack(frames))
+    write_png(written[0], picture)
     print("written: " + ", ".join(map(str, written)))
 
 
@@ -105,7 +104,7 @@ def traverse(arguments) -> None:
         {"group": group, "shape": list(shape), "influence": float(change)}
         for group, (shape, change) in enumerate(zip(model.latent_shapes, influence, strict=True))
     ]
-    write_text(report, json.dumps(entries, indent=1) + "\n")
+    write_json(report, entries)
     print(f"change of a pixel (root mean square, of 1) by a fresh draw at {arguments.temp:g}:")
     for entry in entries:
         print(f"  group {entry['group']:2d} {str(entry['shape']):>16}  {entry['influence']:.4f}")

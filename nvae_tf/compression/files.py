@@ -65,6 +65,11 @@ def compress(model: NVAE, pictures: PictureSource, path: Path) -> Report:
     for index in tqdm(range(len(pictures)), unit="image", desc="compress", disable=None):
         levels = pictures.levels(index)
         nelbo += codec.encode(stack, levels, index)
+        if not np.isfinite(nelbo):
+            raise UserError(
+                f"image {index}: the model's numbers are not finite there; train it longer, or with "
+                "other settings"
+            )
         block.append(levels)
         if len(block) == BLOCK or index == len(pictures) - 1:
             checksums.append(file_format.block_checksum(block))
@@ -97,6 +102,10 @@ def decompress(model: NVAE, path: Path, folder: Path) -> Report:
         UserError: The file is damaged, was made with another model or on another kind of machine, or
             the folder cannot be written; then nothing is written.
     """
+    if folder.exists() and folder.resolve() == Path.cwd():
+        raise UserError(
+            f"{folder}: is the current folder, which cannot be replaced; name another one"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not an empty folder; remove it, or choose another name")
     header, heads, words, size = file_format.read(path)
@@ -139,7 +148,7 @@ def _decode_into(folder: Path, codec: Codec, header: Header, stack: Stack) -> No
                 raise Exhausted
             for place, levels in enumerate(block):
                 path = folder / header.name(index + place)
-                write_png(path, levels, codec.network.max_level)
+                write_png(path, levels, codec.network.model.image, codec.network.max_level)
             block = []
 
 

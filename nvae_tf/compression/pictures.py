@@ -7,6 +7,7 @@ from PIL import Image
 
 from nvae_tf.data import pipeline
 from nvae_tf.data.catalog import DatasetInfo
+from nvae_tf.data.levels import value_range
 from nvae_tf.data.source import Source, reading
 from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError, short_message, short_repr
@@ -15,7 +16,8 @@ from nvae_tf.io.paths import is_regular
 MOST_IMAGES = 1 << 20  # in a file
 LONGEST_NAME = 255  # bytes, as file systems have it
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
-DEEP_MODE = "I;16"  # one channel of more than 8 bits
+DEEP_MODE = "I;16"  # one channel of 16 bits
+LARGEST_BYTE, LARGEST_DEEP = 2**8 - 1, 2**16 - 1
 
 
 class PictureSource:
@@ -146,10 +148,17 @@ def check_png(spec: ImageSpec, max_level: int) -> None:
     Raises:
         UserError: They do not.
     """
-    if _mode(spec, max_level) is None:
+    low, high = _span(spec)
+    whole = low == int(low) and high == int(high)
+    if not whole or low < 0 or high > LARGEST_DEEP or high - low < max_level:
         raise UserError(
-            f"images of {spec.channels} channels and {max_level + 1} levels do not fit into PNGs, "
-            "which hold 1 to 4 channels of 8 bits, or one of 16"
+            f"{max_level + 1} levels that stand for the values {low:g} to {high:g} do not fit into "
+            "PNGs, which hold whole numbers up to 65535"
+        )
+    if _mode(spec) is None:
+        raise UserError(
+            f"images of {spec.channels} channels and values up to {high:g} cannot be coded; only PNGs "
+            "of 1 to 4 channels of 8 bits, or of one of 16, are read and written"
         )
 
 
@@ -159,12 +168,12 @@ def read_png(path: Path, spec: ImageSpec, max_level: int) -> np.ndarray:
     Args:
         path: Path of the file.
         spec: What the model's images are like.
-        max_level: The last level; it is the largest value of a PNG.
+        max_level: The last level.
 
     Raises:
         UserError: It is not a PNG of exactly the size, the channels and the levels of the model.
     """
-    mode, size = _mode(spec, max_level), (spec.width, spec.height)
+    mode, size = _mode(spec), (spec.width, spec.height)
     try:
         if not is_regular(path):
             raise ValueError("not a file")
@@ -184,36 +193,44 @@ def read_png(path: Path, spec: ImageSpec, max_level: int) -> np.ndarray:
             "nothing is resized or converted"
         )
     values = values.reshape(spec.shape).astype(np.int64)
-    levels = np.rint(values * (max_level / _white(max_level))).astype(np.int64)
-    if not np.array_equal(_to_values(levels, max_level), values):
-        expected = "0 and 255 only" if max_level == 1 else f"{max_level + 1} levels only"
+    low, high = _span(spec)
+    levels = np.rint((values - low) * (max_level / (high - low))).astype(np.int64)
+    levels = np.clip(levels, 0, max_level)
+    if not np.array_equal(_to_values(levels, spec, max_level), values):
+        expected = f"{max_level + 1} values from {low:g} to {high:g} only"
+        expected = f"{low:g} and {high:g} only" if max_level == 1 else expected
         raise UserError(f"{path}: it holds other values than the model's, {expected}")
     return levels
 
 
-def write_png(path: Path, levels: np.ndarray, max_level: int) -> None:
+def write_png(path: Path, levels: np.ndarray, spec: ImageSpec, max_level: int) -> None:
     """Writes levels as a PNG; `read_png` gives them back.
 
     Args:
         path: Path of the file, in a folder that is not complete yet.
         levels: Levels, integers (height, width, channels).
+        spec: What the model's images are like.
         max_level: The last level.
     """
-    values = _to_values(levels, max_level).astype(np.uint8 if max_level < 256 else np.uint16)
+    dtype = np.uint8 if _mode(spec) != DEEP_MODE else np.uint16
+    values = _to_values(levels, spec, max_level).astype(dtype)
     image = Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
     image.save(path, "PNG")
 
 
-def _mode(spec: ImageSpec, max_level: int) -> str | None:
-    if max_level < 256:
+def _mode(spec: ImageSpec) -> str | None:
+    """Pillow's mode of the PNGs; None if there is none."""
+    if _span(spec)[1] <= LARGEST_BYTE:
         return MODES.get(spec.channels)
     return DEEP_MODE if spec.channels == 1 else None
 
 
-def _white(max_level: int) -> int:
-    return 255 if max_level < 256 else 65535
+def _span(spec: ImageSpec) -> tuple[float, float]:
+    """The values of a PNG that level 0 and the last level stand for."""
+    return (0.0, float(LARGEST_BYTE)) if spec.binary else value_range(spec)
 
 
-def _to_values(levels, max_level: int):
+def _to_values(levels, spec: ImageSpec, max_level: int):
     """The values of a PNG for levels; another value for each."""
-    return np.rint(levels * (_white(max_level) / max_level)).astype(np.int64)
+    low, high = _span(spec)
+    return np.rint(low + levels * ((high - low) / max_level)).astype(np.int64)

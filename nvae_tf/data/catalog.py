@@ -248,7 +248,7 @@ def _lsun(name: str) -> DatasetInfo | None:
 
 
 _PADDED_BINARY = ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
-_PADDED_GREY = ImageSpec(32, 32, 1, bits=5, scored_size=(28, 28))
+_PADDED_GREY = ImageSpec(32, 32, 1, bits=5, scored_size=(28, 28), value_range=(0, 255))
 _PADDED_COLOUR = ImageSpec(32, 32, 3, scored_size=(28, 28))
 
 _BUILT_IN = {

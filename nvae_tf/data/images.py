@@ -20,6 +20,7 @@ from nvae_tf.io.paths import user_path
 from nvae_tf.io.text import counted
 
 CACHE_PORTION = 0.25  # portion of the machine's memory that decoded images may fill, per split
+NAME_OTHERS = "name other images, or another model"
 FEW_FILES = 10  # with fewer files, single images instead of whole files are held out
 
 
@@ -44,14 +45,18 @@ def load_image(file, name, spec: ImageSpec, crop: str = CENTRE) -> np.ndarray:
     return _fitted(image_files.decode(file, name), name, spec, crop, DROP)
 
 
-def _fitted(image: Stored, name, spec: ImageSpec, crop: str, alpha: str) -> np.ndarray:
+def _fitted(
+    image: Stored, name, spec: ImageSpec, crop: str, alpha: str, named: bool = False
+) -> np.ndarray:
     height, width = image.values.shape[:2]
     if height < spec.height or width < spec.width:
-        raise UserError(settling.too_small(str(name), height, width, spec.shape[:2]))
+        advice = NAME_OTHERS if named else settling.SMALLER_SIZE
+        raise UserError(settling.too_small(str(name), height, width, spec.shape[:2], advice))
     try:
         return levels.to_levels(image, spec, crop, alpha)
     except ValueError as error:
-        raise UserError(f"{name}: {error}; ask for others with --channels or remove it") from None
+        advice = NAME_OTHERS if named else "ask for others with --channels or remove it"
+        raise UserError(f"{name}: {error}; {advice}") from None
 
 
 def split_randomly(
@@ -98,6 +103,7 @@ class FolderSource(PythonSource):
         crop: As for `levels.to_levels`.
         alpha: As for `levels.to_levels`.
         reader: The reader of the files; default: a new one.
+        named: Whether a user named these images for a trained model, for errors' advice.
 
     Raises:
         UnreadableImage: One of the paths cannot be read.
@@ -110,9 +116,10 @@ class FolderSource(PythonSource):
         crop: str = CENTRE,
         alpha: str = DROP,
         reader: ImageReader | None = None,
+        named: bool = False,
     ):
         super().__init__(np.uint8 if spec.bits <= 8 else np.uint16)
-        self.spec, self.crop, self.alpha = spec, crop, alpha
+        self.spec, self.crop, self.alpha, self._named = spec, crop, alpha, named
         self._reader = reader or ImageReader()
         self.items: list[Item] = []
         for image in images:
@@ -129,7 +136,8 @@ class FolderSource(PythonSource):
             rows.stop - rows.start, columns.stop - columns.start, spec.channels, spec.bits,
             value_range=spec.value_range,
         )  # fmt: skip
-        image = _fitted(self._reader.read(item), item.name, inner, self.crop, self.alpha)
+        stored = self._reader.read(item)
+        image = _fitted(stored, item.name, inner, self.crop, self.alpha, self._named)
         above, left = rows.start, columns.start
         below, right = spec.height - rows.stop, spec.width - columns.stop
         return np.pad(image, [(above, below), (left, right), (0, 0)]), 0
@@ -148,7 +156,7 @@ def named_images(paths: Iterable[str], spec: ImageSpec, alpha: str) -> FolderSou
     """
     given = [user_path(path) for path in paths]
     files = [file for path in given for file in (find_images(path) if path.is_dir() else [path])]
-    return FolderSource(files, spec, alpha=alpha)
+    return FolderSource(files, spec, alpha=alpha, named=True)
 
 
 class Folder(NamedTuple):

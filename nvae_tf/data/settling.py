@@ -28,6 +28,7 @@ from nvae_tf.io.errors import ConfigError, UserError
 
 STEP, LARGEST_FOUND = 32, 256  # pixels: a chosen size is a multiple of STEP, at most LARGEST_FOUND
 REACHING = 0.9  # portion of the images that have to be at least of the chosen size
+SMALLER_SIZE = "ask for a smaller size or remove it"  # advice about an image that is too small
 DARK = 1 / 16  # portion of the range; if all values are below it, pictures look black
 
 
@@ -199,12 +200,11 @@ def _large_enough(config: DataConfig, images: list[Facts], skipped: list[Skipped
     return large
 
 
-def too_small(name: str, height: int, width: int, size: tuple[int, int]) -> str:
+def too_small(
+    name: str, height: int, width: int, size: tuple[int, int], advice: str = SMALLER_SIZE
+) -> str:
     """The message that refuses an image which is smaller than `size` (height, width)."""
-    return (
-        f"{name}: the image is {width}x{height}, smaller than {size[1]}x{size[0]}; ask for a smaller "
-        "size or remove it"
-    )
+    return f"{name}: the image is {width}x{height}, smaller than {size[1]}x{size[0]}; {advice}"
 
 
 def _values(

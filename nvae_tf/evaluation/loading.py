@@ -26,12 +26,14 @@ class LoadedModel(NamedTuple):
         config: The configuration that it was trained with.
         step: Number of training steps that it took.
         folder: Path of the folder for results: the run's folder, or that of the PyTorch file.
+        file: Name of the PyTorch file; None for a run.
     """
 
     model: NVAE
     config: Config
     step: int
     folder: Path
+    file: str | None = None
 
 
 def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
@@ -94,4 +96,4 @@ def _load_official(path: Path, data_overrides) -> LoadedModel:
     config = configuration.from_dict(data_overrides or {}, official.config)
     model = NVAE(config.model, catalog.get_dataset_info(config.data).image)
     torch_import.load_state(model, official.state)
-    return LoadedModel(model, config, official.step, path.parent)
+    return LoadedModel(model, config, official.step, path.parent, path.name)

@@ -106,7 +106,12 @@ def against(loaded: LoadedModel, name: str, settings: Settings, data: str = "") 
     Raises:
         UserError: There is no such folder or data set, or its images are not like the model's.
     """
-    if not data and name and (user_path(name).exists() or "/" in name):
+    if name == catalog.IMAGES:
+        raise UserError(
+            f"--against {name}: has a value range of its own; name the folder: --against DIR"
+        )
+    known = name in catalog.names()  # ./mnist is a folder of that name
+    if not data and name and not known and (user_path(name).exists() or "/" in name):
         if not user_path(name).is_dir():
             raise UserError(f"--against {name}: no such folder; name a folder of images")
         return files(loaded, [name], settings)

@@ -1,6 +1,5 @@
 """The numbers that measure a model, as evaluations left them in its folder."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from nvae_tf.config import EXACT, OFFICIAL
@@ -48,7 +47,7 @@ def evaluated(loaded: LoadedModel) -> list[Score]:
 
     The model's own kind of likelihood comes first, and the name of a score by another one names it.
     """
-    report = _report(loaded.folder / "evaluate.json", loaded.step)
+    report = _report("evaluate.json", loaded)
     try:
         if report.get("split") != "test":
             return []
@@ -89,7 +88,7 @@ def likelihood_scores(summary, draws: int, origin: str, kind: str) -> list[Score
 
 def fid(loaded: LoadedModel) -> list[Score]:
     """The FID that ``--eval_mode evaluate_fid`` left for this step, or nothing."""
-    report = _report(loaded.folder / "fid.json", loaded.step)
+    report = _report("fid.json", loaded)
     try:
         origin = f"{report['num_samples']:,} samples at temperature {report['temperature']:g}" + (
             ", readjusted batch norm" if report["readjust_bn"] else ""
@@ -99,13 +98,20 @@ def fid(loaded: LoadedModel) -> list[Score]:
         return []
 
 
-def _report(path: Path, step: int) -> dict:
-    """A report of a command, if there is one and it is of this step; else nothing."""
+def reported_model(loaded: LoadedModel) -> dict:
+    """What a report says of its model: the step, and the name of an official file."""
+    return {"step": loaded.step, **({"file": loaded.file} if loaded.file else {})}
+
+
+def _report(name: str, loaded: LoadedModel) -> dict:
+    """A report of a command, if there is one and it is of this model and step; else nothing."""
     try:
-        report = read_json(path)
+        report = read_json(loaded.folder / name)
     except UserError:
         return {}
-    return report if isinstance(report, dict) and report.get("step") == step else {}
+    if not isinstance(report, dict) or report.get("file") != loaded.file:
+        return {}
+    return report if report.get("step") == loaded.step else {}
 
 
 def _number(value) -> float | None:

@@ -18,6 +18,7 @@ from nvae_tf.io.paths import is_regular
 
 OLD = ".old.part"  # ending of the name of a folder that is being replaced
 FRAME_MILLISECONDS = 80  # how long an animation shows a frame
+LONGEST_SIDES = {".gif": 65535, ".webp": 16383}  # pixels of an animation, at most
 
 
 def read_json(path: Path, max_size: int = 2**27):
@@ -211,9 +212,25 @@ def _check_replaceable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically; bytes of file names that are not text become backslashes."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, content) -> None:
+    """Writes a JSON file atomically.
+
+    Raises:
+        UserError: The file cannot be written, or a number is not finite, which JSON does not have.
+    """
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError:
+        raise UserError(
+            f"{path}: not written, since numbers of the model are not finite; train it longer, or with "
+            "other settings"
+        ) from None
+    write_text(path, text + "\n")
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -228,7 +245,16 @@ def write_animation(path: Path, frames: np.ndarray) -> None:
     Args:
         path: Path of the file, which ends in ``.gif`` or ``.webp``.
         frames: 8-bit RGB images (n, height, width, 3).
+
+    Raises:
+        UserError: The file cannot be written, or the format does not hold images of that size.
     """
+    height, width = frames.shape[1:3]
+    if max(height, width) > LONGEST_SIDES[path.suffix]:
+        raise UserError(
+            f"{path}: frames of {width}x{height} are too large for this format; make fewer images at "
+            "once"
+        )
     pictures = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"lossless": True} if path.suffix == ".webp" else {"optimize": False}
     with atomic_write(path) as temporary:
