@@ -227,7 +227,7 @@ class TrainConfig(Section):
     )
     kl_max_coeff: float = key(
         1.0,
-        "KL coefficient at which it stops to rise; 0.7 for the VAE of LSGM (Vahdat et al., 2021)",
+        "KL coefficient at which it stops rising; 0.7 for the VAE of LSGM (Vahdat et al., 2021)",
         above=0,
         maximum=1,
     )

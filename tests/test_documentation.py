@@ -280,6 +280,13 @@ def test_what_is_made_says_how_and_when_it_is_out_of_date():
     assert made["reason"]("latents", {}) == "it was never recorded"
 
 
+def test_every_product_has_its_caption_in_a_page():
+    made = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    with_captions = {name for _, name, _ in made["CAPTION"].findall(text)}
+    assert with_captions == set(made["PRODUCTS"]) - {"configuration"}  # whose page is all of it
+
+
 def test_comments_and_docstrings_put_nothing_out_of_date(tmp_path):
     essence = runpy.run_path(str(ROOT / "docs" / "make.py"))["essence"]
     path = tmp_path / "module.py"

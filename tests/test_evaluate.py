@@ -298,7 +298,7 @@ def test_a_checkpoint_is_found_from_wherever_it_is_named(run, tmp_path, monkeypa
                 "export --readjust_batches 3": "has no effect without --readjust_temps",
             }.items()
         ),
-        (["--checkpoint", "d\udcff"], "TensorFlow cannot read folders whose names are not UTF-8"),
+        (["--checkpoint", "d\udcff"], "not usable as a path ('utf-8' codec can't encode"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

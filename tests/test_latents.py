@@ -222,7 +222,15 @@ def test_the_tables_of_the_page_can_be_written_again(run, command, monkeypatch):
         (["--eval_mode", "reconstruct", "--images", "/nowhere.png"], "/nowhere.png"),
         (["--eval_mode", "encode", "--images", __file__], "not a readable image"),
         (
-            ["--eval_mode", "interpolate", "--num_samples", "1200", "--animation", "webp"],
+            [
+                "--eval_mode",
+                "interpolate",
+                "--num_samples",
+                "1200",
+                "--animation",
+                "webp",
+                "--steps=2",
+            ],
             "interpolate.webp: frames of",
         ),
     ],

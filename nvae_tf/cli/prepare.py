@@ -121,10 +121,11 @@ def _prepare(arguments) -> None:
     _report(manifest["counts"], output)
     if manifest["skipped"]:
         from nvae_tf.data.survey import count_kinds, first_lines
+        from nvae_tf.io.text import counted
 
         skipped, listed = manifest["skipped"], output / preparing.MANIFEST
         kinds = count_kinds(skipped.values())
-        print(f"skipped: {len(skipped)} images ({kinds}), listed in {listed}")
+        print(f"skipped: {counted(len(skipped), 'image')} ({kinds}), listed in {listed}")
         for line in first_lines([f"{name}: {kind}" for name, kind in skipped.items()]):
             print(line)
 

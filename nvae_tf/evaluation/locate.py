@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from nvae_tf.io.errors import UserError, short_repr
+from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular, user_path
 from nvae_tf.run_folder import RunFolder
 
@@ -35,10 +35,6 @@ def locate(text: str) -> ModelLocation:
         UserError: There is no trained model at the path; the error lists the runs near it.
     """
     given = user_path(text)
-    if not text.isprintable() and not _is_utf8(text):
-        raise UserError(
-            f"{short_repr(text)}: TensorFlow cannot read folders whose names are not UTF-8; rename it"
-        )
     if given.is_dir():
         if any(is_regular(path) for path in given.glob("*.index")):
             # Resolved, since the parents of a relative path or of a link are not the run's folders.
@@ -61,14 +57,6 @@ def locate(text: str) -> ModelLocation:
     if is_regular(given):
         return ModelLocation(given, [])
     raise UserError(f"{given}: no such run, checkpoint or PyTorch file{_runs_near(given)}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _runs_near(given: Path) -> str:

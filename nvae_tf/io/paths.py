@@ -16,6 +16,7 @@ def user_path(text: str) -> Path:
         path.exists()  # raises if the name is too long, for example
         if "\0" in str(path):
             raise ValueError("it holds a zero byte")
+        str(path).encode()  # raises if the name is not text, with which TensorFlow can do nothing
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{short_repr(text)}: not usable as a path ({short_message(error)})"
