@@ -162,11 +162,13 @@ class Pictures(Callback):
         self.model.fitting.weights_were_set = False
         check_images(self.images, self.model.image)
         with cluster_of(self.model.distribute_strategy).agreement():
-            if self.is_chief and (self._pictures is None or self._pictures.model is not self.model):
+            if self.is_chief and (
+                self._pictures is None or self._pictures.trainer is not self.trainer
+            ):
                 self._drawn_at = -1
                 writer = curves.make_writer(self.folder, "train")
                 self._pictures = reports.PictureWriter(
-                    self.folder, writer, self.model, self.images, self.seed
+                    self.folder, writer, self.trainer, self.images, self.seed
                 )
 
     def on_epoch_end(self, epoch, logs=None):
@@ -181,8 +183,7 @@ class Pictures(Callback):
     def _draw(self, again=False):
         if self._pictures and (again or self._drawn_at != self.step):
             self._drawn_at = self.step
-            with self.trainer.averaged_weights():
-                self._pictures.draw(self.step)
+            self._pictures.draw(self.step)
 
 
 class Curves(Callback):

@@ -13,6 +13,7 @@ from nvae_tf.io.labelled_grid import Band, labelled_grid, reconstruction_bands
 from nvae_tf.io.text import duration
 from nvae_tf.run_folder import RunFolder
 from nvae_tf.training.curves import CurveWriter, interval, writing
+from nvae_tf.training.trainer import Trainer
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 COLUMNS, SAMPLE_ROWS = 10, 2  # SAMPLE_ROWS per temperature
@@ -113,20 +114,20 @@ class PictureWriter:
     ``samples.png`` holds two rows at each of the temperatures 0.7, 0.8, 0.9 and 1.0.
     ``reconstructions.png`` holds images of the test set, and below each its reconstruction: the mean
     of p(x | z) with one draw of z. The noise is the same every time, so that pictures of different
-    epochs can be compared.
+    epochs can be compared. Moving averages of the weights are used if there are any.
 
     Args:
         folder: Folder of the run.
         writer: Writer of TensorBoard's files.
-        model: The model.
+        trainer: The trainer, which holds the model.
         images: Test images (n, height, width, channels) in [0, 1]; two rows of ten are shown, or one
             row if there are fewer than 20.
         seed: Seed of the noise.
     """
 
-    def __init__(self, folder: RunFolder, writer, model, images, seed: int):
-        self.folder, self.writer, self.model, self.seed = folder, writer, model, (seed, 0)
-        self._pixels = model.pixels_of_samples
+    def __init__(self, folder: RunFolder, writer, trainer: Trainer, images, seed: int):
+        self.folder, self.writer, self.trainer, self.seed = folder, writer, trainer, (seed, 0)
+        model = trainer.model
         self.columns = min(COLUMNS, len(images))
         rows = max(min(PICTURED, len(images)) // COLUMNS, 1)
         self.images = tf.convert_to_tensor(images)[: rows * self.columns]
@@ -144,8 +145,9 @@ class PictureWriter:
 
     def draw(self, step: int) -> None:
         """Draws and writes both grids."""
-        samples = {t: self.sample(tf.constant(t)).numpy() for t in TEMPERATURES}
-        reconstructed = self.reconstruct(self.images).numpy()
+        with self.trainer.averaged_weights():
+            samples = {t: self.sample(tf.constant(t)).numpy() for t in TEMPERATURES}
+            reconstructed = self.reconstruct(self.images).numpy()
         reconstructions = labelled_grid(
             reconstruction_bands(self.images.numpy(), reconstructed, self.columns),
             self.columns,
@@ -153,7 +155,7 @@ class PictureWriter:
             f"step {step:,}; means of p(x | z), one draw of z each",
         )
         bands = [Band(images, f"temperature\n{t:.1f}") for t, images in samples.items()]
-        note = f"step {step:,}; {self._pixels}"
+        note = f"step {step:,}; {self.trainer.model.pixels_of_samples}"
         write_png(self.folder.samples, labelled_grid(bands, COLUMNS, "Samples", note))
         write_png(self.folder.reconstructions, reconstructions)
         with writing(self.folder, self.writer, step):
@@ -171,9 +173,14 @@ class Reports:
         folder: Folder of the run.
         config: Configuration of the run.
         progress: The progress bar and lines.
-        model: The model.
+        trainer: The trainer.
         test_images: Images to reconstruct, (n, height, width, channels) in [0, 1].
         hparams: As for `CurveWriter`.
+
+    Attributes:
+        progress: The progress bar and lines.
+        curves: The curves.
+        pictures: The pictures.
     """
 
     def __init__(
@@ -181,19 +188,15 @@ class Reports:
         folder: RunFolder,
         config: Config,
         progress: Progress,
-        model,
+        trainer: Trainer,
         test_images,
         hparams: dict | None = None,
     ):
-        self._progress, self._graph_shown = progress, False
+        self.progress, self._graph_shown = progress, False
         self._every = interval(config.train.log_every, progress.steps_per_epoch)
-        self._curves = CurveWriter(folder, config, progress.images_per_step, hparams)
-        writer, seed = self._curves.train, config.data.seed
-        self._pictures = PictureWriter(folder, writer, model, test_images, seed)
-
-    def session(self, step: int, text: str) -> None:
-        """Records how this process was started: the step from which it trains, and a text."""
-        self._curves.session(step, text)
+        self.curves = CurveWriter(folder, config, progress.images_per_step, hparams)
+        writer, seed = self.curves.train, config.data.seed
+        self.pictures = PictureWriter(folder, writer, trainer, test_images, seed)
 
     def steps(self, step: int, count: int, report_of: Callable) -> None:
         """Reports training steps.
@@ -203,12 +206,8 @@ class Reports:
             count: Number of latest steps to report.
             report_of: As for `CurveWriter.steps`.
         """
-        self._progress.step(step, report_of(-1))
-        self._curves.steps(step, count, report_of, self._every)
-
-    def trained(self, step: int) -> None:
-        """Records that an epoch's steps are done, before its validation."""
-        self._progress.trained(step)
+        self.progress.step(step, report_of(-1))
+        self.curves.steps(step, count, report_of, self._every)
 
     def epoch(self, epoch: int, step: int, logs, validation, graph: Callable) -> None:
         """Reports an epoch.
@@ -221,21 +220,13 @@ class Reports:
             graph: Function that returns the graph of a step, which is written once.
         """
         if not self._graph_shown:
-            self._curves.graph(graph())
+            self.curves.graph(graph())
             self._graph_shown = True
-        self._progress.epoch(epoch, step, logs, validation)
-        self._curves.epoch(step, validation)
-
-    def pictures(self, step: int) -> None:
-        """Draws samples and reconstructions with the model's current weights."""
-        self._pictures.draw(step)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self._progress.close()
+        self.progress.epoch(epoch, step, logs, validation)
+        self.curves.epoch(step, validation)
 
 
-def divergence(trainer, step: int, checkpoint: str) -> str:
+def divergence(trainer: Trainer, step: int, checkpoint: str) -> str:
     """A message for the user about a divergence: what was not finite first, and what to do.
 
     Args:

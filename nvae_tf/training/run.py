@@ -243,9 +243,9 @@ def _set_up(
         progress = reports.Progress(
             settings.epochs, counts.steps_per_epoch, counts.images_per_step, end
         )
-        report = reports.Reports(folder, config, progress, model, test_images, hparams)
+        report = reports.Reports(folder, config, progress, trainer, test_images, hparams)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        report.session(start_step, f"nvae-tf {__version__}: {command}; {devices}")
+        report.curves.session(start_step, f"nvae-tf {__version__}: {command}; {devices}")
     return _Run(trainer, data, checkpoints, report, start_step, end, counts)
 
 
@@ -299,7 +299,7 @@ def _train(
         if report and left == 0:
             report.epoch(epoch, step, logs, results, functools.partial(steps.graph, batches))
             if last or epoch % settings.images_every == 0:
-                _draw(report, trainer, step)
+                report.pictures.draw(step)
         if termination.stop_agreed:
             break
 
@@ -332,7 +332,7 @@ def _finish(
         cluster.say("stopped by SIGTERM; training was complete")
         return None
     if run.report and (changed or run.start_step >= run.end):
-        _draw(run.report, run.trainer, step)
+        run.report.pictures.draw(step)
     return {name: float(results[name]) for name in ("nelbo", "bpd", "recon", "kl")}
 
 
@@ -345,13 +345,13 @@ def _report_steps(
     if ends_epoch or (run.checkpoints.due(step) and not run.trainer.consecutive_skips.numpy()):
         run.checkpoints.save()
     if ends_epoch:
-        report.trained(step)
+        report.progress.trained(step)
 
 
 def _save_early(run: _Run, cluster: Cluster, what: str, again: bool) -> None:
     """Saves a checkpoint and prints its path, in the process that writes."""
     if run.report:
-        run.report.close()
+        run.report.progress.close()
         cluster.say(f"{what}: {run.checkpoints.save(again)}")
 
 
@@ -378,11 +378,6 @@ def check_start(model: NVAE, config: ModelConfig, image: ImageSpec) -> None:
                     f"{name}: {value} does not start from the model of --init_from, which has "
                     f"{before}; expected the same model and images of the same size and kind"
                 )
-
-
-def _draw(report: reports.Reports, trainer: Trainer, step: int) -> None:
-    with trainer.averaged_weights():
-        report.pictures(step)
 
 
 def build_trainer(
