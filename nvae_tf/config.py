@@ -274,7 +274,7 @@ class TrainConfig(Section):
     save_every: str = key(
         "10m",
         "steps, or minutes as 10m, between checkpoints, besides those at the ends of epochs",
-        pattern=(r"[1-9]\d*m?", "steps (500) or minutes (10m)"),
+        pattern=(r"[1-9]\d{0,8}m?", "steps (500) or minutes (10m)"),
     )
     log_every: int = key(
         100,

@@ -42,8 +42,13 @@ class RunFolder:
             resume: Whether to continue the run that is in the folder.
 
         Raises:
-            UserError: The folder holds a run and `resume` is not set.
+            UserError: The folder holds a run and `resume` is not set, or it cannot hold one.
         """
+        if set("[\\") & set(str(self.path.absolute())):
+            raise UserError(
+                f"{self.path}: TensorFlow reads no checkpoints in a folder whose path holds [ or \\; "
+                "choose another one (--root, --save)"
+            )
         if not resume and (self.config_file.exists() or self.list_checkpoints()):
             raise UserError(
                 f"{self.path} holds a run already: continue it (--cont_training; resume=True of "

@@ -157,6 +157,13 @@ def test_preparing_continues_and_keeps_complete_shards(folder, tmp_path, monkeyp
     assert {path.name: path.read_bytes() for path in (out / "train").iterdir()} == whole
     assert run(*arguments[:-1], 64) == 2
     assert "prepared with another size" in capsys.readouterr().err
+    first = next(folder.glob("*.*"))
+    first.rename(first.with_name(f"other{first.suffix}"))
+    assert run(*arguments) == 2  # or images could be in both splits
+    assert "prepared with another list of images" in capsys.readouterr().err
+    (out / prepare.MANIFEST).unlink()
+    assert run(*arguments) == 2
+    assert "holds tfrecords of another origin" in capsys.readouterr().err
 
 
 def test_unreadable_images_are_skipped_and_listed_or_refused(folder, tmp_path, monkeypatch, capsys):
@@ -168,7 +175,7 @@ def test_unreadable_images_are_skipped_and_listed_or_refused(folder, tmp_path, m
     assert manifest["skipped"] == {"broken.jpg": "unreadable"}
     assert sum(manifest["counts"].values()) == 20
     status = run("images", "--input", folder, "--output", out, "--size", 32)
-    assert status == 0 and "skipped: 1 images (1 unreadable)" in capsys.readouterr().out
+    assert status == 0 and "skipped: 1 image (1 unreadable)" in capsys.readouterr().out
     (folder / "worse.png").write_bytes(b"")
     arguments = ("images", "--input", folder, "--size", 32)
     assert run(*arguments, "--output", tmp_path / "other") == 0
@@ -231,7 +238,7 @@ def test_prepare_finds_a_size_and_skips_what_is_smaller(folder, tmp_path, capsys
     Image.new("RGB", (40, 40)).save(folder / "small.png")
     assert run("images", "--input", folder, "--output", tmp_path / "out") == 0
     out = capsys.readouterr().out
-    assert "image_size: 64, the largest" in out and "skipped: 1 images (1 too small)" in out
+    assert "image_size: 64, the largest" in out and "skipped: 1 image (1 too small)" in out
     manifest = json.loads((tmp_path / "out" / prepare.MANIFEST).read_text())
     assert manifest["skipped"] == {"small.png": "too small"}
     assert manifest["settings"]["size"] == "64"
@@ -247,6 +254,12 @@ def test_faces_may_miss_one_in_a_hundred(tmp_path, pictures, capsys):
         (source / name).write_bytes(b"")
     assert run("ffhq", "--input", source, "--output", tmp_path / "out") == 2
     assert "2 of 12 images are unreadable, more than 1: broken.png" in capsys.readouterr().err
+    for number, name in enumerate(("broken.png", "worse.png")):  # mended
+        pictures[0].crop((number, 9, number + 300, 309)).save(source / name)
+    assert run("ffhq", "--input", source, "--output", tmp_path / "out") == 0
+    manifest = json.loads((tmp_path / "out" / prepare.MANIFEST).read_text())
+    assert manifest["skipped"] == {} and sum(manifest["counts"].values()) == 12
+    assert not list((tmp_path / "out").rglob("*.unreadable"))
 
 
 def test_a_preparation_that_wrote_nothing_does_not_block_another(tmp_path, pictures, capsys):
@@ -430,7 +443,7 @@ def test_pillows_warnings_are_the_commands_to_silence_and_nobody_elses(folder, t
     command = [sys.executable, "-m", "nvae_tf.cli.prepare", "images", "--size", "32"]
     command += ["--input", str(folder), "--output", str(tmp_path / "out")]
     silent = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Bomb" not in silent.stderr and "skipped: 1 images (1 unreadable)" in silent.stdout
+    assert "Bomb" not in silent.stderr and "skipped: 1 image (1 unreadable)" in silent.stdout
 
 
 def test_a_plain_folder_needs_no_preparation(folder):

@@ -16,6 +16,7 @@ import tensorflow as tf
 from nvae_tf import config
 from nvae_tf.cli.tune import main
 from nvae_tf.io.errors import ConfigError, UserError
+from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.tuning.space import SHARED, Dimension, load_space
 from nvae_tf.tuning.trial import run_trial
 
@@ -52,6 +53,10 @@ def test_a_space_is_read(tmp_path):
         ("learning_rate: {int: [1, 2]}", "its values are not of type int"),
         ("num_nf: {int: [0, 2], log: true, step: 1}", "step 1 is not allowed"),
         ("num_nf: {int: [0, 2], step: 1_0}", "step 1_0 is not allowed"),
+        (
+            "num_channels_enc: {int: [4, 6]}",
+            "5 is not allowed; .* even; choose a step that leaves it",
+        ),
         ("num_nf: {int: [0, 2], log: maybe}", "log: 'maybe' is not true or false"),
         ("min_log_scale: {float: [auto, -1]}", "its ends are not numbers"),
         ("use_se: {choice: [true, true]}", "a value is given twice"),
@@ -171,6 +176,29 @@ def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
     assert "--resume" in capsys.readouterr().err
     assert tune(searched, recipe, space, *flags, "--resume") == 0  # nothing is left to try
     assert len(table(searched)) == 4
+    for more, name in (
+        (["--objective", "nelbo"], "objective"),
+        (["--algorithm", "bayesian"], "algorithm"),
+        (["--epochs", "7"], "epochs"),
+    ):
+        assert tune(searched, recipe, space, *flags, "--resume", *more) == 2
+        assert f"{name}: " in (error := capsys.readouterr().err) and "does not continue" in error
+    assert tune(searched, recipe, "use_se: {choice: [true]}", *flags, "--resume") == 2
+    assert "space: " in capsys.readouterr().err
+    with exclusive_lock(searched / "search", "tuning"):
+        assert tune(searched, recipe, space, *flags, "--resume") == 2
+    assert "another process is tuning here" in capsys.readouterr().err
+
+
+def test_what_keras_tuner_cannot_do_is_refused(recipe, tmp_path, monkeypatch, capsys):
+    assert tune(tmp_path, recipe, "use_se: {choice: [true]}", "--save", "q[7]") == 2
+    assert "takes *?[ in names for patterns; choose another" in capsys.readouterr().err
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    assert tune(tmp_path, recipe, "use_se: {choice: [true]}") == 2
+    assert (
+        "KERASTUNER_ORACLE_IP: is set, but not all of KERASTUNER_TUNER_ID"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["hyperband", "bayesian", "random"])

@@ -4,6 +4,7 @@ import sys
 
 from nvae_tf.cli.errors import SOFTWARE_ERROR, run_command
 from nvae_tf.cli.flags import Parser, add_config_flags, configured, overrides, program
+from nvae_tf.data.where import check_data
 from nvae_tf.diagnosis.findings import LEVELS, OK, PROBLEM, WARNING, Finding
 from nvae_tf.io.errors import UserError, one_line
 from nvae_tf.io.text import counted
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         config = configured(arguments).config if arguments.config else None
         if config is None and (given := overrides(arguments)):
             raise UserError(f"--{next(iter(given))}: changes a recipe; name that with --config")
+        if config is not None:
+            check_data(config.data)
         from nvae_tf.diagnosis.checks import diagnose
 
         counts = dict.fromkeys(LEVELS, 0)

@@ -52,6 +52,7 @@ def convert(path: Path, output: Path) -> None:
     # TensorFlow takes seconds to import: only after the flags are known to be right.
     from nvae_tf import torch_import
     from nvae_tf.data import catalog
+    from nvae_tf.io.files import make_folder
     from nvae_tf.model import NVAE
     from nvae_tf.run_folder import RunFolder
     from nvae_tf.training.checkpoints import CheckpointManager
@@ -67,8 +68,9 @@ def convert(path: Path, output: Path) -> None:
     trainer = Trainer(model, config.train, total_steps=1, optimizer=optimizer)
     optimizer.iterations.assign(official.step)
     trainer.warm_up_spectral_norms()
-    folder.create(config)
+    make_folder(folder.checkpoints)
     CheckpointManager(folder, trainer, config.train.keep).save()
+    folder.create(config)  # last, since it makes the folder a run
     print(
         f"read: {path}, {config.data.dataset}, {len(model.groups)} latent groups, step {official.step}"
     )

@@ -1,6 +1,9 @@
 """The command ``tune_keras.py``."""
 
+import contextlib
+import json
 import os
+from pathlib import Path
 
 from nvae_tf import config as configuration
 from nvae_tf.cli.chatter import keep_out
@@ -17,13 +20,22 @@ from nvae_tf.cli.flags import (
     program,
 )
 from nvae_tf.data.where import check_data
-from nvae_tf.io.errors import UserError
-from nvae_tf.io.files import make_folder
+from nvae_tf.io.errors import UserError, short_repr
+from nvae_tf.io.files import read_json, write_text
+from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.io.paths import user_path
 from nvae_tf.tuning.space import load_space
 
 ALGORITHMS = ("hyperband", "bayesian", "random")
 OBJECTIVES = ("bpd", "nelbo")
+SEARCH, LARGEST_SEARCH = "search.json", 1_000_000  # what a search is about, and bytes of that file
+# Keys that may change when a search is continued: files, speed and memory.
+MAY_CHANGE = (
+    "data", "strict", "jit_compile", "gradient_checkpointing", "save_every", "log_every",
+    "eval_every", "images_every", "keep",
+)  # fmt: skip
+KERASTUNER = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+PATTERN_CHARACTERS = "*?["
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,7 +125,43 @@ def _tune(arguments) -> None:
             f"{folder} holds a search already: continue it with --resume, or choose another name with "
             "--save"
         )
-    make_folder(folder)
+    if set(PATTERN_CHARACTERS) & set(str(folder.absolute())):
+        raise UserError(
+            f"{folder}: keras-tuner takes {PATTERN_CHARACTERS} in names for patterns; choose another "
+            "--root or --save"
+        )
+    given = [name for name in KERASTUNER if name in os.environ]
+    if 0 < len(given) < len(KERASTUNER):
+        raise UserError(f"{given[0]}: is set, but not all of {', '.join(KERASTUNER)}")
+    leads = not is_worker or "chief" in os.environ[KERASTUNER[0]]
+    with exclusive_lock(folder, "tuning") if leads else contextlib.nullcontext():
+        if leads:
+            _check_continues(arguments, space, folder)
+        _search(arguments, space, folder, is_worker)
+
+
+def _check_continues(arguments, space, folder: Path) -> None:
+    """Writes what a search is about, or compares it with what is there."""
+    settled = configured(arguments).config.to_dict()
+    content = {
+        **{name: value for name, value in settled.items() if name not in MAY_CHANGE},
+        "space": [list(dimension) for dimension in space],
+        **{name: getattr(arguments, name) for name in ("algorithm", "objective", "factor")},
+    }
+    content = json.loads(json.dumps(content))  # as the file has it
+    if not (folder / SEARCH).exists():
+        write_text(folder / SEARCH, json.dumps(content, indent=1) + "\n")
+        return
+    before = read_json(folder / SEARCH, LARGEST_SEARCH)
+    for name, value in content.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{name}: {short_repr(value)} does not continue the search in {folder}, which has "
+                f"{short_repr(before.get(name))}; start another one with --save"
+            )
+
+
+def _search(arguments, space, folder: Path, is_worker: bool) -> None:
     try:
         import keras_tuner  # brings TensorFlow: only after the flags are known to be right
     except ImportError:

@@ -112,6 +112,11 @@ def _read(name: str, dataset: tf.data.Dataset) -> np.ndarray:
     for part in dataset.as_numpy_iterator():
         parts.append(part if spec.shape.rank == 4 else part[None])
         size += parts[-1].nbytes
+        if parts[-1].shape[1:] != parts[0].shape[1:]:
+            raise UserError(
+                f"dataset: {name} data set of images of several shapes, {parts[0].shape[1:]} and "
+                f"{parts[-1].shape[1:]}; expected one"
+            )
         if size > LARGEST:
             raise UserError(
                 f"dataset: {name} data set of more than {LARGEST} bytes, which is read into memory; "

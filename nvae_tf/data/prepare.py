@@ -14,6 +14,7 @@ import json
 import os
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,9 @@ def prepare(task: Task, output: Path) -> dict:
 
 def _prepare_locked(task: Task, output: Path) -> dict:
     splits, spec = task.splits, task.spec
-    _check_output(output, task.settings)
+    names = json.dumps({split: [item.name for item in items] for split, items in splits.items()})
+    settings = {**task.settings, "list of images": zlib.crc32(names.encode())}
+    _check_output(output, settings)
     jobs = []
     for split, items in splits.items():
         make_folder(output / split)
@@ -130,7 +133,7 @@ def _prepare_locked(task: Task, output: Path) -> dict:
                 "remove the folder and prepare it again"
             )
     left_out = {**task.skipped, **dict.fromkeys(sorted(unreadable), survey.UNREADABLE)}
-    manifest = {"settings": task.settings, "counts": counts, "skipped": left_out}
+    manifest = {"settings": settings, "counts": counts, "skipped": left_out}
     write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -157,6 +160,10 @@ def _check_output(output: Path, settings: dict) -> None:
             raise UserError(
                 f"{output}: was prepared with another {different}; choose another --output or remove it"
             )
+    elif any(output.glob("*/*.tfrecords")):
+        raise UserError(
+            f"{output}: holds tfrecords of another origin; choose another --output or remove it"
+        )
     else:
         write_text(manifest, json.dumps({"settings": settings}, indent=1) + "\n")
 
@@ -192,13 +199,16 @@ def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
 
 
 def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event) -> set[str]:
-    """Writes one shard, unless it is complete; returns the names of its unreadable images."""
+    """Writes one shard, unless it is complete; returns the names of its unreadable images.
+
+    A shard of which images were unreadable is written again, since they may have been mended.
+    """
     skipped_file = job.path.with_suffix(".unreadable")
     try:
-        skipped = set(read_json(skipped_file)) if skipped_file.exists() else set()
-        if len(tfrecords.Shard(job.path).offsets) + len(skipped) == len(job.items):
+        is_complete = len(tfrecords.Shard(job.path).offsets) == len(job.items)
+        if is_complete and not skipped_file.exists():
             progress(len(job.items))
-            return skipped
+            return set()
     except (UserError, TypeError):
         if job.path.exists():
             tqdm.write(f"warning: {one_line(str(job.path))}: damaged, and written again")
@@ -218,6 +228,8 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
             raise write_error(job.path, error) from None
         if skipped:
             write_text(skipped_file, json.dumps(sorted(skipped)))
+        else:
+            skipped_file.unlink(missing_ok=True)
     return skipped
 
 

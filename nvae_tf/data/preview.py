@@ -8,6 +8,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf import config as configuration
+from nvae_tf.config import check_image
 from nvae_tf.data import catalog, pipeline
 from nvae_tf.data.source import Source, reading
 from nvae_tf.io.files import write_png
@@ -35,6 +36,7 @@ def preview(config: configuration.Config, picture: Path, seconds: float) -> None
         print(line)
     dataset = settled.dataset
     sources = dataset.open(config.data.data)
+    check_image(config.model, dataset.image)
     with reading(*sources):
         spec = dataset.image
         kind = "binary" if spec.binary else f"{spec.bits} bits"

@@ -244,7 +244,7 @@ def _values(
             else f"flat: all values are between {number(low)} and {number(high)}, a small part of the "
             "range"
         )
-        warnings.append(f"{what}; --value_range {_exact(low)},{_exact(high)} uses all levels")
+        warnings.append(f"{what}; --value_range={_exact(low)},{_exact(high)} uses all levels")
     if len({dtype.itemsize for dtype in types}) > 1:
         counts = Counter(str(facts.dtype) for facts in images)
         kinds = ", ".join(f"{count:,} of {name}" for name, count in sorted(counts.items()))

@@ -29,7 +29,7 @@ from nvae_tf.io.paths import is_regular, user_path
 
 SHARD = re.compile(
     r"(?P<split>\w+)-(r(?P<log>\d\d)|(?P<width>[1-9]\d{0,4})x(?P<height>[1-9]\d{0,4}))"
-    r"-s-(?P<index>\d{4})-of-(?P<count>\d{4})\.tfrecords"
+    r"-s-(?P<index>\d{4,9})-of-(?P<count>\d{4,9})\.tfrecords"
 )
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")

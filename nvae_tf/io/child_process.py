@@ -39,6 +39,7 @@ def run_module(module: str, words: Sequence[str] = (), *, seconds: float, **vari
     environment = {**os.environ, **variables}
     path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
+    environment["PYTHONSAFEPATH"] = "1"  # or a queue.py in the current folder would be imported
     command = [sys.executable, "-m", module, *words]
     try:
         done = subprocess.run(

@@ -13,7 +13,8 @@ from keras_tuner import errors, oracles
 from keras_tuner.engine.base_tuner import BaseTuner
 
 from nvae_tf.config import Config, Overridden, check_value, override
-from nvae_tf.io.errors import UserError
+from nvae_tf.config_keys import LARGEST_INT
+from nvae_tf.io.errors import UserError, short_message
 from nvae_tf.io.files import atomic_write, write_text
 from nvae_tf.tuning.space import CHOICE, INT, Dimension
 from nvae_tf.tuning.trial import TrialStopped, run_trial
@@ -73,6 +74,7 @@ class Search(BaseTuner):
 
     Raises:
         ConfigError: The keys given do not go together.
+        UserError: keras-tuner cannot read the search that the folder holds.
     """
 
     def __init__(
@@ -89,7 +91,13 @@ class Search(BaseTuner):
         self.config = override(recipe, given).config
         self._names = [dimension.name for dimension in space]
         oracle = _oracle(self.config, space, algorithm, objective, limits)
-        super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+        try:
+            super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+        except (RuntimeError, ValueError, KeyError) as error:  # keras-tuner's, reading its files
+            raise UserError(
+                f"{folder}: keras-tuner cannot begin or continue a search there "
+                f"({short_message(error)}); choose another --save"
+            ) from None
         if not is_chief():  # The chief's oracle saves itself.
             self.save()  # So a search that ends in its first trial can be continued.
 
@@ -209,7 +217,7 @@ def _oracle(config, space, algorithm, objective, limits):
         hyperparameters=parameters,
         allow_new_entries=False,
         tune_new_entries=False,
-        seed=config.data.seed,
+        seed=config.data.seed or LARGEST_INT,  # keras-tuner draws one in place of 0
         max_consecutive_failed_trials=2**31,  # Failures do not end a search.
     )
     if algorithm == "hyperband":

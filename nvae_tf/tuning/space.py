@@ -25,6 +25,7 @@ SHARED = (
     "seed", "likelihood", "num_x_bits", "epochs", "jit_compile", "gradient_checkpointing",
     "deterministic", "max_bad_steps", "save_every", "log_every", "eval_every", "images_every", "keep",
 )  # fmt: skip
+CHECKED = 10_000  # values between the ends of a range, which are looked at
 FORMS = "{choice: [A, B, ...]}, {int: [LOW, HIGH], step: N} or {float: [LOW, HIGH], log: true}"
 
 
@@ -109,4 +110,10 @@ def _dimension(name: str, given: Any) -> Dimension:
         step = int(step)
     if log and values[0] <= 0:
         refuse("a logarithmic scale begins above 0")
+    if kind == INT:
+        for value in range(values[0], values[1] + 1, step or 1)[:CHECKED]:
+            try:
+                check_value(name, value)
+            except ConfigError as error:
+                raise ConfigError(f"{error}; choose a step that leaves it out") from None
     return Dimension(name, kind, values, step, log)

@@ -17,6 +17,7 @@ from pathlib import Path
 from nvae_tf.config import Config
 from nvae_tf.engine.xla_flags import make_deterministic
 from nvae_tf.io.errors import UserError, short_message
+from nvae_tf.io.files import write_text
 from nvae_tf.run_folder import RunFolder
 
 
@@ -134,5 +135,6 @@ def _copy(source: RunFolder, target: RunFolder) -> None:
     for path in source.list_checkpoints()[:1]:
         temporary = target.checkpoints / f".{path.name}.part"
         shutil.copytree(path, temporary, dirs_exist_ok=True)
-        temporary.rename(target.checkpoints / path.name)
-    shutil.copyfile(source.config_file, target.config_file)
+        if not (target.checkpoints / path.name).exists():  # from a copy that was killed
+            temporary.rename(target.checkpoints / path.name)
+    write_text(target.config_file, source.config_file.read_text(encoding="utf-8"))

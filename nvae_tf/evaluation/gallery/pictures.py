@@ -13,6 +13,7 @@ from nvae_tf.io.image_grid import enlarge
 MIN_WIDTH = 96  # pixels of an image, at least: the browser makes it smaller, and never blurred
 GAP, WIDE_GAP = 6, 24  # pixels between enlarged images, which are transparent
 FILM_QUALITY = 80  # of WebP, up to 100
+LONGEST_SIDE = 16383  # pixels of a WebP
 
 
 def image_element(images, columns: int, alt: str, wide_gaps: Sequence[int] = ()) -> str:
@@ -66,17 +67,27 @@ def sprite(images, columns: int, wide_gaps: Sequence[int] = ()) -> np.ndarray:
         One 8-bit RGBA image (height, width, 4).
     """
     enlarged = enlarge(images, MIN_WIDTH)
-    _, height, width, _ = enlarged.shape
     columns = min(columns, len(enlarged))
+    rows = -(-len(enlarged) // columns)
+    enlarged = _within(enlarged, LONGEST_SIDE // rows - GAP, LONGEST_SIDE // columns - WIDE_GAP)
+    _, height, width, _ = enlarged.shape
     gaps = [WIDE_GAP if column in wide_gaps else GAP for column in range(columns - 1)]
     lefts = np.cumsum([0, *(width + gap for gap in gaps)])
-    rows = -(-len(enlarged) // columns)
     canvas = np.zeros((rows * (height + GAP) - GAP, lefts[-1] + width, 4), np.uint8)
     for index, image in enumerate(enlarged):
         top, left = index // columns * (height + GAP), lefts[index % columns]
         canvas[top : top + height, left : left + width, :3] = image
         canvas[top : top + height, left : left + width, 3] = 255
     return canvas
+
+
+def _within(images, height: int, width: int) -> np.ndarray:
+    """Shrinks 8-bit RGB images (n, height, width, 3) that are larger than a height or a width."""
+    portion = min(height / images.shape[1], width / images.shape[2])
+    if portion >= 1.0:
+        return images
+    size = max(1, int(portion * images.shape[2])), max(1, int(portion * images.shape[1]))
+    return np.stack([np.asarray(Image.fromarray(image).resize(size)) for image in images])
 
 
 def _element(content: bytes, shape, alt: str) -> str:
