@@ -286,7 +286,7 @@ class Training:
 
     def __init__(self, config, arguments):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if config.data.dataset not in IMAGES or config.data.channels != "auto":
+        if config.data.dataset not in IMAGES or config.data.channels:
             raise SystemExit(f"error: --config: expected a recipe of {', '.join(IMAGES)}")
         self.channels, size = IMAGES[config.data.dataset]
         self.config, self.batch = config, arguments.batch_size or config.data.batch_size
