@@ -124,7 +124,7 @@ def test_the_matrix_of_gpus_has_a_row_for_every_run(monkeypatch, tmp_path):
     for command in ("export", "run", "run"):
         result_of([*matrix, command, tmp_path])
     made = sorted(path.name for path in tmp_path.glob("*.json"))
-    assert len(made) == 1 + 2 + ("jax" in small["KINDS"]) + ("torch" in small["KINDS"])
+    assert len(made) == 1 + 3 + ("jax" in small["KINDS"]) + ("torch" in small["KINDS"])
     lines = result_of([*matrix, "table", tmp_path]).splitlines()
     assert any(line.startswith("| digits | float32 | none | 1 |") for line in lines)
 
