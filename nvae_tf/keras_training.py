@@ -5,8 +5,10 @@ model itself, so `compile` and `export` import upwards, as nothing else in the p
 """
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +414,8 @@ class KerasTraining(tf_keras.Model):
         check_weights_name(filepath)
         if str(filepath).endswith(".h5"):
             with _replacing(filepath, overwrite) as temporary:
+                # HDF5 may crash the process some time after it could not write a file.
+                _check_space(filepath, sum(value.nbytes for value in self.get_weights()))
                 super().save_weights(temporary, **options)
             return
         try:
@@ -520,6 +524,13 @@ def _replacing(filepath, overwrite: bool):
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
+
+
+def _check_space(filepath, size: int) -> None:
+    """Refuses to write a file for which a local disk has no space."""
+    parent = os.path.dirname(os.fspath(filepath)) or "."
+    if os.path.isdir(parent) and shutil.disk_usage(parent).free < size:
+        raise write_error(filepath, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def _check_frozen(model) -> None:
