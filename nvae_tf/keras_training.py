@@ -465,9 +465,14 @@ class KerasTraining(tf_keras.Model):
     def _steps_in_a_call_kept(self, meanwhile: int | None = None):
         """Gives `steps_per_execution` its present value back at the end of the block.
 
+        Does nothing if the model is not compiled, as during `nvae_tf.train`.
+
         Args:
             meanwhile: Its value in the block; default: the present one.
         """
+        if self._steps_per_execution is None:
+            yield
+            return
         count = int(self._steps_per_execution.numpy())
         self._steps_per_execution.assign(meanwhile or count)
         try:

@@ -42,7 +42,7 @@ def weights(folder):
 class Seen(tf_keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
-        self.calls, self.logs = [], []
+        self.calls, self.logs, self.reconstructed = [], [], None
 
     def on_train_begin(self, logs=None):
         self.calls.append("begin")
@@ -53,6 +53,7 @@ class Seen(tf_keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.calls.append("end")
+        self.reconstructed = self.model.predict(np.zeros((2, 32, 32, 1), np.float32), verbose=0)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_a_callback_that_ends_training_within_an_epoch(recipe, digits, tmp_path)
 
 def test_callbacks_are_called_as_by_fit(own):
     folder, results, seen, kl = own
-    assert seen.calls == ["begin", 0, 1, 2, "end"]
+    assert seen.calls == ["begin", 0, 1, 2, "end"] and seen.reconstructed.shape == (2, 32, 32, 1)
     assert seen.logs[-1]["val_nelbo"] == pytest.approx(results["nelbo"])
     assert len(kl.history) == 3 and len((folder.parent / "log.csv").read_text().splitlines()) == 4
 

@@ -21,7 +21,6 @@ def tiles(arguments) -> None:
     loaded, written = load(arguments, *names)
     import numpy as np
 
-    from nvae_tf.data.image_files import ImageReader
     from nvae_tf.data.whole_image import read_whole
     from nvae_tf.evaluation import tiles as scoring
     from nvae_tf.evaluation.stored_images import to_levels
@@ -40,8 +39,6 @@ def tiles(arguments) -> None:
             raise UserError(
                 f"--images: {path}: is a folder; tiles needs the image files themselves"
             )
-        if len(ImageReader().items(path)) > 1:
-            raise UserError(f"--images: {path}: holds several images; name files of one")
         levels = read(path)
         try:
             scoring.tile_positions(model, levels, arguments.stride)

@@ -21,7 +21,7 @@ from nvae_tf.cli.flags import (
 )
 from nvae_tf.data.where import check_data
 from nvae_tf.io.errors import UserError, short_repr
-from nvae_tf.io.files import read_json, write_text
+from nvae_tf.io.files import read_json, write_json
 from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.io.paths import user_path
 from nvae_tf.tuning.space import load_space
@@ -150,7 +150,7 @@ def _check_continues(arguments, space, folder: Path) -> None:
     }
     content = json.loads(json.dumps(content))  # as the file has it
     if not (folder / SEARCH).exists():
-        write_text(folder / SEARCH, json.dumps(content, indent=1) + "\n")
+        write_json(folder / SEARCH, content)
         return
     before = read_json(folder / SEARCH, LARGEST_SEARCH)
     for name, value in content.items():

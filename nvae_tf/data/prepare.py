@@ -209,7 +209,7 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
         if is_complete and not skipped_file.exists():
             progress(len(job.items))
             return set()
-    except (UserError, TypeError):
+    except UserError:
         if job.path.exists():
             tqdm.write(f"warning: {one_line(str(job.path))}: damaged, and written again")
     skipped = set()

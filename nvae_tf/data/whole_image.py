@@ -8,13 +8,12 @@ import numpy as np
 from nvae_tf.config import CENTRE, DROP
 from nvae_tf.data import levels
 from nvae_tf.data.image_files import ImageReader
-from nvae_tf.data.stored import Item
 from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 
 
 def read_whole(path: Path, spec: ImageSpec, alpha: str = DROP) -> np.ndarray:
-    """Reads the first image of a file; colours become grey for a model of one channel.
+    """Reads the image of a file; colours become grey for a model of one channel.
 
     Values are mapped to levels as those of training were.
 
@@ -27,9 +26,15 @@ def read_whole(path: Path, spec: ImageSpec, alpha: str = DROP) -> np.ndarray:
         Levels (height, width, channels) of the spec's bits, uint8 or uint16.
 
     Raises:
-        UserError: The file is not readable, or its channels cannot become those of the spec.
+        UserError: The file is not readable or holds several images, or its channels cannot become
+            those of the spec.
     """
-    stored = ImageReader().read(Item(path))
+    reader = ImageReader()
+    items = reader.items(path)
+    if len(items) != 1:
+        count = "several images" if items else "no image"
+        raise UserError(f"{path}: holds {count}; name files of one")
+    stored = reader.read(items[0])
     height, width, _ = stored.values.shape
     whole = dataclasses.replace(spec, height=height, width=width, scored_size=None)
     try:

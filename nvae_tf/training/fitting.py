@@ -105,11 +105,6 @@ class TrainingView:
         self.weights_were_set = True
         if not has_part(prefix, "averages"):
             self.follow_weights()
-        else:
-            self.averages_were_restored()
-
-    def averages_were_restored(self) -> None:
-        """Does nothing; in the command, checkpoints are restored before this object is made."""
 
     def reset(self) -> None:
         """Does nothing; the command's means start anew by themselves."""
@@ -229,17 +224,13 @@ class Fitting(TrainingView):
         if self.trainer.averages and self.step != before and start is not None:
             if np.array_equal(_smallest(self.trainer.averages), start):
                 self.trainer.averages.start()
-            self.averages_were_restored()
+            self._averages_at_start = None  # from now on they have values of their own
 
     def follow_weights(self) -> None:
         """Starts the moving averages anew, after the model's weights were replaced."""
         super().follow_weights()
         if self.trainer.averages:
             self._averages_at_start = _smallest(self.trainer.averages)
-
-    def averages_were_restored(self) -> None:
-        """Records that the moving averages have values of their own."""
-        self._averages_at_start = None
 
     def prepare(self, batches) -> None:
         """Initialises what depends on data, and the singular vectors.

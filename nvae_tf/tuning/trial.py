@@ -133,8 +133,9 @@ def _train(config, path, searched, epochs, parent):
 def _copy(source: RunFolder, target: RunFolder) -> None:
     """Copies what training continues from, the configuration last, because it makes a folder a run."""
     for path in source.list_checkpoints()[:1]:
-        temporary = target.checkpoints / f".{path.name}.part"
-        shutil.copytree(path, temporary, dirs_exist_ok=True)
-        if not (target.checkpoints / path.name).exists():  # from a copy that was killed
-            temporary.rename(target.checkpoints / path.name)
+        copied = target.checkpoints / path.name
+        if not copied.exists():  # by a process that was killed before it copied the configuration
+            temporary = target.checkpoints / f".{path.name}.part"
+            shutil.copytree(path, temporary, dirs_exist_ok=True)
+            temporary.rename(copied)
     write_text(target.config_file, source.config_file.read_text(encoding="utf-8"))
