@@ -319,21 +319,12 @@ class NVAE(KerasTraining):
         parameters = self.image_head(tf.nn.elu(s), scope=scope)
         return NVAEOutput(tf.cast(parameters, tf.float32), latents)
 
-    def autoencode(self, images, noise, scope: Scope) -> NVAEOutput:
-        """Runs one pass with z from the posterior, without updating running averages.
-
-        Args:
-            images: As for `call`.
-            noise: As for `call`.
-            scope: How the layers are run.
-        """
-        return self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
-
     @tf.autograph.experimental.do_not_convert
     def call(self, images, noise=None, training=False):
         """Runs one pass with z from the posterior; arguments as for calling the model."""
         scope = self.scope(training)
-        output = self.autoencode(images, self._noise_or_zeros(images, noise), scope)
+        encoded = self.bottom_up(images, scope)
+        output = self.top_down(FromPosterior(encoded, self._noise_or_zeros(images, noise)), scope)
         update_running_averages(scope.statistics)
         return output
 
@@ -541,7 +532,8 @@ class NVAE(KerasTraining):
         """
         checks.check_images(images, self.image)
         if self.needs_data_initialization:
-            self.autoencode(images, noise, Scope(data_initialization=True))
+            scope = Scope(data_initialization=True)
+            self.top_down(FromPosterior(self.bottom_up(images, scope), noise), scope)
 
     @property
     def needs_data_initialization(self) -> bool:

@@ -227,6 +227,10 @@ def test_grey_of_12_bits_that_is_not_square_makes_the_way_through_tfrecords(
     np.testing.assert_array_equal(one.fetch(0)[0].shape, first.shape)
     with pytest.raises(ConfigError, match="bits: 8 is not allowed; the tfrecords in .* have 12"):
         catalog.settle(DataConfig(dataset="tfrecords", data=str(out), bits=8))
+    with pytest.raises(ConfigError, match="alpha: white is not allowed; .* have drop"):
+        catalog.settle(DataConfig(dataset="tfrecords", data=str(out), alpha="white"))
+    with pytest.raises(ConfigError, match="crop: none is not allowed"):
+        catalog.settle(DataConfig(dataset="tfrecords", data=str(out), crop="none"))
     # The same command does nothing; one with other bits is refused.
     stamp = shard.stat().st_mtime_ns
     assert run(*arguments, "--crop", "none") == 0 and shard.stat().st_mtime_ns == stamp

@@ -94,8 +94,8 @@ def settle(config: DataConfig) -> Settled:
     if config.dataset == TFRECORDS:
         check_data(config)
         config = prepared.settle_prepared(config)
-    dataset = get_dataset_info(config)
-    # `get_dataset_info` does not check this, so that runs trained with such keys can be evaluated.
+    dataset = with_flip(_find_dataset(config), config)
+    # Only here, so that runs that were trained with such keys can be evaluated.
     for name in FOR_FOLDERS if config.dataset != TFRECORDS else ():
         value = getattr(config, name)
         if value != getattr(DataConfig(), name):

@@ -17,6 +17,9 @@ _ORDER, _FLIP, _CROP, _BINARIZE = range(4)
 
 PREFETCHED = 4  # batches that are made ahead
 
+# AutoGraph's conversion of our Python takes a second per data set, and changes nothing.
+_without_autograph = tf.autograph.experimental.do_not_convert
+
 
 def training_batches(
     source: Source,
@@ -61,6 +64,7 @@ def training_batches(
     part_of_pass = part // passes
     spec = dataset.image
 
+    @_without_autograph
     def example(local_place):
         step, in_share = local_place // share, local_place % share
         replica, in_part = worker * parts + in_share // part, in_share % part
@@ -80,7 +84,7 @@ def training_batches(
         return _to_unit(image, spec, num_bits, _stream_seed(seed, _BINARIZE, place))
 
     local_places = tf.data.Dataset.range(start_step * share, np.iinfo(np.int64).max)
-    examples = _map_in_parallel(local_places, example)
+    examples = local_places.map(example, num_parallel_calls=usable_cores())
     return prefetched(examples.batch(part, drop_remainder=True))
 
 
@@ -110,11 +114,13 @@ def evaluation_batches(
         Batches (up to batch_size, height, width, channels), float32 in [0, 1].
     """
 
+    @_without_autograph
     def example(index):
         image, label = _evaluation_example(source, dataset.image, index, seed, num_bits, by_content)
         return (image, label) if with_labels else image
 
-    examples = _map_in_parallel(tf.data.Dataset.range(len(source)), example)
+    indices = tf.data.Dataset.range(len(source))
+    examples = indices.map(example, num_parallel_calls=usable_cores())
     return prefetched(examples.batch(batch_size))
 
 
@@ -148,20 +154,16 @@ def validation_batches(
     share = batch_size // num_workers
     num_batches = -(-len(source) // batch_size)
 
+    @_without_autograph
     def example(local_place):
         place = local_place // share * batch_size + worker * share + local_place % share
         index = tf.minimum(place, len(source) - 1)
         weight = tf.cast(place < len(source), tf.float32)
         return _evaluation_example(source, dataset.image, index, seed, num_bits)[0], index, weight
 
-    examples = _map_in_parallel(tf.data.Dataset.range(num_batches * share), example)
+    local_places = tf.data.Dataset.range(num_batches * share)
+    examples = local_places.map(example, num_parallel_calls=usable_cores())
     return prefetched(examples.batch(share // parts, drop_remainder=True))
-
-
-def _map_in_parallel(places: tf.data.Dataset, example) -> tf.data.Dataset:
-    """Maps places to examples, without AutoGraph, whose conversion of our Python takes a second."""
-    example = tf.autograph.experimental.do_not_convert(example)
-    return places.map(example, num_parallel_calls=usable_cores())
 
 
 def prefetched(batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from nvae_tf.config import AUTO, FULL, DataConfig, check_value
+from nvae_tf.config import AUTO, DROP, FULL, NONE, DataConfig, check_value
 from nvae_tf.data import tfrecords
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.files import read_json
@@ -28,10 +28,14 @@ def settle_prepared(config: DataConfig) -> DataConfig:
     bits, channels = first.bits, first.image.shape[-1]
     settings = _settings(root)
     span = settings.get("value_range", f"0,{2**bits - 1}")
+    alpha = settings.get("alpha", DROP)
+    if config.crop == NONE:
+        raise ConfigError(f"crop: none is not allowed; the tfrecords in {root} have their shape")
     for name, value, open_values in (
         ("channels", channels, (0,)),
         ("bits", bits, (0,)),
         ("value_range", span, (AUTO, FULL)),
+        ("alpha", alpha, (DROP,)),
     ):
         asked = getattr(config, name)
         if asked not in open_values and _comparable(asked) != _comparable(value):
@@ -44,7 +48,7 @@ def settle_prepared(config: DataConfig) -> DataConfig:
         channels=channels,
         bits=bits,
         value_range=span,
-        alpha=settings.get("alpha", config.alpha),
+        alpha=alpha,
     )
 
 
@@ -69,7 +73,7 @@ def _first_example(root: Path, size: tfrecords.Size) -> tfrecords.Example:
 
 def _comparable(value):
     """A value in a form in which ``0,255`` and ``0,255.0`` are equal."""
-    return [float(end) for end in value.split(",")] if isinstance(value, str) else value
+    return [float(end) for end in value.split(",")] if "," in str(value) else value
 
 
 def _settings(root: Path) -> dict[str, str]:

@@ -47,8 +47,7 @@ def count(config: Config) -> Counts:
 
     @tf.function(autograph=False)
     def forward(images):
-        noise = [tf.zeros((1, *shape)) for shape in model.latent_shapes]
-        return model.autoencode(images, noise, model.scope(training=True)).parameters
+        return model(images, training=True).parameters
 
     graph = forward.get_concrete_function(tf.TensorSpec((1, *image.shape))).graph
     values = 0

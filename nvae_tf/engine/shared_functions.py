@@ -45,31 +45,28 @@ class SharedFunctions:
         """
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
         key = (key, *specs)
-        if key not in self._traced:
-            # Traced in a replica's graph, the function and its gradient would be bound to that
-            # replica's device. All functions share one graph, because TensorFlow traces and compiles
-            # an XLA region once per graph.
-            with self._graph.as_default():
-                self._traced[key] = _trace(function, specs, has_gradient)
-        return self._traced[key]
-
-
-def _trace(function, specs, has_gradient: bool):
-    traced = tf.function(
-        function, autograph=False, experimental_attributes={"_noinline": True}
-    ).get_concrete_function(*specs)
-    if traced.captured_inputs:
-        names = [tensor.name for tensor in traced.captured_inputs]
-        raise ValueError(
-            f"a block of the model captures tensors that were not passed to it: {names}"
-        )
-    if has_gradient:
-        inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            outputs = tf.nest.flatten(traced(*inputs))
-        tape.gradient(outputs, inputs)
-    return traced
+        if key in self._traced:
+            return self._traced[key]
+        # Traced in a replica's graph, the function and its gradient would be bound to that replica's
+        # device. All functions share one graph, because TensorFlow traces and compiles an XLA region
+        # once per graph.
+        with self._graph.as_default():
+            traced = tf.function(
+                function, autograph=False, experimental_attributes={"_noinline": True}
+            ).get_concrete_function(*specs)
+            if traced.captured_inputs:
+                names = [tensor.name for tensor in traced.captured_inputs]
+                raise ValueError(
+                    f"a block of the model captures tensors that were not passed to it: {names}"
+                )
+            if has_gradient:
+                inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+                with tf.GradientTape() as tape:
+                    tape.watch(inputs)
+                    outputs = tf.nest.flatten(traced(*inputs))
+                tape.gradient(outputs, inputs)
+        self._traced[key] = traced
+        return traced
 
 
 def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, **settings):
@@ -110,15 +107,14 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
     rematerialize = scope.rematerialize == remat_when
     if not rematerialize and scope.functions is None:
         return function(*layers, *inputs, scope=scope)
-    weights = _BlockTensors(layers if uses is None else uses, scope)
     inner = dataclasses.replace(scope, rematerialize=NO_REMAT) if rematerialize else scope
-    block = _Block(function, layers, weights, len(inputs), inner)
-    if not (scope.exchanges_statistics and weights.norms) and scope.functions is not None:
+    block = _Block(function, layers, layers if uses is None else uses, len(inputs), inner)
+    if not (scope.exchanges_statistics and block.norms) and scope.functions is not None:
         key = (function.__module__, function.__qualname__, *map(trace_key, layers), scope.settings)
         run = block.rematerialized_function if rematerialize else block.function
-        tensors = [*inputs, *weights.tensors]
+        tensors = [*inputs, *block.differentiable, *block.constant]
         outputs, statistics = scope.functions.traced(key, run, tensors)(*tensors)
-        statistics = weights.split_statistics(statistics)
+        statistics = block.split_statistics(statistics)
     elif rematerialize:
         outputs, statistics = block.rematerialized(inputs)
     else:
@@ -145,18 +141,27 @@ def _frozen(value):
     return value
 
 
-class _BlockTensors:
-    """The tensors that a block reads besides its inputs, in an order that identical blocks share.
+class _Block:
+    """A block as functions of tensors: its inputs, and what it reads besides them.
+
+    Args:
+        function: As for `call_block`.
+        layers: As for `call_block`.
+        uses: As for `call_block`, given.
+        num_inputs: Number of inputs.
+        scope: The scope in which the block is run.
 
     Attributes:
         norms: The block's batch norms whose batch statistics are not in the scope yet.
-        differentiable: The tensors that gradients are taken with respect to: kernels, exchanged
-            statistics and all other weights.
+        differentiable: The tensors besides the inputs that gradients are taken with respect to, in an
+            order that identical blocks share: kernels, exchanged statistics and all other weights.
         constant: The scales of normalised kernels, which have no gradients.
     """
 
-    def __init__(self, layers, scope: Scope):
-        contents = [pair for layer in layers for pair in (("", layer), *walk(layer))]
+    def __init__(self, function, layers, uses, num_inputs: int, scope: Scope):
+        self._function, self._layers = function, layers
+        self._num_inputs, self._scope = num_inputs, scope
+        contents = [pair for layer in uses for pair in (("", layer), *walk(layer))]
         modules = [content for _, content in contents if not isinstance(content, Weight)]
         norms = [module for module in modules if hasattr(module, "moving_mean")]
         self.norms = [norm for norm in norms if norm not in scope.statistics]
@@ -178,67 +183,24 @@ class _BlockTensors:
         self.differentiable += [scope.value(weight) for weight in self._others]
         self.constant = [kernel.scale for kernel in kernels if kernel.scale is not None]
 
-    @property
-    def tensors(self) -> list[tf.Tensor]:
-        """All tensors, differentiable ones first."""
-        return [*self.differentiable, *self.constant]
+    def function(self, *tensors):
+        """Runs the block on its inputs, then `differentiable`, then `constant`; can be shared.
 
-    def given(self, tensors) -> dict:
-        """Fields for a `Scope` that uses the given tensors, ordered as `tensors`, in place of these."""
-        tensors = iter(tensors)
-        kernels = [next(tensors) for _ in self._convolutions]
-        statistics = [next(tensors) for _ in self._exchanged]
-        values = [next(tensors) for _ in self._others]
-        scales = [next(tensors) if scaled else None for scaled in self._scaled]
-        return dict(
-            kernels=dict(
-                zip(self._convolutions, map(NormalizedKernel, kernels, scales), strict=True)
-            ),
-            statistics=dict(zip(self._exchanged, statistics, strict=True)),
-            values=dict(zip(self._others, values, strict=True)),
-        )
-
-    def concat_statistics(self, statistics):
-        """Concatenates the statistics of all `norms`, without gradients; a list of one vector or none.
-
-        As separate outputs, each would cost the backward pass a tensor of zeros.
+        Returns:
+            The outputs, and a list of the batch norms' statistics as one vector without gradients, or
+            of nothing. As separate outputs, each would cost the backward pass a tensor of zeros.
         """
-        parts = [statistics[norm] for norm in self.norms if norm in statistics]
-        return [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
+        alone = dataclasses.replace(self._scope, functions=None, replica_row=None)
+        outputs, statistics = self._compute(alone, tensors)
+        parts = [*statistics.values()]
+        return outputs, [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
 
     def split_statistics(self, vectors) -> dict:
-        """The inverse of `concat_statistics`."""
+        """Statistics by batch norm, from the list that `function` returned."""
         if not vectors:
             return {}
         sizes = [2 * norm.moving_mean.shape[0] + 1 for norm in self.norms]
         return dict(zip(self.norms, tf.split(vectors[0], sizes), strict=True))
-
-
-class _Block:
-    """A block as functions of tensors.
-
-    Args:
-        function: As for `call_block`.
-        layers: As for `call_block`.
-        weights: The tensors of the layers that the function uses.
-        num_inputs: Number of inputs; they precede the tensors of `weights`.
-        scope: The scope in which the block is run.
-    """
-
-    def __init__(self, function, layers, weights: _BlockTensors, num_inputs: int, scope: Scope):
-        self._function, self._layers, self._weights = function, layers, weights
-        self._num_inputs, self._scope = num_inputs, scope
-
-    def function(self, *tensors):
-        """Runs the block on its inputs followed by all tensors of its weights; can be shared.
-
-        Returns:
-            The outputs, and the batch norms' statistics as `_BlockTensors.concat_statistics` returns
-            them.
-        """
-        alone = dataclasses.replace(self._scope, functions=None, replica_row=None)
-        outputs, statistics = self._compute(alone, tensors)
-        return outputs, self._weights.concat_statistics(statistics)
 
     def rematerialized_function(self, *tensors):
         """As `function`, but only the arguments are stored for the backward pass."""
@@ -275,7 +237,7 @@ class _Block:
         # Every argument costs graph nodes, so only tensors with gradients are arguments.
         @tf.custom_gradient
         def run(*tensors):
-            outputs, statistics = self._compute(first, [*tensors, *self._weights.constant])
+            outputs, statistics = self._compute(first, [*tensors, *self.constant])
             by_norm.update(statistics)
 
             def gradients(*upstream):
@@ -287,14 +249,14 @@ class _Block:
                 again = dataclasses.replace(self._scope, exchanged_statistics=statistics)
                 with tf.GradientTape() as tape:
                     tape.watch([*inputs, *weights])
-                    outputs, _ = self._compute(again, [*inputs, *weights, *self._weights.constant])
+                    outputs, _ = self._compute(again, [*inputs, *weights, *self.constant])
                 return tape.gradient(
                     tf.nest.flatten(outputs), [*inputs, *weights], output_gradients=upstream
                 )
 
             return outputs, gradients
 
-        outputs = run(*inputs, *self._weights.differentiable)
+        outputs = run(*inputs, *self.differentiable)
         return outputs, {norm: tf.stop_gradient(batch) for norm, batch in by_norm.items()}
 
     def _not_before(self, tensors, upstream):
@@ -308,9 +270,19 @@ class _Block:
         return both[: len(tensors)], both[len(tensors) :]
 
     def _compute(self, scope: Scope, tensors):
-        """The outputs, and the batch norms' statistics by layer."""
-        inputs, values = tensors[: self._num_inputs], tensors[self._num_inputs :]
-        inner = dataclasses.replace(scope, **self._weights.given(values))
+        """The outputs, and the batch norms' statistics by layer; tensors as for `function`."""
+        inputs, rest = tensors[: self._num_inputs], iter(tensors[self._num_inputs :])
+        kernels = [next(rest) for _ in self._convolutions]
+        exchanged = {norm: next(rest) for norm in self._exchanged}
+        values = {weight: next(rest) for weight in self._others}
+        scales = [next(rest) if scaled else None for scaled in self._scaled]
+        normalized = map(NormalizedKernel, kernels, scales)
+        inner = dataclasses.replace(
+            scope,
+            kernels=dict(zip(self._convolutions, normalized, strict=True)),
+            statistics=exchanged,
+            values=values,
+        )
         outputs = self._function(*self._layers, *inputs, scope=inner)
-        norms = [norm for norm in self._weights.norms if norm in inner.statistics]
+        norms = [norm for norm in self.norms if norm in inner.statistics]
         return outputs, {norm: inner.statistics[norm] for norm in norms}

@@ -97,7 +97,14 @@ def train(
         facts = own.facts if own else None
         with cluster.agreement():
             folder.check_free(resume)
-            config, dataset = _settle(config, cluster, own)
+            if own:
+                dataset = catalog.with_flip(own.info, config.data)
+            else:
+                settled = catalog.settle(config.data)  # what is open about the images
+                config = dataclasses.replace(config, data=settled.config)
+                dataset = settled.dataset
+                for line in settled.lines:
+                    cluster.say(line)
             folder.check(config, resume, facts, dataset.image)
             check_image(config.model, dataset.image)
             if start_from is not None:
@@ -428,15 +435,3 @@ def _check_divergence(trainer: Trainer, step: int, folder: RunFolder) -> None:
             else "there is no checkpoint yet"
         )
         raise TrainingDivergedError(reports.divergence(trainer, step, checkpoint))
-
-
-def _settle(
-    config: Config, cluster: Cluster, own: OwnImages | None
-) -> tuple[Config, catalog.DatasetInfo]:
-    """Resolves what the configuration leaves open about the images; the chief prints the decisions."""
-    if own:
-        return config, catalog.with_flip(own.info, config.data)
-    settled = catalog.settle(config.data)
-    for line in settled.lines:
-        cluster.say(line)
-    return dataclasses.replace(config, data=settled.config), settled.dataset

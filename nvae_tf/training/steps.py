@@ -36,26 +36,13 @@ def check_xla_steps(config: TrainConfig, replicas: int) -> None:
         )
 
 
-def on_replicas(function, strategy, jit: bool):
-    """Makes a function that every replica runs on its part of the arguments; call it in a graph.
-
-    Args:
-        function: A function of tensors.
-        strategy: Strategy over the replicas.
-        jit: Whether to compile it with XLA, collectives included.
-    """
-    # No step needs AutoGraph, and without it tracing takes a third less time.
-    inner = tf.function(function, autograph=False, jit_compile=True) if jit else function
-    return lambda *arguments: strategy.run(inner, arguments)
-
-
 def first_replica(values, strategy):
     """The values of this process's first replica; for values that are identical on all replicas."""
     return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], values)
 
 
 def whole_step(trainer: Trainer, strategy):
-    """Makes the function that takes a step on all replicas, given their batch; call it in a graph.
+    """Makes the function that takes a step on all replicas, given their images; call it in a graph.
 
     With several passes, the loop over passes is outside of the replicas, since a loop within a replica
     cannot hold exchanges.
@@ -64,20 +51,24 @@ def whole_step(trainer: Trainer, strategy):
         trainer: The trainer.
         strategy: Strategy over the replicas.
     """
-    passes, jit = trainer.config.accumulate_steps, trainer.xla_steps
-    if passes == 1:
-        return on_replicas(trainer.one_pass_step, strategy, jit)
-    add = on_replicas(trainer.add_pass, strategy, jit)
-    update = on_replicas(trainer.update, strategy, jit)
+    passes = trainer.config.accumulate_steps
+    functions = [trainer.one_pass_step, trainer.add_pass, trainer.update]
+    if trainer.xla_steps:
+        # No step needs AutoGraph, and without it tracing takes a third less time.
+        functions = [tf.function(f, autograph=False, jit_compile=True) for f in functions]
+    one_pass_step, add_pass, update = functions
 
-    def step(images):
+    def step(batch):
+        images = batch[0] if isinstance(batch, tuple) else batch  # Keras may have wrapped them
+        if passes == 1:
+            return strategy.run(one_pass_step, (images,))
         _, total = tf.while_loop(
             lambda number, _: number < passes,
-            lambda number, total: (number + 1, add(total, images, number)),
+            lambda number, total: (number + 1, strategy.run(add_pass, (total, images, number))),
             (tf.constant(0), strategy.run(trainer.zero_pass)),
             parallel_iterations=1,
         )
-        return update(total)
+        return strategy.run(update, (total,))
 
     return step
 
@@ -86,7 +77,8 @@ def distributed_function(function, strategy):
     """Makes a graph of a function that runs on all replicas; it returns the first replica's results.
 
     Args:
-        function: A function from `whole_step` or `on_replicas`, with identical results on all replicas.
+        function: A function that runs another on all replicas, with identical results on each, such as
+            the one from `whole_step`.
         strategy: Strategy over the replicas.
     """
 
@@ -99,8 +91,10 @@ def distributed_function(function, strategy):
 
 def distributed_validation(trainer: Trainer, strategy):
     """Makes a graph of `Trainer.validation_step` that runs on all replicas, given their batches."""
-    step = on_replicas(trainer.validation_step, strategy, trainer.xla_steps)
-    return distributed_function(step, strategy)
+    step = trainer.validation_step
+    if trainer.xla_steps:
+        step = tf.function(step, autograph=False, jit_compile=True)
+    return distributed_function(lambda *batch: strategy.run(step, batch), strategy)
 
 
 def several_steps(step, strategy):
@@ -158,13 +152,8 @@ class Steps:
     """
 
     def __init__(self, trainer: Trainer, strategy, several: bool):
-        whole = whole_step(trainer, strategy)
-
-        def step(batch):  # Keras may have wrapped the images in a tuple
-            return whole(batch[0] if isinstance(batch, tuple) else batch)
-
         make = several_steps if several else distributed_function
-        self.function, self._several = make(step, strategy), several
+        self.function, self._several = make(whole_step(trainer, strategy), strategy), several
         self._reports: Any = None  # of the latest call
 
     def take(self, batches, count: int) -> None:

@@ -26,6 +26,7 @@ from nvae_tf.engine.shared_functions import SharedFunctions
 from nvae_tf.engine.state import TensorState, VariableState
 from nvae_tf.engine.weights import RowNames, by_stack, rows_of, stacked, walk, weights_below
 from nvae_tf.layers.batch_norm import update_running_averages
+from nvae_tf.layers.latent_group import FromPosterior
 from nvae_tf.model import NVAE, NVAEOutput
 from nvae_tf.training.norm_bound import GradientNormBound
 from nvae_tf.training.optimizers import MovingAverage, Optimizer
@@ -222,7 +223,8 @@ class Trainer(tf.Module):
                 custom_gradients=True,
                 on_gpu=self.on_gpu,
             )
-            output = self.model.autoencode(images, noise, scope)
+            encoded = self.model.bottom_up(images, scope)
+            output = self.model.top_down(FromPosterior(encoded, noise), scope)
             recon = -self.model.log_likelihood(output.parameters, images)
             kl_per_group = output.kl_per_group
             mean_kl = mean_over_replicas(tf.reduce_mean(tf.abs(kl_per_group), 0))
@@ -502,7 +504,8 @@ class Trainer(tf.Module):
         if self.averages:
             tensors.update(self._by_reference(self.averages.values(state)))
         scope = Scope(values=rows_of(weights_below(self.model), tensors), on_gpu=self.on_gpu)
-        output = self.model.autoencode(images, noise, scope)
+        encoded = self.model.bottom_up(images, scope)
+        output = self.model.top_down(FromPosterior(encoded, noise), scope)
         recon = -self.model.log_likelihood(output.parameters, images)
         sums = [
             tf.reduce_sum(weights),
