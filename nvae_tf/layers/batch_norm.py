@@ -73,14 +73,12 @@ class BatchNormAct(Layer):
             return normalize(inputs, scope.statistics[self], gamma, beta)
         activated = self.activation != "none" and inputs.dtype == tf.float32
         if scope.training and activated and scope.xla_regions:
-            outputs, mean, variance = _fused_batch_norm_act(self.activation)(inputs, gamma, beta)
-            batch = BatchStatistics(mean, variance, _elements_per_channel(inputs))
-            scope.statistics[self] = batch.vector
+            fused = _fused_batch_norm_act(self.activation)
+            outputs, scope.statistics[self] = fused(inputs, gamma, beta)
             return outputs
         outputs = tf.cast(inputs, tf.float32)
         if scope.training:
-            outputs, mean, variance, _ = _fused_batch_norm(outputs, gamma, beta)
-            batch = BatchStatistics(mean, variance, _elements_per_channel(inputs))
+            outputs, batch, _ = _fused_batch_norm(outputs, gamma, beta)
             scope.statistics[self] = batch.vector
         else:
             mean, variance = self._running_statistics(scope)
@@ -142,23 +140,19 @@ def update_running_averages(
             state.assign(running, after)
 
 
-def _elements_per_channel(inputs):
-    """Number of elements per channel, batch * height * width, float32, (1,)."""
-    return tf.fill([1], tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32))
-
-
 def _fused_batch_norm(inputs, gamma, beta):
     """Normalises with the batch's own statistics.
 
     Returns:
-        Normalised inputs, mean, biased variance, and the outputs reserved for the gradient operation.
+        Normalised inputs, the batch's statistics, and the outputs reserved for the gradient operation.
     """
     outputs, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
     )
-    count = _elements_per_channel(inputs)
+    count = tf.fill([1], tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32))
     # The operation returns the unbiased variance.
-    return outputs, mean, variance * (count - 1.0) / count, reserved
+    batch = BatchStatistics(mean, variance * (count - 1.0) / count, count)
+    return outputs, batch, reserved
 
 
 @functools.cache
@@ -171,8 +165,8 @@ def _fused_batch_norm_act(activation: str):
         activation: Name of the activation.
 
     Returns:
-        A function from inputs, gamma and beta to outputs, the batch's mean and its biased variance.
-        Mean and variance have no gradients.
+        A function from inputs, gamma and beta to outputs and the batch's statistics, a vector (see
+        `BatchStatistics`) without gradients.
     """
 
     @xla_region
@@ -191,12 +185,12 @@ def _fused_batch_norm_act(activation: str):
     @tf.custom_gradient
     def run(inputs, gamma, beta):
         inputs, gamma, beta = map(tf.convert_to_tensor, (inputs, gamma, beta))
-        normalized, mean, variance, reserved = _fused_batch_norm(inputs, gamma, beta)
+        normalized, batch, reserved = _fused_batch_norm(inputs, gamma, beta)
         outputs = activated(normalized, compile=True)
 
         def gradient(upstream, *_):
             d_normalized = activation_gradient(
-                inputs, gamma, beta, mean, variance, upstream, compile=True
+                inputs, gamma, beta, batch.mean, batch.variance, upstream, compile=True
             )
             return tf.raw_ops.FusedBatchNormGradV3(
                 y_backprop=d_normalized, x=inputs, scale=gamma, reserve_space_1=reserved[0],
@@ -204,7 +198,7 @@ def _fused_batch_norm_act(activation: str):
                 epsilon=EPSILON, is_training=True,
             )[:3]  # fmt: skip
 
-        return (outputs, mean, variance), gradient
+        return (outputs, batch.vector), gradient
 
     return run
 
