@@ -157,7 +157,7 @@ def test_two_jobs_on_the_same_nodes_and_one_is_preempted(slurm, recipe, tmp_path
     short = slurm.submit(*training("short", recipe, tmp_path, "--epochs", "2"))
     slurm.wait(short, 30, JobState="RUNNING")
     assert slurm.job(long)["JobState"] == "RUNNING"
-    slurm.wait(short, 180, JobState="COMPLETED", ExitCode="0:0")
+    slurm.wait(short, 600, JobState="COMPLETED", ExitCode="0:0")
     output = (tmp_path / "short.out").read_text()
     assert "2 replicas in 2 processes" in output and "test: nelbo" in output
 
@@ -171,6 +171,6 @@ def test_two_jobs_on_the_same_nodes_and_one_is_preempted(slurm, recipe, tmp_path
     stopped = newest_step(tmp_path / "long" / "tiny")
     output = (tmp_path / "long.out").read_text()
     assert f"stopped by SIGTERM after step {stopped}:" in output and "test: nelbo" not in output
-    slurm.wait(long, 180, JobState="COMPLETED", ExitCode="0:0", Restarts="1")
+    slurm.wait(long, 600, JobState="COMPLETED", ExitCode="0:0", Restarts="1")
     output = (tmp_path / "long.out").read_text()
     assert f"continued from step {stopped}" in output and "test: nelbo" in output
