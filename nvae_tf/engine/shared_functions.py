@@ -147,7 +147,7 @@ class _Block:
     Args:
         function: As for `call_block`.
         layers: As for `call_block`.
-        uses: As for `call_block`, given.
+        uses: The built layers whose weights the function reads.
         num_inputs: Number of inputs.
         scope: The scope in which the block is run.
 
