@@ -95,7 +95,8 @@ def settle(config: DataConfig) -> Settled:
         check_data(config)
         config = prepared.settle_prepared(config)
     dataset = with_flip(_find_dataset(config), config)
-    # Only here, so that runs that were trained with such keys can be evaluated.
+    # `get_dataset_info`, which evaluation calls, does not check this: runs that were trained with such
+    # keys can still be evaluated.
     for name in FOR_FOLDERS if config.dataset != TFRECORDS else ():
         value = getattr(config, name)
         if value != getattr(DataConfig(), name):

@@ -18,8 +18,8 @@ def settle_prepared(config: DataConfig) -> DataConfig:
         config: Section ``data`` of the configuration.
 
     Raises:
-        ConfigError: The tfrecords have several sizes and none was chosen, or other channels, bits or a
-            value range than those asked for.
+        ConfigError: The tfrecords have several sizes and none was chosen; they have other channels,
+            bits, value range or transparency than those asked for; or ``crop`` is ``none``.
         UserError: There are no tfrecords, or they are damaged.
     """
     root = tfrecords.find_root(config.data)
