@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.distributions import DiscretizedLogisticMixture, bernoulli_image, clamped_normal
+from nvae_tf.distributions import DiscretizedLogisticMixture, bernoulli_image
 from nvae_tf.engine.kernels import NormalizedKernel
 from nvae_tf.io.errors import UserError
 from nvae_tf.layers.latent_group import LatentGroup
@@ -136,8 +136,7 @@ class Network:
         for layer in [*layers, *group.cells]:
             running = layer(running, scope=self._scope)
         raw = group.prior_parameters(running, self._scope)
-        mu, log_sigma = raw
-        prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
+        prior = group.prior(raw)
         return [] if running is None else [running], raw, (prior.loc, prior.scale)
 
     def _posterior_of(self, group: LatentGroup, s, raw, encoded):

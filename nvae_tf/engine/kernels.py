@@ -63,13 +63,13 @@ class NormalizedKernel(NamedTuple):
     @property
     def effective(self):
         """The normalised kernel, shaped as `kernel`."""
-        return self.kernel if self.scale is None else _scaled(self.kernel, self.scale)
 
+        @tf.custom_gradient
+        def scaled(kernel, scale):
+            # The first half of the gradient; the second is `_kernel_gradients`.
+            return kernel * scale, lambda upstream: (upstream, None)
 
-@tf.custom_gradient
-def _scaled(kernel, scale):
-    # The first half of the gradient; the second is `_kernel_gradients`.
-    return kernel * scale, lambda upstream: (upstream, None)
+        return self.kernel if self.scale is None else scaled(self.kernel, self.scale)
 
 
 class SpectralNorms(tf.Module):
@@ -265,14 +265,14 @@ def _differentiable(weights, stack: _KernelStack, left, right, xla):
     """
 
     @tf.custom_gradient
-    def run(*_):
+    def total_and_kernels(*_):
         def gradient(d_total, d_effective):
             return _kernel_gradients(d_effective, d_total * left, right, stack, compile=xla)
 
         total = tf.reduce_sum(stack.times(left) * right)
         return (total, stack.kernels), gradient
 
-    total, kernels = run(*weights)
+    total, kernels = total_and_kernels(*weights)
     scales = [None] * kernels.shape[0] if stack.scale is None else tf.unstack(stack.scale)
     return total, tf.unstack(kernels), scales
 

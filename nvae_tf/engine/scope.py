@@ -44,9 +44,10 @@ class BatchStatistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scope:
-    """How a pass is run. Layers read the values of their weights from it, and store statistics in it.
+    """How a pass is run: layers read the values of their weights from it.
 
-    The defaults are those of an evaluation pass with the weights as they are.
+    It is also where they leave what a pass computes besides its outputs: `statistics` is the only
+    attribute that changes. The defaults are those of an evaluation pass with the weights as they are.
 
     Attributes:
         training: Whether batch norms use the statistics of the batch.

@@ -73,28 +73,28 @@ def call_shared(function, tensors, scope: Scope, *, has_gradient: bool = True, *
     """Computes ``function(*tensors, **settings)``, sharing one trace per settings and shapes.
 
     Args:
-        function: A module-level function of tensors and settings.
+        function: A function of tensors and settings, defined in a module or class.
         tensors: The tensors that it is called with.
         scope: Gives the cache of shared functions; without one, the function is simply called.
         has_gradient: Whether gradients are taken through the call.
         settings: Hashable keyword arguments.
     """
 
-    def run(*tensors):
+    def with_settings(*tensors):
         return function(*tensors, **settings)
 
     if scope.functions is None:
-        return run(*tensors)
-    key = (function.__module__, function.__qualname__, *settings.items())
-    return scope.functions.traced(key, run, tensors, has_gradient)(*tensors)
+        return with_settings(*tensors)
+    key = (*_name_of(function), *settings.items())
+    return scope.functions.traced(key, with_settings, tensors, has_gradient)(*tensors)
 
 
 def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=CELLS):
     """Runs ``function(*layers, *inputs, scope=scope)``, shared and rematerialized as the scope says.
 
     Args:
-        function: A module-level function of layers, tensors and a scope. It must use no other tensors
-            or weights.
+        function: A function of layers, tensors and a scope, defined in a module or class. It must use
+            no other tensors or weights.
         layers: The layers to pass; together with the function they decide which blocks are identical.
         inputs: The tensors to pass.
         scope: Says whether functions are shared and what is rematerialized.
@@ -110,17 +110,26 @@ def call_block(function, layers, inputs, scope: Scope, *, uses=None, remat_when=
     inner = dataclasses.replace(scope, rematerialize=NO_REMAT) if rematerialize else scope
     block = _Block(function, layers, layers if uses is None else uses, len(inputs), inner)
     if not (scope.exchanges_statistics and block.norms) and scope.functions is not None:
-        key = (function.__module__, function.__qualname__, *map(trace_key, layers), scope.settings)
-        run = block.rematerialized_function if rematerialize else block.function
+        key = (*_name_of(function), *map(trace_key, layers), scope.settings)
+        run = block.rematerialized_alone if rematerialize else block.run_alone
         tensors = [*inputs, *block.differentiable, *block.constant]
-        outputs, statistics = scope.functions.traced(key, run, tensors)(*tensors)
-        statistics = block.split_statistics(statistics)
+        outputs, vectors = scope.functions.traced(key, run, tensors)(*tensors)
+        sizes = [norm.statistics_size for norm in block.norms]
+        parts = tf.split(vectors[0], sizes) if vectors else []
+        statistics = dict(zip(block.norms, parts, strict=True))
     elif rematerialize:
-        outputs, statistics = block.rematerialized(inputs)
+        outputs, statistics = block.rematerialized_in_step(inputs)
     else:
         return function(*layers, *inputs, scope=scope)
     scope.statistics.update(statistics)
     return outputs
+
+
+def _name_of(function) -> tuple[str, str]:
+    """What identifies a function in the key of a shared trace: its module and qualified name."""
+    if "<" in function.__qualname__:  # two of them can have the same name
+        raise ValueError(f"{function.__qualname__}: lambdas and inner functions cannot be shared")
+    return function.__module__, function.__qualname__
 
 
 def trace_key(layer) -> tuple:
@@ -161,9 +170,9 @@ class _Block:
     def __init__(self, function, layers, uses, num_inputs: int, scope: Scope):
         self._function, self._layers = function, layers
         self._num_inputs, self._scope = num_inputs, scope
-        contents = [pair for layer in uses for pair in (("", layer), *walk(layer))]
-        modules = [content for _, content in contents if not isinstance(content, Weight)]
-        norms = [module for module in modules if hasattr(module, "moving_mean")]
+        contents = [content for layer in uses for content in (layer, *dict(walk(layer)).values())]
+        modules = [content for content in contents if not isinstance(content, Weight)]
+        norms = [module for module in modules if module.statistics_size]
         self.norms = [norm for norm in norms if norm not in scope.statistics]
         self._exchanged = [norm for norm in norms if norm in scope.statistics]
         # Kernels that were normalised beforehand replace the weights that they are computed from.
@@ -173,7 +182,7 @@ class _Block:
         replaced = {weight for c in self._convolutions for weight in c.kernel_weights}
         self._others = [
             content
-            for _, content in contents
+            for content in contents
             if isinstance(content, Weight)
             and content not in replaced
             and (content.trainable or not scope.training)
@@ -183,7 +192,7 @@ class _Block:
         self.differentiable += [scope.value(weight) for weight in self._others]
         self.constant = [kernel.scale for kernel in kernels if kernel.scale is not None]
 
-    def function(self, *tensors):
+    def run_alone(self, *tensors):
         """Runs the block on its inputs, then `differentiable`, then `constant`; can be shared.
 
         Returns:
@@ -195,19 +204,12 @@ class _Block:
         parts = [*statistics.values()]
         return outputs, [tf.stop_gradient(tf.concat(parts, 0))] if parts else []
 
-    def split_statistics(self, vectors) -> dict:
-        """Statistics by batch norm, from the list that `function` returned."""
-        if not vectors:
-            return {}
-        sizes = [2 * norm.moving_mean.shape[0] + 1 for norm in self.norms]
-        return dict(zip(self.norms, tf.split(vectors[0], sizes), strict=True))
-
-    def rematerialized_function(self, *tensors):
-        """As `function`, but only the arguments are stored for the backward pass."""
+    def rematerialized_alone(self, *tensors):
+        """As `run_alone`, but only the arguments are stored for the backward pass."""
 
         @tf.custom_gradient
-        def run(*tensors):
-            outputs, statistics = self.function(*tensors)
+        def rematerialized(*tensors):
+            outputs, statistics = self.run_alone(*tensors)
 
             def gradients(*upstream):
                 # The statistics come last and have no gradients.
@@ -215,14 +217,14 @@ class _Block:
                 given, upstream = self._not_before(tensors, upstream)
                 with tf.GradientTape() as tape:
                     tape.watch(given)
-                    outputs, _ = self.function(*given)
+                    outputs, _ = self.run_alone(*given)
                 return tape.gradient(tf.nest.flatten(outputs), given, output_gradients=upstream)
 
             return (outputs, statistics), gradients
 
-        return run(*tensors)
+        return rematerialized(*tensors)
 
-    def rematerialized(self, inputs):
+    def rematerialized_in_step(self, inputs):
         """Runs the block rematerialized in the graph of the step, where batch norms can exchange.
 
         Args:
@@ -236,7 +238,7 @@ class _Block:
 
         # Every argument costs graph nodes, so only tensors with gradients are arguments.
         @tf.custom_gradient
-        def run(*tensors):
+        def rematerialized(*tensors):
             outputs, statistics = self._compute(first, [*tensors, *self.constant])
             by_norm.update(statistics)
 
@@ -256,7 +258,7 @@ class _Block:
 
             return outputs, gradients
 
-        outputs = run(*inputs, *self.differentiable)
+        outputs = rematerialized(*inputs, *self.differentiable)
         return outputs, {norm: tf.stop_gradient(batch) for norm, batch in by_norm.items()}
 
     def _not_before(self, tensors, upstream):
@@ -270,7 +272,7 @@ class _Block:
         return both[: len(tensors)], both[len(tensors) :]
 
     def _compute(self, scope: Scope, tensors):
-        """The outputs, and the batch norms' statistics by layer; tensors as for `function`."""
+        """The outputs, and the batch norms' statistics by layer; tensors as for `run_alone`."""
         inputs, rest = tensors[: self._num_inputs], iter(tensors[self._num_inputs :])
         kernels = [next(rest) for _ in self._convolutions]
         exchanged = {norm: next(rest) for norm in self._exchanged}

@@ -28,10 +28,10 @@ def optimization_barrier(tensors) -> list[tf.Tensor]:
 
 
 def xla_region(function, min_size: int = 0):
-    """Makes a function an XLA region, which is compiled once per combination of input shapes.
+    """Makes a function an XLA region, which is compiled once per combination of shapes and text.
 
     Args:
-        function: A function of tensors or of structures of tensors.
+        function: A function of tensors, of structures of tensors, and of text.
         min_size: Smallest number of elements of the first argument for which XLA is used. Below it,
             compiling would cost more than it saves.
 
@@ -41,8 +41,8 @@ def xla_region(function, min_size: int = 0):
     with_xla = tf.function(function, autograph=False, jit_compile=True)
 
     @functools.wraps(function)
-    def run(*arguments, compile: bool):  # noqa: A002
+    def with_or_without_xla(*arguments, compile: bool):  # noqa: A002
         large = not min_size or arguments[0].shape.num_elements() >= min_size
         return (with_xla if large and compile else function)(*arguments)
 
-    return run
+    return with_or_without_xla

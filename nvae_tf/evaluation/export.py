@@ -28,7 +28,7 @@ class StorablePosterior(FromPosterior):
         output = super().__call__(group, index, s, scope)
         if group.num_flows:  # the KL is log q(z) - log p(z) then, without Expm1
             return output
-        prior = group.prior(s, scope)
+        prior = group.prior(group.prior_parameters(s, scope))
         ratio = output.stddev / prior.scale
         shift = (output.mean - prior.loc) / prior.scale
         kl = 0.5 * (tf.square(ratio) + tf.square(shift) - 1.0) - tf.math.log(ratio)

@@ -32,7 +32,7 @@ class RecordNoise:
 
     def __call__(self, group, index, s, scope: Scope) -> GroupOutput:
         """Returns a group's z, and records its noise."""
-        z, prior = self.latents[index], group.prior(s, scope)
+        z, prior = self.latents[index], group.prior(group.prior_parameters(s, scope))
         self.noise.append((z - prior.loc) / prior.scale)
         return GroupOutput(z)
 

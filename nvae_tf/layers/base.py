@@ -22,7 +22,13 @@ class Layer(tf_keras.layers.Layer):
     Subclasses create their weights and those of their sublayers in `create`, and compute in `call`,
     where they must read a weight as ``scope.value(self.weight)``. The stacks belong to the outermost
     layer or model. A layer computes in the precision of its inputs, whatever Keras's dtype policy says.
+
+    Attributes:
+        statistics_size: Length of the vector of batch statistics that the layer stores in
+            `Scope.statistics` in training; 0 if it stores none.
     """
+
+    statistics_size = 0
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)

@@ -1,7 +1,5 @@
 """Batch normalisation followed by an activation, with statistics over all replicas."""
 
-import functools
-
 import tensorflow as tf
 
 from nvae_tf.engine.batch_statistics import global_statistics
@@ -45,6 +43,7 @@ class BatchNormAct(Layer):
         self.gamma, self.beta = self.add_weight(shape, ones), self.add_weight(shape, zeros)
         self.moving_mean = self.add_weight(shape, zeros, trainable=False, kind="moving_mean")
         self.moving_variance = self.add_weight(shape, ones, trainable=False, kind="moving_variance")
+        self.statistics_size = 2 * shape[0] + 1  # of `BatchStatistics.vector`
 
     def compute_output_shape(self, input_shape):
         """The input's shape."""
@@ -69,12 +68,14 @@ class BatchNormAct(Layer):
         gamma, beta = scope.value(self.gamma), scope.value(self.beta)
         self.exchange_statistics(inputs, scope)
         if self in scope.statistics:
-            normalize = _normalize_and_activate(self.activation, scope.xla_regions)
-            return normalize(inputs, scope.statistics[self], gamma, beta)
-        activated = self.activation != "none" and inputs.dtype == tf.float32
-        if scope.training and activated and scope.xla_regions:
-            fused = _fused_batch_norm_act(self.activation)
-            outputs, scope.statistics[self] = fused(inputs, gamma, beta)
+            return _normalize_and_activate(
+                inputs, scope.statistics[self], gamma, beta, self.activation, scope.xla_regions
+            )
+        can_fuse = self.activation != "none" and inputs.dtype == tf.float32
+        if scope.training and can_fuse and scope.xla_regions:
+            outputs, scope.statistics[self] = _fused_batch_norm_act(
+                inputs, gamma, beta, self.activation
+            )
             return outputs
         outputs = tf.cast(inputs, tf.float32)
         if scope.training:
@@ -155,42 +156,30 @@ def _fused_batch_norm(inputs, gamma, beta):
     return outputs, batch, reserved
 
 
-@functools.cache
-def _fused_batch_norm_act(activation: str):
+def _fused_batch_norm_act(inputs, gamma, beta, activation: str):
     """Batch norm and activation as one operation, whose backward pass needs the input only.
 
-    Everything else that the backward pass needs is recomputed.
+    Everything else that the backward pass needs is recomputed. The arithmetic is compiled with XLA.
 
     Args:
+        inputs: Maps (batch, height, width, channels), float32.
+        gamma: Scale, (channels,).
+        beta: Offset, (channels,).
         activation: Name of the activation.
 
     Returns:
-        A function from inputs, gamma and beta to outputs and the batch's statistics, a vector (see
-        `BatchStatistics`) without gradients.
+        The outputs, and the batch's statistics, a vector (see `BatchStatistics`) without gradients.
     """
 
-    @xla_region
-    def activated(normalized):
-        return activate(activation, normalized, custom_gradients=True)
-
-    @xla_region
-    def activation_gradient(inputs, gamma, beta, mean, variance, upstream):
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)
-        normalized = inputs * scale + (beta - mean * scale)
-        with tf.GradientTape() as tape:
-            tape.watch(normalized)
-            outputs = activate(activation, normalized, custom_gradients=True)
-        return tape.gradient(outputs, normalized, upstream)
-
     @tf.custom_gradient
-    def run(inputs, gamma, beta):
+    def with_gradient(inputs, gamma, beta):
         inputs, gamma, beta = map(tf.convert_to_tensor, (inputs, gamma, beta))
         normalized, batch, reserved = _fused_batch_norm(inputs, gamma, beta)
-        outputs = activated(normalized, compile=True)
+        outputs = _activate_region(normalized, activation, compile=True)
 
         def gradient(upstream, *_):
-            d_normalized = activation_gradient(
-                inputs, gamma, beta, batch.mean, batch.variance, upstream, compile=True
+            d_normalized = _activation_gradient(
+                inputs, gamma, beta, batch.mean, batch.variance, upstream, activation, compile=True
             )
             return tf.raw_ops.FusedBatchNormGradV3(
                 y_backprop=d_normalized, x=inputs, scale=gamma, reserve_space_1=reserved[0],
@@ -200,61 +189,87 @@ def _fused_batch_norm_act(activation: str):
 
         return (outputs, batch.vector), gradient
 
-    return run
+    return with_gradient(inputs, gamma, beta)
 
 
-@functools.cache
-def _normalize_and_activate(activation: str, xla: bool):
+@xla_region
+def _activate_region(normalized, activation: str):
+    return activate(activation, normalized, custom_gradients=True)
+
+
+@xla_region
+def _activation_gradient(inputs, gamma, beta, mean, variance, upstream, activation: str):
+    """The gradient with respect to the normalised inputs, which are computed again."""
+    scale = gamma * tf.math.rsqrt(variance + EPSILON)
+    normalized = inputs * scale + (beta - mean * scale)
+    return _through_activation(normalized, upstream, activation)
+
+
+def _through_activation(normalized, upstream, activation: str):
+    """The gradient with respect to the input of an activation."""
+    with tf.GradientTape() as tape:
+        tape.watch(normalized)
+        outputs = activate(activation, normalized, custom_gradients=True)
+    return tape.gradient(outputs, normalized, upstream)
+
+
+def _normalize_and_activate(inputs, statistics, gamma, beta, activation: str, xla: bool):
     """Batch norm with given statistics and an activation, whose backward pass needs the input only.
 
     Args:
+        inputs: Maps (batch, height, width, channels).
+        statistics: The batch's statistics, a vector (see `BatchStatistics`).
+        gamma: Scale, (channels,).
+        beta: Offset, (channels,).
         activation: Name of the activation.
         xla: Whether to compile the arithmetic.
 
     Returns:
-        A function from inputs, statistics (a vector, see `BatchStatistics`), gamma and beta to outputs,
-        which is differentiable with respect to all four.
+        The outputs, which are differentiable with respect to all four tensors.
     """
 
-    @xla_region
-    def normalize(inputs, statistics, gamma, beta):
-        mean, variance, _ = BatchStatistics.from_vector(statistics)
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)
-        outputs = (tf.cast(inputs, tf.float32) - mean) * scale + beta
-        return activate(activation, tf.cast(outputs, inputs.dtype), custom_gradients=True)
-
-    @xla_region
-    def elementwise_gradients(inputs, statistics, gamma, beta, upstream):
-        mean, variance, _ = BatchStatistics.from_vector(statistics)
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)
-        centred = tf.cast(inputs, tf.float32) - mean
-        normalized = tf.cast(centred * scale + beta, inputs.dtype)
-        with tf.GradientTape() as tape:
-            tape.watch(normalized)
-            outputs = activate(activation, normalized, custom_gradients=True)
-        d_normalized = tf.cast(tape.gradient(outputs, normalized, upstream), tf.float32)
-        d_inputs = tf.cast(d_normalized * scale, inputs.dtype)
-        return d_inputs, d_normalized, d_normalized * centred
-
-    def vector_gradients(statistics, gamma, d_beta, d_scale):
-        _, variance, count = BatchStatistics.from_vector(statistics)
-        inverse = tf.math.rsqrt(variance + EPSILON)
-        d_gamma = d_scale * inverse
-        d_variance = -0.5 * gamma * tf.square(inverse) * d_gamma
-        d_mean = -gamma * inverse * d_beta
-        return BatchStatistics(d_mean, d_variance, tf.zeros_like(count)).vector, d_gamma
-
     @tf.custom_gradient
-    def run(inputs, statistics, gamma, beta):
+    def with_gradient(inputs, statistics, gamma, beta):
         def gradient(upstream):
-            d_inputs, *parts = elementwise_gradients(
-                inputs, statistics, gamma, beta, upstream, compile=xla
+            d_inputs, *parts = _elementwise_gradients(
+                inputs, statistics, gamma, beta, upstream, activation, compile=xla
             )
             # Outside of the XLA regions, because XLA's sums over pixels are slow on CPUs.
             d_beta, d_scale = (tf.reduce_sum(part, [0, 1, 2]) for part in parts)
-            d_statistics, d_gamma = vector_gradients(statistics, gamma, d_beta, d_scale)
+            d_statistics, d_gamma = _vector_gradients(statistics, gamma, d_beta, d_scale)
             return d_inputs, d_statistics, d_gamma, d_beta
 
-        return normalize(inputs, statistics, gamma, beta, compile=xla), gradient
+        outputs = _normalize_region(inputs, statistics, gamma, beta, activation, compile=xla)
+        return outputs, gradient
 
-    return run
+    return with_gradient(inputs, statistics, gamma, beta)
+
+
+@xla_region
+def _normalize_region(inputs, statistics, gamma, beta, activation: str):
+    mean, variance, _ = BatchStatistics.from_vector(statistics)
+    scale = gamma * tf.math.rsqrt(variance + EPSILON)
+    outputs = (tf.cast(inputs, tf.float32) - mean) * scale + beta
+    return activate(activation, tf.cast(outputs, inputs.dtype), custom_gradients=True)
+
+
+@xla_region
+def _elementwise_gradients(inputs, statistics, gamma, beta, upstream, activation: str):
+    """The inputs' gradient for fixed statistics, and what is summed for those of beta and the scale."""
+    mean, variance, _ = BatchStatistics.from_vector(statistics)
+    scale = gamma * tf.math.rsqrt(variance + EPSILON)
+    centred = tf.cast(inputs, tf.float32) - mean
+    normalized = tf.cast(centred * scale + beta, inputs.dtype)
+    d_normalized = tf.cast(_through_activation(normalized, upstream, activation), tf.float32)
+    d_inputs = tf.cast(d_normalized * scale, inputs.dtype)
+    return d_inputs, d_normalized, d_normalized * centred
+
+
+def _vector_gradients(statistics, gamma, d_beta, d_scale):
+    """The gradients with respect to the statistics and gamma."""
+    _, variance, count = BatchStatistics.from_vector(statistics)
+    inverse = tf.math.rsqrt(variance + EPSILON)
+    d_gamma = d_scale * inverse
+    d_variance = -0.5 * gamma * tf.square(inverse) * d_gamma
+    d_mean = -gamma * inverse * d_beta
+    return BatchStatistics(d_mean, d_variance, tf.zeros_like(count)).vector, d_gamma

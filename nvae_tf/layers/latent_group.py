@@ -163,19 +163,18 @@ class LatentGroup(Layer):
             return tf.zeros(self.latent_shape), tf.zeros(self.latent_shape)
         return _mean_and_log_stddev(self.prior_sampler(tf.nn.elu(s), scope=scope))
 
-    def prior(self, s, scope: Scope, temperature=1.0):
+    def prior(self, parameters, temperature=1.0):
         """The prior p(z | z of the groups before).
 
         Args:
-            s: As for `prior_parameters`.
-            scope: How the layers are run.
+            parameters: The result of `prior_parameters`.
             temperature: Factor on the standard deviations.
 
         Returns:
             A `tfd.Normal` over each latent, batch shape (batch, height, width, latents); without the
             batch axis for the first group.
         """
-        mu, log_sigma = self.prior_parameters(s, scope)
+        mu, log_sigma = parameters
         return clamped_normal(mu, log_sigma, temperature, self.stddev)
 
     def posterior_before_flows(self, s, encoded, prior_parameters, scope: Scope):
@@ -198,6 +197,28 @@ class LatentGroup(Layer):
             prior_mu, prior_log_sigma = prior_parameters
             mu, log_sigma = prior_mu + mu, prior_log_sigma + log_sigma
         return clamped_normal(mu, log_sigma, stddev=self.stddev)
+
+    def draw_posterior(self, encoded, noise, s=None, *, scope: Scope) -> GroupOutput:
+        """Draws z from the posterior, and computes its KL.
+
+        Args:
+            encoded: As for `posterior_before_flows`.
+            noise: Standard-normal tensor, (batch, height, width, latents).
+            s: As for `posterior_before_flows`; None if the model has only one group.
+            scope: How the layers are run.
+        """
+        parameters = self.prior_parameters(s, scope)
+        prior = self.prior(parameters)
+        base = self.posterior_before_flows(s, encoded, parameters, scope)
+        before_flows = z = base.loc + base.scale * noise
+        for flow in self.flows:
+            z = flow(z, scope=scope)
+        # The flows preserve volume, so this is also the log-density of z.
+        log_q = base.log_prob(before_flows)
+        log_p = prior.log_prob(z)
+        kl = log_q - log_p if self.num_flows else tfd.kl_divergence(base, prior)
+        log_q, log_p = tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
+        return GroupOutput(z, kl, log_q, log_p, base.loc, base.scale)
 
     def posterior(self, s, encoded, prior_parameters, scope: Scope):
         """The posterior q(z | x, z of the groups before) as a single TFP distribution.
@@ -240,23 +261,8 @@ class FromPosterior:
     def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its posterior."""
         inputs = [self.encoded[index], self.noise[index], *([] if s is None else [s])]
-        return call_block(_draw_posterior, [group], inputs, scope, uses=group.samplers)
-
-
-def _draw_posterior(group: LatentGroup, encoded, noise, s=None, *, scope: Scope) -> GroupOutput:
-    parameters = group.prior_parameters(s, scope)
-    mu, log_sigma = parameters
-    prior = clamped_normal(mu, log_sigma, stddev=group.stddev)
-    base = group.posterior_before_flows(s, encoded, parameters, scope)
-    before_flows = z = base.loc + base.scale * noise
-    for flow in group.flows:
-        z = flow(z, scope=scope)
-    # The flows preserve volume, so this is also the log-density of z.
-    log_q = base.log_prob(before_flows)
-    log_p = prior.log_prob(z)
-    kl = log_q - log_p if group.num_flows else tfd.kl_divergence(base, prior)
-    log_q, log_p = tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
-    return GroupOutput(z, kl, log_q, log_p, base.loc, base.scale)
+        draw = LatentGroup.draw_posterior
+        return call_block(draw, [group], inputs, scope, uses=group.samplers)
 
 
 def _combine(combiner: Conv2D, *maps, scope: Scope):
@@ -279,7 +285,7 @@ class FromPrior:
 
     def __call__(self, group: LatentGroup, index: int, s, scope: Scope) -> GroupOutput:
         """Draws a group's z from its prior."""
-        prior = group.prior(s, scope, self.temperatures[index])
+        prior = group.prior(group.prior_parameters(s, scope), self.temperatures[index])
         return GroupOutput(prior.loc + prior.scale * self.noise[index])
 
 

@@ -295,25 +295,25 @@ class Fitting(TrainingView):
         with self.strategy.scope():
             steps = Steps(self.trainer, self.strategy, several)
 
-        def run(iterator):
+        def take_steps(iterator):
             count = int(steps_per_call.numpy())  # the last call of an epoch may take fewer
             steps.take(iterator, count)
             self.note_steps(count, steps.report)
             return {name: self.report[name] for name in REPORTED}
 
-        return run, steps.function
+        return take_steps, steps.function
 
     def test_function(self):
         """A step of evaluation for Keras: a function from an iterator over batches to means so far."""
         with self.strategy.scope():
             run_step = distributed_validation(self.trainer, self.strategy)
 
-        def run(iterator):
+        def score_batch(iterator):
             self._sums.append(run_step(*next(iterator)))
             means = self.trainer.means(self._sums)
             return {name: means[name] for name in SCORES}
 
-        return run
+        return score_batch
 
     def reset(self) -> None:
         """Starts the means of training and of evaluation anew."""

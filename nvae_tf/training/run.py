@@ -136,7 +136,7 @@ def train(
             start_from,
             hparams,
         )
-        results = _train(config, folder, cluster, run, termination, callbacks)
+        results = _train_epochs(config, folder, cluster, run, termination, callbacks)
         cluster.wait_for_others()  # a worker that ends first would count as lost
         for line in dataset.skipped:
             cluster.say(line)
@@ -256,7 +256,7 @@ def _set_up(
     return _Run(trainer, data, checkpoints, report, start_step, end, counts)
 
 
-def _train(
+def _train_epochs(
     config: Config,
     folder: RunFolder,
     cluster: Cluster,

@@ -51,11 +51,15 @@ def whole_step(trainer: Trainer, strategy):
         trainer: The trainer.
         strategy: Strategy over the replicas.
     """
+
+    def compiled(function):
+        """The function as one XLA program, exchanges included, if whole steps are compiled."""
+        whole = trainer.xla_steps
+        return tf.function(function, autograph=False, jit_compile=True) if whole else function
+
     passes = trainer.config.accumulate_steps
-    functions = [trainer.one_pass_step, trainer.add_pass, trainer.update]
-    if trainer.xla_steps:  # compiled whole, exchanges included
-        functions = [tf.function(f, autograph=False, jit_compile=True) for f in functions]
-    one_pass_step, add_pass, update = functions
+    one_pass_step = compiled(trainer.one_pass_step)
+    add_pass, update = compiled(trainer.add_pass), compiled(trainer.update)
 
     def step(batch):
         images = batch[0] if isinstance(batch, tuple) else batch  # Keras may have wrapped them
@@ -82,10 +86,10 @@ def distributed_function(function, strategy):
     """
 
     @tf.function(autograph=False)
-    def run(*arguments):
+    def on_all_replicas(*arguments):
         return first_replica(function(*arguments), strategy)
 
-    return run
+    return on_all_replicas
 
 
 def distributed_validation(trainer: Trainer, strategy):
@@ -120,7 +124,7 @@ def several_steps(step, strategy):
         return number + 1, results.write(number, tf.concat(flat, 0))
 
     @tf.function(autograph=False)
-    def run(batches, count):
+    def take_steps(batches, count):
         _, results = tf.while_loop(
             lambda number, _: number < count,
             lambda number, results: next_step(number, batches, results),
@@ -135,7 +139,7 @@ def several_steps(step, strategy):
         ]
         return tf.nest.pack_sequence_as(structure, values)
 
-    return run
+    return take_steps
 
 
 class Steps:
@@ -151,8 +155,8 @@ class Steps:
     """
 
     def __init__(self, trainer: Trainer, strategy, several: bool):
-        make = several_steps if several else distributed_function
-        self.function, self._several = make(whole_step(trainer, strategy), strategy), several
+        step, self._several = whole_step(trainer, strategy), several
+        self.function = (several_steps if several else distributed_function)(step, strategy)
         self._reports: Any = None  # of the latest call
 
     def take(self, batches, count: int) -> None:

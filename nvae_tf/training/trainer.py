@@ -40,6 +40,8 @@ FIRST_LOSS_SCALE, SCALE_GROWTH_STEPS = 2.0**10, 2000
 class Losses(NamedTuple):
     """The terms of the objective in one pass, in nats; scalars unless a shape is given.
 
+    `Trainer.compute_pass` replaces values per image by their means over this replica's images.
+
     Attributes:
         loss: What is minimised: mean(recon + beta * balanced KL) + lambda * (spectral + batch norm).
         recon: -log p(x | z), (batch,).
@@ -346,9 +348,8 @@ class Trainer(tf.Module):
             group first; all others are scalars.
         """
         config, state = self.config, state or VariableState()
-        result = total
-        if config.accumulate_steps > 1:
-            result = tf.nest.map_structure(lambda value: value / config.accumulate_steps, total)
+        passes = config.accumulate_steps
+        result = tf.nest.map_structure(lambda v: v / passes, total) if passes > 1 else total
         step = state.value(self.optimizer.iterations)
         beta, regularization = self._coefficients(step)
         rate = self.optimizer.learning_rate_after(step)
@@ -437,8 +438,7 @@ class Trainer(tf.Module):
         groups = tf.zeros(len(self.model.groups))
         losses = Losses(**dict.fromkeys(Losses._fields, tf.zeros(())))
         channel_kl = tf.zeros((len(self.model.groups), self.model.config.num_latent_per_group))
-        shapes = [norm.moving_mean.shape for norm in self.batch_norms]
-        statistics = [tf.zeros(2 * shape[0] + 1) for shape in shapes]
+        statistics = [tf.zeros(norm.statistics_size) for norm in self.batch_norms]
         return PassResult(
             losses._replace(kl_per_group=groups, gamma=groups),
             channel_kl,
