@@ -100,21 +100,27 @@ def test_tensors_of_any_size_are_averaged_in_packs():
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("one") / "one.npz", "one")
+    return run(tmp_path_factory.mktemp("one") / "one.npz", "one", "--deterministic")
+
+
+@pytest.fixture(scope="module", params=TOPOLOGIES)
+def trained(request, tmp_path_factory):
+    """A topology, and what it wrote after training in every mode; both tests below use it."""
+    out = tmp_path_factory.mktemp("replicas") / "first.npz"
+    return request.param, run(out, request.param, "--deterministic")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_every_mode_trains_as_one_device_does(topology, one_device, tmp_path, capsys):
-    other = run(tmp_path / "other.npz", topology)
+def test_every_mode_trains_as_one_device_does(trained, one_device, capsys):
+    topology, results = trained
     with capsys.disabled():
         print(f"\n{topology}")
-        compare(one_device, other, modes.MODES)
+        compare(one_device, results, modes.MODES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_deterministic_replicas_give_the_same_bits_twice(topology, tmp_path):
-    first, second = (run(tmp_path / f"{n}.npz", topology, "--deterministic") for n in (1, 2))
+def test_deterministic_replicas_give_the_same_bits_twice(trained, tmp_path):
+    topology, first = trained
+    second = run(tmp_path / "second.npz", topology, "--deterministic")
     for key, value in first.items():
         np.testing.assert_array_equal(second[key], value, err_msg=key)
