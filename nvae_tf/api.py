@@ -1,5 +1,6 @@
 """What `import nvae_tf` offers beside classes: training as a function, and a trained model."""
 
+import concurrent.futures
 import json
 import zipfile
 from pathlib import Path
@@ -129,7 +130,6 @@ def train(
     if note:
         cluster.say(note)
     run_folder = RunFolder(path)
-    start_from = model_to_start_from(init_from, run_folder, resume, cluster)
     return run.train(
         recipe,
         run_folder,
@@ -137,7 +137,7 @@ def train(
         cluster=cluster,
         own=own,
         callbacks=callbacks,
-        start_from=start_from,
+        start_from=model_to_start_from(init_from, run_folder, resume, cluster),
         xla_problem=probe(recipe.train.jit_compile, in_use=True),
     )
 
@@ -183,7 +183,12 @@ def model_to_start_from(
                 )
             return None
         with cluster.agreement():
-            return None if init_from is None else load(init_from)
+            if init_from is None:
+                return None
+            # In a thread of its own, which is in no strategy's scope: in that of several workers,
+            # creating a model waits for the others, one of which may have failed.
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                return pool.submit(load, init_from).result()
 
 
 def _load_keras(path: Path) -> NVAE:

@@ -10,8 +10,7 @@ import tensorflow as tf
 
 from nvae_tf.engine.weights import OtherRowsError, RowNames
 from nvae_tf.io.errors import UserError, short_message
-
-PREFIX = "state"  # of the names of TensorFlow's files in a checkpoint's folder
+from nvae_tf.run_folder import CHECKPOINT_PREFIX
 
 
 def check_rows(path: Path, rows: dict[str, RowNames]) -> None:
@@ -24,7 +23,7 @@ def check_rows(path: Path, rows: dict[str, RowNames]) -> None:
     Raises:
         UserError: They do not, or the checkpoint does not hold their names.
     """
-    reader = tf.train.load_checkpoint(str(path / PREFIX))
+    reader = tf.train.load_checkpoint(str(path / CHECKPOINT_PREFIX))
     for attribute, names in rows.items():
         key = f"trainer/{attribute}/.ATTRIBUTES/py_state"  # where TensorFlow keeps a PythonState
         if not reader.has_tensor(key):

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tf_keras
 
 from nvae_tf import checks
+from nvae_tf.checkpoint_files import has_part
 from nvae_tf.engine.weights import walk
 from nvae_tf.io.errors import UserError, short_message, short_repr
 from nvae_tf.io.files import write_error
@@ -305,7 +306,9 @@ class KerasTraining(tf_keras.Model):
             return result
         if self.fitting is not None:
             self.fitting.weights_were_loaded(filepath)
-            self.weights_were_given = int(self.fitting.trainer.optimizer.iterations.numpy()) > 0
+            # A model that was compiled and not trained has not been initialised from data yet.
+            trained = int(self.fitting.trainer.optimizer.iterations.numpy()) > 0
+            self.weights_were_given = trained or not has_part(filepath, "optimizer")
         else:
             self._training_to_load = str(filepath)
         return result

@@ -10,6 +10,7 @@ from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import make_folder, read_json, write_text
 
+CHECKPOINT_PREFIX = "state"  # of the names of TensorFlow's files in a checkpoint's folder
 SESSION = "session"  # tag of the texts in the logs that say how each process was started
 LARGEST_IMAGES_FILE = 100_000  # bytes; ours have 300
 

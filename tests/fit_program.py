@@ -101,12 +101,14 @@ def try_the_rest(out, model, images, cluster):
         begun = nvae_tf.train(
             "digits", arrays, folder=out / "begun", init_from=out / "fit", **options
         )
-        wrong = out / ("fit" if cluster.is_chief else "new")
-        try:
-            nvae_tf.train("digits", arrays, folder=out / "mixed", init_from=wrong, **options)
-            refused = ""
-        except nvae_tf.io.errors.UserError as error:
-            refused = str(error)
+        refused = []
+        for elsewhere in ("new", "nowhere"):
+            start = out / ("fit" if cluster.is_chief else elsewhere)
+            try:
+                nvae_tf.train("digits", arrays, folder=out / elsewhere, init_from=start, **options)
+                refused.append("")
+            except nvae_tf.io.errors.UserError as error:
+                refused.append(str(error))
     difference = float(np.abs(predicted - alone.numpy()).max())
     return {"difference": difference, "new": new, "begun": begun, "refused": refused}
 

@@ -257,6 +257,12 @@ def test_a_checkpoint_is_found_from_wherever_it_is_named(run, tmp_path, monkeypa
         assert (loaded.step, loaded.folder) == (42, run)
 
 
+def test_a_run_beside_other_files_of_tensorflow(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "best.index").write_bytes(b"of Keras's ModelCheckpoint")
+    assert loading.load(str(folder)).step == 42
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -81,7 +81,8 @@ def test_fit_gives_the_commands_weights_on_every_topology(topology, passes, tmp_
         assert front["difference"] < 1e-4
         assert front["begun"]["nelbo"] < front["new"]["nelbo"]
         several = topology == "two workers"
-        assert ("init_from is a model of checksum" in front["refused"]) == several
+        assert ("init_from is a model of checksum" in front["refused"][0]) == several
+        assert ("nowhere: no such run" in front["refused"][1]) == several
 
 
 @pytest.mark.slow
@@ -504,6 +505,77 @@ def test_sigterm_ends_fit_after_the_step(digits, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-2"]
 
 
+class Watching(tf_keras.callbacks.Callback):
+    """Records the checkpoints when a validation begins, and sends SIGTERM during it."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.seen = folder, []
+
+    def on_test_begin(self, logs=None):
+        self.seen.append(sorted(path.name for path in self.folder.glob("checkpoints/step-*")))
+
+    def on_test_batch_end(self, batch, logs=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_an_epoch_is_saved_before_its_validation(digits, tmp_path):
+    save, termination = nvae_tf.callbacks.Checkpoints(tmp_path), nvae_tf.callbacks.Termination()
+    look = Watching(tmp_path)
+    model = new_model()
+    # Keras calls them in this order, which `fit` would change.
+    callbacks = tf_keras.callbacks.CallbackList([save, look, termination], model=model)
+    options = dict(batch_size=300, validation_data=digits[1], verbose=0)
+    model.fit(digits[0], epochs=3, callbacks=callbacks, **options)
+    assert look.seen == [["step-2"]] and termination.stopped
+    model.train_on_batch(digits[0][:50])
+    model.evaluate(digits[1], callbacks=[save], verbose=0)  # not a part of the training
+    assert look.seen == [["step-2"]] and len(list(tmp_path.glob("checkpoints/step-*"))) == 1
+
+
+@pytest.mark.slow
+def test_sigterm_keeps_the_backup_that_a_restart_needs(digits, tmp_path):
+    def fit(last):
+        steps = []
+
+        def kill(batch, logs):
+            steps.append(batch)
+            if len(steps) == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        callbacks = [
+            tf_keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            tf_keras.callbacks.LambdaCallback(on_train_batch_end=kill),
+            nvae_tf.callbacks.Termination(),
+        ]
+        model = new_model()
+        model.fit(digits[0], batch_size=200, epochs=2, callbacks=callbacks, verbose=0)
+        return int(model.optimizer.iterations), len(steps)
+
+    assert fit(last=4) == (4, 4)  # in the second of two epochs of three steps
+    assert list((tmp_path / "backup").rglob("*.index"))
+    assert fit(last=0) == (6, 3)  # from the end of the first epoch
+    assert not list((tmp_path / "backup").rglob("*.index"))
+
+
+@pytest.mark.slow
+def test_loaded_weights_are_not_initialised_from_data(digits, tmp_path):
+    image = nvae_tf.ImageSpec(32, 32, 1, binary=True, scored_size=(28, 28))
+    models = [nvae_tf.NVAE(image=image, arch_instance="res_elu", **SMALL) for _ in range(3)]
+    given, before, after = models
+    given.save_weights(tmp_path / "weights")  # in TensorFlow's format, without a training
+    for model in (before, after):
+        if model is before:
+            model.load_weights(tmp_path / "weights")
+        model.compile(learning_rate=1e-9, learning_rate_min=1e-10, jit_compile="off")
+        if model is after:
+            model.load_weights(tmp_path / "weights")
+        model.train_on_batch(digits[0][:100])
+        for one, other in zip(given.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 class Failing(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         raise RuntimeError("from a callback")
@@ -760,6 +832,9 @@ def dataset_of(images, size=50):
         (lambda m, x: m.load_weights("nowhere.weights.h5"), "^nowhere.weights.h5: cannot be read as"),
         (lambda m, x: compiled_twice(tf_keras.optimizers.SGD(1e-4, clipnorm=1.0)),
          "optimizer: this SGD has slots for the weights of an earlier compile; make a new one"),
+        (lambda m, x: compiled_twice(nvae_tf.Adamax()),
+         "optimizer: this Adamax has slots for the weights of an earlier compile; make a new one"),
+        (lambda m, x: nvae_tf.Adamax(epsilon=0.0), "epsilon: 0.0 is not allowed; expected a number"),
         (lambda m, x: with_frozen_stem(), "^stem: trainable is False; parts of an NVAE cannot be"),
         (lambda m, x: new_model(loss="mse"), "loss: is not a key of compile: the loss is the model's"),
         (lambda m, x: new_model(steps_per_execution=1.5), "steps_per_execution: 1.5 is not allowed"),

@@ -129,17 +129,25 @@ def test_the_images_of_a_step_are_known_after_an_import(digits_trainer, tmp_path
         half.restore()
 
 
+def test_a_run_goes_on_with_as_many_images_as_before(digits_trainer, tmp_path):
+    _, checkpoints = digits_trainer(tmp_path, num_images=1438)
+    checkpoints.save()
+    _, fewer = digits_trainer(tmp_path, num_images=1400)
+    with pytest.raises(ConfigError, match="was trained on 1438 images, and there are now 1400"):
+        fewer.restore()
+
+
 @pytest.fixture
 def digits_trainer(recipe):
     """Makes a trainer of the tiny recipe, and its checkpoints."""
 
-    def make(path, images_per_step=0):
+    def make(path, **sizes):
         loaded = config.load(str(recipe))
         model = NVAE(loaded.model, catalog.get_dataset_info(loaded.data).image)
         trainer = Trainer(model, loaded.train, total_steps=10, optimizer=Adamax())
         folder = RunFolder(path)
         folder.checkpoints.mkdir(exist_ok=True)
-        return trainer, CheckpointManager(folder, trainer, 3, images_per_step=images_per_step)
+        return trainer, CheckpointManager(folder, trainer, 3, **sizes)
 
     return make
 

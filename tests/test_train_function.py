@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,32 @@ def test_a_new_run_begins_with_the_weights_of_another(run, recipe, digits, tmp_p
     assert main([*arguments[:-1], str(tmp_path / "nowhere"), "--save", "b"]) == 2
     assert "nowhere: no such run" in capsys.readouterr().err
     assert not (tmp_path / "a" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_weights_of_its_step_whatever_callbacks_put_back(
+    recipe, digits, tmp_path
+):
+    def train(folder, *callbacks, **options):
+        return nvae_tf.train(
+            str(recipe), digits, callbacks, folder=tmp_path / folder, image=BINARY, **options
+        )
+
+    def kill(epoch, logs):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train("whole")
+    # The best value is that of the first epoch, whose weights Keras puts back at the end of training.
+    best = tf_keras.callbacks.EarlyStopping(
+        "beta", mode="min", patience=9, restore_best_weights=True
+    )
+    stopped = tf_keras.callbacks.LambdaCallback(on_epoch_end=kill)
+    assert train("stopped", best, stopped) is None
+    train("stopped", resume=True)
+    whole, continued = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    for name, value in whole.items():
+        np.testing.assert_array_equal(continued[name], value, err_msg=name)
 
 
 def folder_of_checkpoints():

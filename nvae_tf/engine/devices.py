@@ -17,7 +17,7 @@ from nvae_tf.io.machine import usable_cores
 
 def gpu_found() -> bool:
     """Whether TensorFlow finds a GPU; decides ``jit_compile: auto`` and the trainer's ``on_gpu``."""
-    return bool(tf.config.list_physical_devices("GPU"))
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
@@ -32,7 +32,7 @@ def local_strategy(num_devices: int | None = None) -> tf.distribute.Strategy:
         UserError: There are fewer GPUs than asked for, or the CPU cannot be divided any more because
             TensorFlow has been used already.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     count = num_devices or max(len(gpus), 1)
     if count == 1:
         return tf.distribute.get_strategy()
@@ -71,7 +71,7 @@ def describe_devices(strategy: tf.distribute.Strategy) -> str:
     # The default strategy refuses to name its device.
     alone = strategy.num_replicas_in_sync == 1
     replicas = 1 if alone else len(strategy.extended.worker_devices)
-    gpus = tf.config.list_physical_devices("GPU")[:replicas]
+    gpus = tf.config.get_visible_devices("GPU")[:replicas]
     if not gpus:
         cores = usable_cores()
         divided = f", divided into {replicas}" if replicas > 1 else ""

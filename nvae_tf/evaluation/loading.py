@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf import config as configuration
 from nvae_tf import torch_import
-from nvae_tf.checkpoint_files import PREFIX, check_rows, has_part, restore_newest
+from nvae_tf.checkpoint_files import check_rows, has_part, restore_newest
 from nvae_tf.config import Config
 from nvae_tf.data import catalog
 from nvae_tf.evaluation.locate import locate
@@ -15,7 +15,7 @@ from nvae_tf.image_spec import ImageSpec
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular
 from nvae_tf.model import NVAE
-from nvae_tf.run_folder import RunFolder
+from nvae_tf.run_folder import CHECKPOINT_PREFIX, RunFolder
 
 
 class LoadedModel(NamedTuple):
@@ -66,7 +66,7 @@ def load(path: str, data_overrides: dict | None = None) -> LoadedModel:
         check_rows(path, {"model/row_names": model.row_names})
         # The optimiser's slots and the singular vectors are not read.
         _read(path, model=model, optimizer=tf.train.Checkpoint(iterations=step))
-        if config.train.ema_decay and has_part(path / PREFIX, "averages"):
+        if config.train.ema_decay and has_part(path / CHECKPOINT_PREFIX, "averages"):
             _read(path, averages=tf.train.Checkpoint(stacks=model.trainable_variables))
 
     restore_newest(location.checkpoints, restore)
@@ -88,7 +88,7 @@ def _read(path: Path, **parts) -> None:
     """
     saved = tf.train.Checkpoint(trainer=tf.train.Checkpoint(**parts))
     # `expect_partial` first: it keeps TensorFlow from listing what is left over, if the check fails.
-    saved.read(str(path / PREFIX)).expect_partial().assert_existing_objects_matched()
+    saved.read(str(path / CHECKPOINT_PREFIX)).expect_partial().assert_existing_objects_matched()
 
 
 def _load_official(path: Path, data_overrides) -> LoadedModel:

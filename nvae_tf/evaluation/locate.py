@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from nvae_tf.io.errors import UserError
 from nvae_tf.io.paths import is_regular, user_path
-from nvae_tf.run_folder import RunFolder
+from nvae_tf.run_folder import CHECKPOINT_PREFIX, RunFolder
 
 MAX_LISTED = 8  # runs that an error lists
 MAX_ENTRIES = 10_000  # entries of a folder that are looked at
@@ -36,7 +36,7 @@ def locate(text: str) -> ModelLocation:
     """
     given = user_path(text)
     if given.is_dir():
-        if any(is_regular(path) for path in given.glob("*.index")):
+        if is_regular(given / f"{CHECKPOINT_PREFIX}.index"):
             # Resolved, since the parents of a relative path or of a link are not the run's folders.
             return ModelLocation(given.resolve().parent.parent, [given])
         checkpoints = RunFolder(given).list_checkpoints()

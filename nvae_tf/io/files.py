@@ -64,7 +64,9 @@ def atomic_write(path: Path):
     try:
         temporary.touch(exist_ok=False)
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     except OSError as error:
         raise write_error(path, error) from None
     finally:
@@ -102,6 +104,9 @@ def atomic_write_dir(path: Path):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in [*names, "."]:
+                _flush(Path(folder, name))
         if not path.exists():
             temporary.rename(path)
         elif not _exchange(temporary, path):
@@ -113,6 +118,23 @@ def atomic_write_dir(path: Path):
                 old.rename(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk, where a power cut leaves them.
+
+    Raises:
+        OSError: The file's content cannot be written.
+    """
+    is_folder = path.is_dir()
+    # Some file systems cannot do this for folders.
+    with contextlib.suppress(OSError) if is_folder else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def put_back(parent: Path, name: str = "*") -> None:

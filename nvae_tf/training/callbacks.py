@@ -66,9 +66,9 @@ class Callback(tf_keras.callbacks.Callback):
 class Checkpoints(Callback):
     """Saves everything that training changes to the folder of a run, which `nvae_tf.load` can read.
 
-    It saves at the end of each epoch and of training, and in between as `save_every` says, but then not
-    while steps are being skipped. At the end of training it saves the weights that other callbacks have
-    left, such as the best ones.
+    It saves at the end of each epoch, before its validation, and at the end of training; in between as
+    `save_every` says, but then not while steps are being skipped. At the end of training it saves the
+    weights that other callbacks have left, such as the best ones.
 
     Args:
         folder: Path of the folder, which must not hold a run yet.
@@ -86,6 +86,7 @@ class Checkpoints(Callback):
         self.save_every = check_value("save_every", save_every)
         self.keep = check_value("keep", keep)
         self._files: CheckpointManager | None = None
+        self._training = False  # whether a training is under way
 
     def on_train_begin(self, logs=None):
         """Makes the folder, and writes the configuration and the description of the images."""
@@ -99,7 +100,7 @@ class Checkpoints(Callback):
                 self.folder.create(config, model.image)
         # On every worker, because it creates a variable.
         self._files = CheckpointManager(self.folder, trainer, self.keep, self.save_every)
-        self.model.fitting.weights_were_set = False
+        self.model.fitting.weights_were_set, self._training = False, True
 
     def _check_newest(self, step: int) -> None:
         """Refuses a training that begins before the newest checkpoint, which would hide those of it."""
@@ -112,17 +113,26 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves a checkpoint if one is due after the latest steps."""
-        due = self._files.due(self.step, self.model.fitting.count)
+        due = self.is_chief and self._files.due(self.step, self.model.fitting.count)
         if due and not self.trainer.consecutive_skips.numpy():
             self._save()
 
+    def on_test_begin(self, logs=None):
+        """Saves a checkpoint before the validation of an epoch, which may take long."""
+        if self._training:
+            self._save()
+
     def on_epoch_end(self, epoch, logs=None):
-        """Saves a checkpoint."""
-        self._save()
+        """Saves a checkpoint, with the weights that other callbacks have left."""
+        self._save(again=self.model.fitting.weights_were_set)
 
     def on_train_end(self, logs=None):
         """Saves a checkpoint, with the weights that other callbacks have left."""
         self._save(again=self.model.fitting.weights_were_set)
+
+    def release(self):
+        """Notes that training is over: an `evaluate` afterwards saves nothing."""
+        self._training = False
 
     def _save(self, again=False):
         if self.is_chief and not self.trainer.diverged:
@@ -250,7 +260,9 @@ class KLPerGroup(Callback):
 class Termination(Callback):
     """Ends training after a step once SIGTERM arrives, on all workers at the same step.
 
-    `fit` then returns as usual, and the callback `Checkpoints` saves if there is one.
+    `fit` then returns as usual, and the callback `Checkpoints` saves if there is one. Keras's
+    `BackupAndRestore` then keeps its latest backup, which it would otherwise delete at the end of
+    `fit`.
 
     Args:
         every: Number of steps after which several workers ask each other; one worker checks after
@@ -265,6 +277,9 @@ class Termination(Callback):
         check_count("every", every)
         self.stopped, self._every = False, every
         self._signal, self._cluster = TerminationSignal(), None
+        self._backups: list[
+            tuple
+        ] = []  # callbacks whose settings were changed, with the earlier ones
 
     def on_train_begin(self, logs=None):
         """Begins to watch for SIGTERM."""
@@ -282,12 +297,22 @@ class Termination(Callback):
         self._stop_if_told()
 
     def release(self):
-        """Restores the earlier handler of SIGTERM."""
+        """Restores the earlier handler of SIGTERM, and the settings of other callbacks."""
         self._signal.__exit__()
+        for callback, delete, frequency in self._backups:
+            callback.delete_checkpoint, callback.save_freq = delete, frequency
+        self._backups = []
 
     def _stop_if_told(self):
         if self._signal.agreed(self._cluster):
+            if self.stopped:
+                return
             self.stopped = self.model.stop_training = True
+            for callback in self.model.fitting.callbacks:
+                if isinstance(callback, tf_keras.callbacks.BackupAndRestore):
+                    self._backups.append((callback, callback.delete_checkpoint, callback.save_freq))
+                    # Without a frequency it does not back up this epoch as if it were complete.
+                    callback.delete_checkpoint, callback.save_freq = False, None
 
 
 class Divergence(Callback):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nvae_tf.checkpoint_files import PREFIX, check_rows, has_part, restore_newest
+from nvae_tf.checkpoint_files import check_rows, has_part, restore_newest
 from nvae_tf.io.errors import ConfigError
 from nvae_tf.io.files import atomic_write_dir, put_back, write_error
-from nvae_tf.run_folder import RunFolder
+from nvae_tf.run_folder import CHECKPOINT_PREFIX, RunFolder
 
 PARTIAL = ".step-*.part"
 OPTIONAL = ("averages", "norm_bound")  # of a trainer's attributes
@@ -29,6 +29,8 @@ class CheckpointManager:
         save_every: Steps (``"500"``) or minutes (``"10m"``) between checkpoints.
         images_per_step: Number of images in a step, over all replicas. A run can only be continued with
             the same number.
+        num_images: Number of training images, on which epochs and schedules depend. A run can only be
+            continued with the same number; 0: it is not known.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class CheckpointManager:
         keep: int,
         save_every: str = "10m",
         images_per_step: int = 0,
+        num_images: int = 0,
     ):
         self.folder, self.keep, self.trainer = folder, keep, trainer
         self._iterations = trainer.optimizer.iterations
@@ -47,6 +50,8 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
         self._images_per_step = tf.Variable(images_per_step, dtype=tf.int64, trainable=False)
         self._expected_images_per_step = images_per_step
+        self._num_images = tf.Variable(num_images, dtype=tf.int64, trainable=False)
+        self._expected_num_images = num_images
         self._newest: Path | None = None  # the checkpoint that holds the present state
 
     def due(self, step: int, count: int = 1) -> bool:
@@ -80,7 +85,7 @@ class CheckpointManager:
                 return path
             # An existing folder of this name was found damaged by `restore`.
             with atomic_write_dir(path) as temporary:
-                self._parts().write(str(temporary / PREFIX))
+                self._parts().write(str(temporary / CHECKPOINT_PREFIX))
             self._newest = path
             paths = self.folder.list_checkpoints()
             for old in paths[paths.index(path) :][self.keep :]:  # newer ones were found damaged
@@ -99,7 +104,7 @@ class CheckpointManager:
         Raises:
             UserError: All checkpoints are damaged or belong to another model, or the folder cannot be
                 written.
-            ConfigError: The run had another number of images per step.
+            ConfigError: The run had another number of images per step, or of training images.
         """
         put_back(self.folder.checkpoints)
         paths = self.folder.list_checkpoints()
@@ -113,7 +118,15 @@ class CheckpointManager:
                     "so that the product stays"
                 )
             self._images_per_step.assign(expected)
-            if self.trainer.averages and not has_part(self._newest / PREFIX, "averages"):
+            before, expected = int(self._num_images.numpy()), self._expected_num_images
+            if before not in (0, expected):
+                raise ConfigError(
+                    f"data: {self.folder.path} was trained on {before} images, and there are now "
+                    f"{expected}, with which epochs and schedules would differ; restore the images, or "
+                    "begin another run with --init_from"
+                )
+            self._num_images.assign(expected)
+            if self.trainer.averages and not has_part(self._newest / CHECKPOINT_PREFIX, "averages"):
                 self.trainer.averages.start()
             self.trainer.forget_bad_steps()
         return int(self._iterations.numpy())
@@ -124,7 +137,7 @@ class CheckpointManager:
         if self._newest is None:
             return 0
         # The index holds a checksum of every value.
-        return zlib.crc32((self._newest / f"{PREFIX}.index").read_bytes())
+        return zlib.crc32((self._newest / f"{CHECKPOINT_PREFIX}.index").read_bytes())
 
     def _parts(self, without: tuple[str, ...] = ()) -> tf.train.Checkpoint:
         """What a checkpoint holds.
@@ -137,6 +150,7 @@ class CheckpointManager:
         return tf.train.Checkpoint(
             trainer=tf.train.Checkpoint(**trainer),
             images_per_step=self._images_per_step,
+            num_images=self._num_images,
         )
 
     def _read(self, path: Path) -> None:
@@ -146,7 +160,7 @@ class CheckpointManager:
             path,
             {"model/row_names": trainer.model.row_names, "kernel_names": trainer.kernel_names},
         )
-        without = tuple(part for part in OPTIONAL if not has_part(path / PREFIX, part))
-        status = self._parts(without).read(str(path / PREFIX))
+        without = tuple(part for part in OPTIONAL if not has_part(path / CHECKPOINT_PREFIX, part))
+        status = self._parts(without).read(str(path / CHECKPOINT_PREFIX))
         # In this order, TensorFlow does not list what is left over if the check fails.
         status.expect_partial().assert_existing_objects_matched()

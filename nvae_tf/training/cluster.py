@@ -265,7 +265,7 @@ def _resolver():
         task_type="worker",
         task_id=worker,
         # The GPUs that Slurm bound to this task. Listing them does not initialise them yet.
-        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
         rpc_layer="grpc",
     )
     return resolver, worker, hosts

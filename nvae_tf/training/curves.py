@@ -145,7 +145,7 @@ class CurveWriter:
     def _speed(self, step: int) -> dict[str, float]:
         now, before, self._since = time.monotonic(), self._since, (step, time.monotonic())
         values = {"memory_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9}
-        if tf.config.list_physical_devices("GPU"):
+        if tf.config.get_visible_devices("GPU"):
             peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
             values["gpu_memory_gigabytes"] = peak * 1e-9
         if before and now > before[1]:

@@ -30,7 +30,7 @@ from nvae_tf.training.steps import (
     distributed_validation,
     grappler_disabled,
 )
-from nvae_tf.training.trainer import Trainer
+from nvae_tf.training.trainer import Trainer, add_sums
 
 NEVER = 2**62  # steps per epoch for the trainer's means, which Keras resets instead
 SCORES = ("nelbo", "bpd", "recon", "kl")
@@ -71,6 +71,7 @@ class TrainingView:
         count: Number of steps that the latest call of the graph took.
         weights_were_set: Whether the model's weights were replaced, as `EarlyStopping` does, since this
             was set to False.
+        callbacks: The callbacks of the training that is under way, or of the latest one.
     """
 
     def __init__(self, trainer: Trainer, given_optimizer, images_per_step: int | None = None):
@@ -80,6 +81,7 @@ class TrainingView:
         self.report_of: Callable[[int], dict[str, tf.Tensor]] | None = None
         self.step = self.count = 0
         self.weights_were_set = False
+        self.callbacks: list[tf_keras.callbacks.Callback] = []
 
     def note_steps(self, count: int, report_of: Callable[[int], dict[str, tf.Tensor]]) -> None:
         """Records that `count` more steps were taken, and how to get their reports."""
@@ -165,12 +167,16 @@ class Fitting(TrainingView):
         trainer = Trainer(
             model, _without_annealing(self._settings), 1, NEVER, seed, optimizer=chosen
         )
+        if (
+            int(chosen.iterations.numpy()) > 0
+        ):  # `prepare` will take this training for a restored one
+            trainer.warm_up_spectral_norms()
         super().__init__(trainer, getattr(chosen, "keras_optimizer", chosen))
         self._averages_at_start: np.ndarray | None = None  # the smallest stack of the averages
         self.follow_weights()  # with the averages, which would begin as zeros
         self._needs_preparing, self._initialize = True, initialize
         self._planned: tuple[int, int] | None = None  # steps in all, and in an epoch
-        self._sums: list = []  # of the batches of an evaluation
+        self._sums: list = []  # over the batches of an evaluation so far
         self.batching = Batching(model, replicas, self._settings.accumulate_steps, seed)
 
     def plan(self, batches, epochs: int, initial_epoch: int, steps_per_epoch: int) -> bool:
@@ -309,7 +315,7 @@ class Fitting(TrainingView):
             run_step = distributed_validation(self.trainer, self.strategy)
 
         def score_batch(iterator):
-            self._sums.append(run_step(*next(iterator)))
+            self._sums = add_sums(self._sums, run_step(*next(iterator)))
             means = self.trainer.means(self._sums)
             return {name: means[name] for name in SCORES}
 
@@ -339,11 +345,13 @@ class Fitting(TrainingView):
                 look = Divergence()
                 look.set_model(self.model)
                 callbacks.append(look)
+            self.callbacks = callbacks.callbacks
             return callbacks
         # Ours come last, so that they see what Keras's have done, such as restoring the best weights.
         callbacks.sort(key=lambda callback: isinstance(callback, Callback))
         if not any(isinstance(callback, Divergence) for callback in callbacks):
             callbacks = [*callbacks, Divergence()]
+        self.callbacks = callbacks
         return _with_bar(callbacks, verbose)
 
     def evaluation_callbacks(self, callbacks, verbose):

@@ -34,6 +34,11 @@ class KerasLoop:
         """Whether a callback ended training."""
         return self._list is not None and self._model.stop_training
 
+    @property
+    def weights_changed(self) -> bool:
+        """Whether callbacks have replaced the model's weights since the last step."""
+        return self._list is not None and self._model.fitting.weights_were_set
+
     def begin(self) -> None:
         """Call before training begins."""
         if self._list:
@@ -87,7 +92,6 @@ class KerasLoop:
             Whether callbacks have replaced the model's weights since the last step, for example by the
             best ones.
         """
-        if self._list is None:
-            return False
-        self._list.on_train_end()
-        return self._model.fitting.weights_were_set
+        if self._list is not None:
+            self._list.on_train_end()
+        return self.weights_changed

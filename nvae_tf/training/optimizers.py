@@ -12,13 +12,14 @@ from nvae_tf.engine.xla import LARGE_STACK
 from nvae_tf.io.errors import UserError, short_repr
 
 
-def _check_number(name: str, value, below: float) -> None:
-    """Raises a `UserError` unless `value` is a number in [0, `below`)."""
+def _check_number(name: str, value, below: float = math.inf, above: float | None = None) -> None:
+    """Raises a `UserError` unless `value` is a number, at least 0 or above `above`, below `below`."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not 0.0 <= value < below:
+    if not number or not 0.0 <= value < below or (above is not None and value <= above):
+        least = "at least 0" if above is None else f"above {above:g}"
         limit = f" and below {below:g}" if below < math.inf else ""
         raise UserError(
-            f"{name}: {short_repr(value)} is not allowed; expected a number, at least 0{limit}"
+            f"{name}: {short_repr(value)} is not allowed; expected a number, {least}{limit}"
         )
 
 
@@ -88,7 +89,7 @@ class StackedOptimizer(Optimizer):
         epsilon: Small number that keeps the denominator of the update above 0.
 
     Raises:
-        UserError: A number is negative, or beta_1 or beta_2 is not below 1.
+        UserError: A number is negative, beta_1 or beta_2 is not below 1, or epsilon is 0.
     """
 
     SLOTS: tuple[str, ...] = ()  # names of the attributes with the slots, in the formula's order
@@ -98,20 +99,27 @@ class StackedOptimizer(Optimizer):
     def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon):
         super().__init__(learning_rate)
         if not callable(learning_rate):
-            _check_number("learning_rate", learning_rate, math.inf)
-        for name, value, below in (
-            ("weight_decay", weight_decay, math.inf),
-            ("beta_1", beta_1, 1.0),
-            ("beta_2", beta_2, 1.0),
-            ("epsilon", epsilon, math.inf),
-        ):
-            _check_number(name, value, below)
+            _check_number("learning_rate", learning_rate)
+        _check_number("weight_decay", weight_decay)
+        _check_number("beta_1", beta_1, below=1.0)
+        _check_number("beta_2", beta_2, below=1.0)
+        _check_number("epsilon", epsilon, above=0.0)
         self.weight_decay, self.epsilon = weight_decay, epsilon
         self.beta_1, self.beta_2 = beta_1, beta_2
+        self._built = False  # Keras's `BackupAndRestore` builds an optimiser that is not
 
     def build(self, variables) -> None:
-        """Creates the slots, shaped as the variables."""
-        self._variables = list(variables)
+        """Creates the slots, shaped as the variables.
+
+        Raises:
+            UserError: The optimiser has slots for other variables already.
+        """
+        if self._built:
+            raise UserError(
+                f"optimizer: this {type(self).__name__} has slots for the weights of an earlier "
+                "compile; make a new one"
+            )
+        self._variables, self._built = list(variables), True
         for name in self.SLOTS:
             setattr(self, name, zeros_like(variables))
 

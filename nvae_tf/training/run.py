@@ -136,6 +136,7 @@ def train(
             start_from,
             hparams,
         )
+        del start_from  # another copy of all weights
         results = _train_epochs(config, folder, cluster, run, termination, callbacks)
         cluster.wait_for_others()  # a worker that ends first would count as lost
         for line in dataset.skipped:
@@ -222,9 +223,8 @@ def _set_up(
     say(f"model: {model.num_parameters:,} parameters, {len(model.groups)} latent groups")
 
     # Start, or resume.
-    checkpoints = CheckpointManager(
-        folder, trainer, settings.keep, settings.save_every, counts.images_per_step
-    )
+    sizes = counts.images_per_step, len(sources[0])
+    checkpoints = CheckpointManager(folder, trainer, settings.keep, settings.save_every, *sizes)
     with cluster.agreement():
         start_step = checkpoints.restore()
         checksum = checkpoints.checksum
@@ -300,8 +300,10 @@ def _train_epochs(
             loop.epoch(epoch, logs, results)
         if not (last and results) and termination.agreed(cluster, pace, loop.stopped):
             _check_divergence(trainer, step, folder)
-            changed = loop.end()
+            # Saved first: callbacks may take long to end, and put back weights of earlier steps.
+            changed = loop.weights_changed
             _save_early(run, cluster, f"stopped by SIGTERM after step {step}", again=changed)
+            loop.end()
             return None
         if report and left == 0:
             report.epoch(epoch, step, logs, results, functools.partial(steps.graph, batches))

@@ -527,28 +527,37 @@ class Trainer(tf.Module):
             bits per dimension, ``kl_per_group``, ``active_latents_per_group`` and ``active_latents``.
             None if validation was stopped.
         """
-        batch_sums = []
+        sums: list = []
         for batch in batches:
-            batch_sums.append(run_step(*batch))
+            sums = add_sums(sums, run_step(*batch))
             if stop():
                 return None
-        return self.means(batch_sums)
+        return self.means(sums)
 
-    def means(self, batch_sums: list) -> dict[str, tf.Tensor]:
-        """Means over images, from the sums of batches.
+    def means(self, sums: list) -> dict[str, tf.Tensor]:
+        """Means over images.
 
         Args:
-            batch_sums: The result of `validation_step` for each batch.
+            sums: The result of `add_sums` for the last batch.
 
         Returns:
             As for `validate`.
         """
-        count, recon, channel_kl = (tf.add_n(sums) for sums in zip(*batch_sums, strict=True))
-        channel_kl = channel_kl / count
-        return {
-            **self._summary(recon / count, tf.reduce_sum(channel_kl)),
-            **_group_report(channel_kl),
-        }
+        count, recon, channel_kl = sums
+        recon = tf.cast(recon / count, tf.float32)
+        channel_kl = tf.cast(channel_kl / count, tf.float32)
+        return {**self._summary(recon, tf.reduce_sum(channel_kl)), **_group_report(channel_kl)}
+
+
+def add_sums(before: list, sums) -> list[tf.Tensor]:
+    """Adds a batch's sums to those of the batches before it, in float64.
+
+    Args:
+        before: The result for the batch before; empty for the first.
+        sums: The result of `Trainer.validation_step`.
+    """
+    sums = [tf.cast(value, tf.float64) for value in sums]
+    return [a + b for a, b in zip(before, sums, strict=True)] if before else sums
 
 
 def _assign(variables, values) -> None:
