@@ -131,8 +131,8 @@ class DataConfig(Section):
     data: str = key("", "folder that holds the data set; empty: the library's own cache")
     image_size: str = key(
         "0",
-        "size of the images in pixels, for images and tfrecords: 64, or width x height as 96x64; 0: "
-        "the data set's own",
+        "size of the images in pixels, for images, tfrecords and photos: 64, or width x height as "
+        "96x64; 0: the data set's own",
         pattern=(r"0|[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side (64), or width x height (96x64)"),
     )
     channels: int = key(

@@ -23,7 +23,7 @@ VALUES_PER_LANE_OF_ALL = 1024  # the same of all images together
 
 @dataclasses.dataclass
 class Report:
-    """Where the bits of a file are; the last four make up its size.
+    """Where the bits of a file are: payload, initial and overhead bits make up its size.
 
     Attributes:
         images: Number of images.
