@@ -68,6 +68,14 @@ def test_frechet_distance_of_known_normals():
         fid.frechet_distance(identity, fid.Statistics(np.zeros(2), np.eye(2)))
 
 
+def test_features_are_kept_from_everywhere_in_a_large_set(monkeypatch):
+    monkeypatch.setattr(fid, "KEPT_FEATURES", 100)
+    numbers = np.arange(1000.0)[:, None] * np.ones((1, 2))
+    kept = accumulate(numbers, batch=33).features[:, 0]
+    assert len(set(kept)) == 100 and 400 < kept.mean() < 600
+    np.testing.assert_array_equal(accumulate(numbers, batch=1000).features[:, 0], kept)
+
+
 def test_kid_is_the_unbiased_estimate():
     one, other = (random_features(30, 5, seed).astype(np.float32) for seed in (0, 1))
     kernel = lambda x, y: (float(np.float64(x) @ np.float64(y)) / 5 + 1.0) ** 3  # noqa: E731

@@ -235,6 +235,11 @@ def test_an_image_of_the_set_is_its_own_neighbour(photographs):
     differences = np.sqrt(np.mean((images - images[5]) ** 2, (1, 2, 3)))
     np.testing.assert_allclose(found.distances[0, 1:], np.sort(differences)[1:3], rtol=1e-3)
     assert nearest(images[:1], [images[1:3]], 5).images.shape == (1, 2, 32, 32, 3)
+    bordered = images.copy()
+    bordered[:, 0] = np.random.default_rng(0).uniform(size=bordered[:, 0].shape)
+    inside = nearest(images[[5]], [bordered], 1, (slice(1, 32), slice(0, 32)))
+    np.testing.assert_array_equal(inside.images[0, 0], bordered[5])
+    assert inside.distances[0, 0] < 1e-3
 
 
 def test_logs_tell_curves_and_how_training_was_started(run, tmp_path):

@@ -88,6 +88,15 @@ def test_the_prior_draws_encoded_latents_from_their_noise(model, images):
         np.testing.assert_allclose(latent.z, encoded.z, atol=1e-4)
 
 
+def test_results_do_not_depend_on_the_batch_size(model, images):
+    whole, parts = (latents.reconstruct(model, images, 3, size) for size in (100, 1))
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    noise, again = (latents.prior_noise(model, images, size) for size in (100, 1))
+    for one, other in zip(noise, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
 def test_interpolations_begin_and_end_at_their_images(model, images):
     noise = latents.prior_noise(model, images)
     start, end = [n[:1] for n in noise], [n[1:2] for n in noise]

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from nvae_tf.cli.evaluate import main
 from nvae_tf.config import Config, ModelConfig
+from nvae_tf.data.source import ArraySource, EvenlySpread
 from nvae_tf.evaluation import likelihood, ood, ood_run, typicality
 from nvae_tf.evaluation.loading import LoadedModel, load
 from nvae_tf.evaluation.ood_metrics import separation
@@ -101,6 +102,14 @@ def test_a_score_depends_on_image_seed_and_model_alone(model, images):
         scale = np.abs(together["neg_log_p"]).max()
         np.testing.assert_allclose(values, apart[name][::-1], rtol=1e-5, atol=2e-6 * scale)
         assert name == "complexity" or not np.array_equal(values, other_seed[name])
+
+
+def test_images_that_are_scored_can_be_left_out_of_the_fit():
+    source = ArraySource(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1))
+    scored = EvenlySpread(source, 4)
+    rest = EvenlySpread(source, 4, scored.indices)
+    assert scored.indices.tolist() == [0, 2, 5, 7] and rest.indices.tolist() == [1, 3, 6, 8]
+    assert len(EvenlySpread(source, 4, range(10))) == 0
 
 
 def test_scores_add_up(model, images):

@@ -235,6 +235,11 @@ def test_grey_and_colour(tmp_path, picture):
     _, one = opened(tmp_path, image_size="40", channels=1)
     luma = {np.array(Image.fromarray(c).convert("L"))[..., None].tobytes() for c in crops(picture)}
     assert {image.tobytes() for image in one} == luma
+    two = dict(photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "two.tif", np.zeros((40, 40, 2), np.uint8), **two)
+    found = settled(tmp_path)  # one odd file changes nothing for the others
+    assert found.config.channels == 3 and any("grey is repeated" in x for x in found.lines)
+    (tmp_path / "two.tif").unlink()
     for i in range(0, 20, 2):
         (tmp_path / f"{i:02d}.png").unlink()
     assert settled(tmp_path).config.channels == 1
@@ -591,6 +596,35 @@ def test_splits_given_as_folders_stay_as_they_are(tmp_path, grey):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="left for validation: .*validation/0.png: not a readable"):
         settled(tmp_path).dataset.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "test"])
+def test_other_names_of_the_second_split_and_one_that_is_alone(name, tmp_path, grey):
+    for folder, count in (("train", 4), (name, 2)):
+        (tmp_path / folder).mkdir()
+        for i, crop in enumerate(crops(grey, count)):
+            write_png(tmp_path / folder / f"{folder}{i}.png", crop)
+    found = settled(tmp_path)
+    train, test = found.dataset.open(str(tmp_path))
+    assert {item[:3] for item in train.file_names()} == {"tra"}
+    assert {item[:3] for item in test.file_names()} == {name[:3]}
+    assert not any(line.startswith("not split") for line in found.lines)
+    (tmp_path / name).rename(tmp_path / "other")
+    (line,) = [line for line in settled(tmp_path).lines if line.startswith("not split")]
+    assert "train is alone" in line
+
+
+def test_named_files_are_squeezed_as_the_models_images_were(tmp_path, picture):
+    Image.fromarray(picture[:80, :120]).save(tmp_path / "wide.png")
+    spec, name = ImageSpec(40, 40, 3), str(tmp_path / "wide.png")
+    squeezed = images.named_images([name], spec, "drop", "none").fetch(0)[0]
+    expected = Image.fromarray(picture[:80, :120]).resize((40, 40), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(squeezed, np.asarray(expected))
+    centre, cropped = (
+        images.named_images([name], spec, "drop", crop).fetch(0)[0] for crop in ("centre", "random")
+    )
+    np.testing.assert_array_equal(centre, cropped)
+    assert not np.array_equal(centre, squeezed)
 
 
 def test_one_picture_is_too_few_in_one_line_about_images(tmp_path, grey, capsys):

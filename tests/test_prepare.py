@@ -110,6 +110,8 @@ def test_random_crops_move_in_training_and_stay_in_evaluation(folder, tmp_path):
     epochs = pipeline.training_batches(source, small, batch_size=10, seed=0).take(8)
     seen = {image.tobytes() for batch in epochs for image in batch.numpy()}
     assert len(seen) > 50
+    settled = catalog.settle(DataConfig(dataset="tfrecords", data=str(out)))
+    assert settled.config.crop == "random"  # without the flag, too
 
 
 def test_files_of_every_mode_are_read(tmp_path, pictures):
@@ -152,7 +154,9 @@ def test_preparing_continues_and_keeps_complete_shards(folder, tmp_path, monkeyp
     cut.write_bytes(cut.read_bytes()[:-5])
     (out / "train" / f".{cut.name}.killed.part").write_bytes(b"half a shard")
     assert run(*arguments) == 0
-    assert f"{cut.name}: damaged, and written again" in capsys.readouterr().out
+    out_of_it = capsys.readouterr().out
+    assert f"{cut.name}: damaged, and written again" in out_of_it
+    assert "kept: 3 of 5 shards, which were complete" in out_of_it
     assert kept.stat().st_mtime_ns == stamp
     assert {path.name: path.read_bytes() for path in (out / "train").iterdir()} == whole
     assert run(*arguments[:-1], 64) == 2
@@ -407,6 +411,8 @@ def test_the_official_tar_is_unpacked_and_nothing_escapes(folder, tmp_path, caps
         p.name for p in prepared.rglob("*.tfrecords")
     )
     assert not list(tmp_path.rglob("*escaped*"))
+    assert run("tar", "--input", archive, "--output", prepared) == 2
+    assert "prepared: was prepared from images; choose another" in capsys.readouterr().err
     archive.write_bytes(archive.read_bytes()[:30000])
     assert run("tar", "--input", archive, "--output", tmp_path / "cut") == 2
     assert "cannot be unpacked" in capsys.readouterr().err

@@ -193,6 +193,12 @@ def test_a_search_is_continued_only_on_request(searched, recipe, capsys):
 def test_what_keras_tuner_cannot_do_is_refused(recipe, tmp_path, monkeypatch, capsys):
     assert tune(tmp_path, recipe, "use_se: {choice: [true]}", "--save", "q[7]") == 2
     assert "takes *?[ in names for patterns; choose another" in capsys.readouterr().err
+    for flags, message in (
+        (["--max_trials", "3"], "--max_trials: hyperband's number of trials follows from"),
+        (["--algorithm", "random", "--factor", "2"], "--factor: is for --algorithm hyperband"),
+    ):
+        assert tune(tmp_path, recipe, "use_se: {choice: [true]}", *flags) == 2
+        assert message in capsys.readouterr().err
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     assert tune(tmp_path, recipe, "use_se: {choice: [true]}") == 2
     assert (

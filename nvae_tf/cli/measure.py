@@ -160,7 +160,7 @@ def fid_stats(arguments) -> None:
     dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)
     sources = (train, test) if dataset.fid_on_all else (train,)
-    accumulator = fid.FeatureStatistics()
+    accumulator, (rows, columns) = fid.FeatureStatistics(), dataset.image.scored_part
     view = dict(batch_size=arguments.batch_size, seed=arguments.seed)
     with (
         reading(*sources),
@@ -168,7 +168,7 @@ def fid_stats(arguments) -> None:
     ):
         for source in sources:
             for images in pipeline.evaluation_batches(source, dataset, **view):
-                accumulator.add(features(to_bytes(np.asarray(images))))
+                accumulator.add(features(to_bytes(np.asarray(images)[:, rows, columns])))
                 bar.update(len(images))
     accumulator.statistics().save(path)
     print(f"statistics: {accumulator.count} images of {dataset.name}")
@@ -192,7 +192,8 @@ def evaluate_fid(arguments) -> None:
     _check_fid_channels(loaded.model.image)
     _readjust(arguments, loaded.model)
     num_samples = arguments.num_samples or FID_SAMPLES
-    accumulator = fid.FeatureStatistics()
+    image = loaded.model.image
+    accumulator, (rows, columns) = fid.FeatureStatistics(), image.scored_part
     for levels in sampling.sample_batches(
         loaded.model,
         num_samples,
@@ -200,7 +201,7 @@ def evaluate_fid(arguments) -> None:
         batch_size=min(arguments.batch_size, num_samples),
         seed=arguments.seed,
     ):
-        accumulator.add(features(stored_images.levels_to_bytes(levels, loaded.model.image)))
+        accumulator.add(features(stored_images.levels_to_bytes(levels[:, rows, columns], image)))
     report = {
         **fid.compare(reference, accumulator.statistics()),
         "num_samples": num_samples,

@@ -47,7 +47,9 @@ def ood(arguments) -> None:
         sets.append(ood_run.files(loaded, arguments.images, settings))
     elif train:
         sets.append(ood_run.split(loaded, True, settings))
-    fit = ood_run.fit(loaded, settings)
+    # Training images that are compared are not among those that say what is typical.
+    compared = map(int, sets[0].names) if comparing and train else ()
+    fit = ood_run.fit(loaded, settings, without=list(compared))
     inside, *others = [ood_run.score(loaded, images, settings, fit) for images in sets]
     report = {
         **reported_model(loaded),

@@ -26,7 +26,7 @@ def reconstruct(arguments) -> None:
     from nvae_tf.io.labelled_grid import labelled_grid, reconstruction_bands
 
     images, names = _chosen_images(arguments, loaded, max_images=RECONSTRUCTED)
-    results = latents.reconstruct(loaded.model, images, arguments.seed)
+    results = latents.reconstruct(loaded.model, images, arguments.seed, arguments.batch_size)
     reconstructed, columns = np.clip(results.images, 0.0, 1.0), min(COLUMNS, len(images))
     captions = [
         [f"{nelbo:.1f} nats", f"mse {mse:.4f}"]
@@ -55,14 +55,17 @@ def interpolate(arguments) -> None:
 
     if arguments.images or arguments.indices:
         images, _ = _chosen_images(arguments, loaded)
-        noise, temperature = latents.prior_noise(loaded.model, images), 1.0
+        noise = latents.prior_noise(loaded.model, images, arguments.batch_size)
+        temperature = 1.0
     else:
         count = 2 * (arguments.num_samples or 1)
         noise, temperature = loaded.model.draw_noise(count, (arguments.seed, 0)), arguments.temp
     if len(noise[0]) % 2:
         raise UserError("interpolation needs pairs of images; give an even number of them")
     start, end = ([tensor[first::2] for tensor in noise] for first in (0, 1))
-    rows = latents.interpolate(loaded.model, start, end, arguments.steps, temperature)
+    rows = latents.interpolate(
+        loaded.model, start, end, arguments.steps, temperature, arguments.batch_size
+    )
     ends = "image to image" if arguments.images or arguments.indices else "sample to sample"
     note = f"{origin(loaded)}; temperature {temperature:g}; means of p(x | z)"
     picture = labelled_grid(
@@ -86,11 +89,12 @@ def traverse(arguments) -> None:
     model, groups = loaded.model, latent_groups(arguments, loaded.model)
     if arguments.images or arguments.indices:
         images, _ = _chosen_images(arguments, loaded)
-        noise, temperature = latents.prior_noise(model, images), 1.0
+        noise, temperature = latents.prior_noise(model, images, arguments.batch_size), 1.0
     else:
         noise, temperature = model.draw_noise(1, (arguments.seed, 0)), arguments.temp
-    rows = latents.traverse(model, noise, groups, arguments.steps, temperature, arguments.seed)
-    influence = latents.influence(model, INFLUENCE_SAMPLES, arguments.temp, arguments.seed)
+    seed, size = arguments.seed, arguments.batch_size
+    rows = latents.traverse(model, noise, groups, arguments.steps, temperature, seed, size)
+    influence = latents.influence(model, INFLUENCE_SAMPLES, arguments.temp, seed, size)
     shapes = ["x".join(map(str, model.latent_shapes[group])) for group in groups]
     bands = [
         Band(row, f"group {group}\n{shape}")
@@ -215,7 +219,8 @@ def _source(arguments, loaded):
 
     if arguments.images:
         dataset = catalog.given_images(loaded.model.image)
-        source = named_images(arguments.images, dataset.image, loaded.config.data.alpha)
+        config = loaded.config.data
+        source = named_images(arguments.images, dataset.image, config.alpha, config.crop)
         return source, dataset, [item.name for item in source.items]
     dataset = catalog.get_dataset_info(loaded.config.data)
     train, test = dataset.open(loaded.config.data.data)

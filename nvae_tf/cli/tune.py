@@ -26,6 +26,8 @@ from nvae_tf.io.lock import exclusive_lock
 from nvae_tf.io.paths import user_path
 from nvae_tf.tuning.space import load_space
 
+DEFAULT_TRIALS, DEFAULT_FACTOR = 10, 3
+
 ALGORITHMS = ("hyperband", "bayesian", "random")
 OBJECTIVES = ("bpd", "nelbo")
 SEARCH, LARGEST_SEARCH = "search.json", 1_000_000  # what a search is about, and bytes of that file
@@ -82,17 +84,16 @@ def _parser() -> Parser:
     search.add_argument(
         "--max_trials",
         type=at_least(1),
-        default=10,
         metavar="N",
         help="number of trials of bayesian and random search; hyperband's follows from the recipe's "
-        "epochs (default: 10)",
+        f"epochs (default: {DEFAULT_TRIALS})",
     )
     search.add_argument(
         "--factor",
         type=at_least(2),
-        default=3,
         metavar="N",
-        help="hyperband: one of N trials goes on, for N times the epochs (default: 3)",
+        help="hyperband: one of N trials goes on, for N times the epochs "
+        f"(default: {DEFAULT_FACTOR})",
     )
     search.add_argument(
         "--max_minutes", type=positive, metavar="X", help="after X minutes no new trial starts"
@@ -117,6 +118,16 @@ def _parser() -> Parser:
 
 def _tune(arguments) -> None:
     check_data(configured(arguments).config.data)
+    hyperband = arguments.algorithm == "hyperband"
+    if hyperband and arguments.max_trials is not None:
+        raise UserError(
+            "--max_trials: hyperband's number of trials follows from --epochs and --factor; leave it "
+            "out, or choose --algorithm random or bayesian"
+        )
+    if not hyperband and arguments.factor is not None:
+        raise UserError("--factor: is for --algorithm hyperband; leave it out")
+    arguments.max_trials = arguments.max_trials or DEFAULT_TRIALS
+    arguments.factor = arguments.factor or DEFAULT_FACTOR
     space = load_space(user_path(arguments.space))
     folder = named_folder(arguments)
     is_worker = "KERASTUNER_ORACLE_IP" in os.environ  # one of several, which share the folder

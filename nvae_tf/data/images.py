@@ -23,6 +23,8 @@ CACHE_PORTION = 0.25  # portion of the machine's memory that decoded images may 
 NAME_OTHERS = "name other images, or another model"
 FEW_FILES = 10  # with fewer files, single images instead of whole files are held out
 
+SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")  # the second that is there is taken
+
 
 def load_image(file, name, spec: ImageSpec, crop: str = CENTRE) -> np.ndarray:
     """Decodes one image with Pillow, turns it upright, and converts it to the levels of a spec.
@@ -128,6 +130,10 @@ class FolderSource(PythonSource):
     def __len__(self):
         return len(self.items)
 
+    def file_names(self):
+        """The name of each image's file."""
+        return [item.path.name for item in self.items]
+
     def fetch(self, index):
         """Decodes one image; its label is 0."""
         item, spec = self.items[index], self.spec
@@ -143,20 +149,24 @@ class FolderSource(PythonSource):
         return np.pad(image, [(above, below), (left, right), (0, 0)]), 0
 
 
-def named_images(paths: Iterable[str], spec: ImageSpec, alpha: str) -> FolderSource:
+def named_images(
+    paths: Iterable[str], spec: ImageSpec, alpha: str, crop: str = CENTRE
+) -> FolderSource:
     """A source of the images in files and folders that a user names.
 
     Args:
         paths: Paths as the user wrote them.
         spec: Size, channels, bits and value range of the result.
         alpha: As for `levels.to_levels`.
+        crop: As in the configuration of the model; one at random becomes the one in the centre.
 
     Raises:
         UserError: A folder holds no image, or a file cannot be read.
     """
     given = [user_path(path) for path in paths]
     files = [file for path in given for file in (find_images(path) if path.is_dir() else [path])]
-    return FolderSource(files, spec, alpha=alpha, named=True)
+    crop = CENTRE if crop == RANDOM else crop
+    return FolderSource(files, spec, crop, alpha, named=True)
 
 
 class Folder(NamedTuple):
@@ -189,7 +199,7 @@ def look(config: DataConfig) -> Folder:
             f"{config.data or '--data'}: no such folder; --data names the folder that holds the images"
         )
     # Unlike `Path.is_dir`, `os.path.isdir` does not raise in a folder that cannot be read.
-    parts = [root / name for name in ("train", "validation", "test") if os.path.isdir(root / name)]
+    parts = [root / name for name in SPLIT_FOLDERS if os.path.isdir(root / name)]
     is_split = len(parts) > 1 and parts[0].name == "train"
     places = [search(place) for place in (parts[:2] if is_split else [root])]
     splits = [place.files for place in places]
@@ -203,6 +213,11 @@ def look(config: DataConfig) -> Folder:
     ]
     decision = settling.decide(config, found._replace(skipped=closed + found.skipped), root)
     links = [one_line(str(path.relative_to(root))) for place in places for path in place.links]
+    if len(parts) == 1:
+        decision.lines.append(
+            f"not split: {one_line(str(parts[0]))} is alone, so a part of all files is held out; "
+            f"folders train and {' or '.join(SPLIT_FOLDERS[1:])} would be the splits"
+        )
     if links:
         decision.lines.append(
             f"not followed: {counted(len(links), 'link')} to folders, {links[0]} first; put the "
@@ -256,7 +271,8 @@ def _non_empty(folder: Folder, parts: list[list[Item]]) -> list[list[Item]]:
 def open_folder(folder: Folder) -> tuple[PythonSource, PythonSource]:
     """Opens the training and validation images of a folder, cached in memory if they are small enough.
 
-    If the folder holds ``train`` and ``validation`` (or ``test``), those are the splits. Otherwise the
+    If the folder holds ``train`` and ``validation``, ``val``, ``valid`` or ``test``, those are the
+    splits. Otherwise the
     same tenth is drawn for validation every time (see `split`).
 
     Args:

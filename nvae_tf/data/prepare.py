@@ -174,7 +174,7 @@ def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
     Raises:
         UserError: More than `limit` images are unreadable, or a shard cannot be written.
     """
-    unreadable = set()
+    unreadable, kept = set(), 0
     with (
         # Pillow releases Python's lock while it decodes and resizes, so threads use every core.
         concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool,
@@ -184,7 +184,9 @@ def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
         futures = [pool.submit(_write_shard, job, bar.update, stop) for job in jobs]
         try:
             for future in concurrent.futures.as_completed(futures):
-                unreadable |= future.result()
+                skipped, was_kept = future.result()
+                unreadable |= skipped
+                kept += was_kept
                 if len(unreadable) > limit:
                     first = "; ".join(sorted(unreadable)[:3])
                     raise UserError(
@@ -195,11 +197,21 @@ def _run(jobs: list[Job], total: int, limit: int) -> set[str]:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if kept:
+        print(
+            f"kept: {kept} of {len(jobs)} shards, which were complete; if images have changed since, "
+            "remove the output and prepare it again"
+        )
     return unreadable
 
 
-def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event) -> set[str]:
-    """Writes one shard, unless it is complete; returns the names of its unreadable images.
+def _write_shard(
+    job: Job, progress: Callable[[int], Any], stop: threading.Event
+) -> tuple[set[str], bool]:
+    """Writes one shard, unless it is complete.
+
+    Returns:
+        The names of its unreadable images, and whether it was complete and kept.
 
     A shard of which images were unreadable is written again, since they may have been mended.
     """
@@ -208,7 +220,7 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
         is_complete = len(tfrecords.Shard(job.path).offsets) == len(job.items)
         if is_complete and not skipped_file.exists():
             progress(len(job.items))
-            return set()
+            return set(), True
     except UserError:
         if job.path.exists():
             tqdm.write(f"warning: {one_line(str(job.path))}: damaged, and written again")
@@ -230,7 +242,7 @@ def _write_shard(job: Job, progress: Callable[[int], Any], stop: threading.Event
             write_text(skipped_file, json.dumps(sorted(skipped)))
         else:
             skipped_file.unlink(missing_ok=True)
-    return skipped
+    return skipped, False
 
 
 def folder_task(config: DataConfig, validation: float, seed: int, settings: dict) -> Task:
@@ -433,6 +445,8 @@ def unpack(archive: Path, output: Path) -> dict[str, int]:
 
 
 def _unpack_locked(archive: Path, output: Path) -> dict[str, int]:
+    if (output / MANIFEST).exists():
+        raise UserError(f"{output}: was prepared from images; choose another --output for a tar")
     splits: set[tuple[str, tfrecords.Size]] = set()
     try:
         with (

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from nvae_tf.config import AUTO, DROP, FULL, NONE, DataConfig, check_value
+from nvae_tf.config import AUTO, DROP, FULL, NONE, RANDOM, DataConfig, check_value
 from nvae_tf.data import tfrecords
 from nvae_tf.io.errors import ConfigError, UserError
 from nvae_tf.io.files import read_json
@@ -49,6 +49,7 @@ def settle_prepared(config: DataConfig) -> DataConfig:
         bits=bits,
         value_range=span,
         alpha=alpha,
+        crop=settings.get("crop", config.crop),
     )
 
 
@@ -77,7 +78,9 @@ def _comparable(value):
 
 
 def _settings(root: Path) -> dict[str, str]:
-    """The settings ``value_range`` and ``alpha`` that ``nvae-prepare`` has written, if any.
+    """The settings with which ``nvae-prepare`` was run that matter to training, if any.
+
+    ``crop`` is one of them only if it is ``random``, since the images are then still to be cropped.
 
     Raises:
         UserError: The file is unreadable.
@@ -88,6 +91,7 @@ def _settings(root: Path) -> dict[str, str]:
     try:
         settings = read_json(path)["settings"]
         names = [name for name in ("value_range", "alpha") if settings.get(name) is not None]
+        names += ["crop"] if settings.get("crop") == RANDOM else []
         return {name: check_value(name, settings[name]) for name in names}
     except (AttributeError, KeyError, TypeError, UserError):
         raise UserError(f"{path}: unreadable; prepare the folder again") from None

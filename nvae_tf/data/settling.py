@@ -146,10 +146,12 @@ def _channels(config: DataConfig, images: list[Facts], skipped: list[Skipped], l
         if not colours:
             raise ConfigError("channels: 1 is not allowed with alpha keep, which is a channel more")
     else:
-        colours = 3 if set(counts) == {1, 3} else counts.most_common(1)[0][0]
+        colours = counts.most_common(1)[0][0]
+        if colours == 1 and counts[3]:
+            colours = 3
         if colours + kept > MAX_CHANNELS:
             raise ConfigError(f"alpha: keep is not allowed with images of {colours} channels")
-    if set(counts) == {1, 3}:
+    if counts[1] and counts[3] and colours in (1, 3):
         what = "grey is repeated" if colours == 3 else "colours become grey"
         lines.append(
             f"channels: {counts[1]:,} images are grey and {counts[3]:,} in colour; {what} "

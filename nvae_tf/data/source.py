@@ -6,6 +6,7 @@ images a function of the seed alone, whatever the number of workers, readers or 
 
 import contextlib
 import traceback
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +31,10 @@ class Source:
             scalar int64.
         """
         raise NotImplementedError
+
+    def file_names(self) -> list[str]:
+        """Names of the files that the images come from, without folders; empty if there are none."""
+        return []
 
 
 class ArraySource(Source):
@@ -87,13 +92,15 @@ class EvenlySpread(Source):
 
     Args:
         source: The source.
-        max_images: Number of images; all of the source if it has fewer.
+        max_images: Number of images; all if there are fewer.
+        without: Indices of images to leave out.
     """
 
-    def __init__(self, source: Source, max_images: int):
-        count = min(len(source), max_images)
+    def __init__(self, source: Source, max_images: int, without: Sequence[int] = ()):
+        left = np.setdiff1d(np.arange(len(source), dtype=np.int64), without)
+        count = min(len(left), max_images)
         self.source = source
-        self.indices = np.arange(count, dtype=np.int64) * len(source) // max(count, 1)
+        self.indices = left[np.arange(count, dtype=np.int64) * len(left) // max(count, 1)]
 
     def __len__(self):
         return len(self.indices)
@@ -185,6 +192,10 @@ class CachedSource(PythonSource):
 
     def __len__(self):
         return len(self.source)
+
+    def file_names(self):
+        """The file names of the other source."""
+        return self.source.file_names()
 
     def fetch(self, index):
         """Returns an image from memory, after fetching it the first time."""

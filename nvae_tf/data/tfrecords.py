@@ -274,6 +274,10 @@ class TFRecordSource(PythonSource):
     def __len__(self):
         return int(self.ends[-1])
 
+    def file_names(self):
+        """The names of the shards."""
+        return [shard.path.name for shard in self.shards]
+
     def fetch(self, index):
         """Reads one record."""
         shard_index = int(np.searchsorted(self.ends, index, side="right"))

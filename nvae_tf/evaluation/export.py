@@ -127,7 +127,11 @@ def export(model: NVAE, readjusted: dict[float, NormStatistics], folder: Path) -
             tf.saved_model.save(module, str(temporary), signatures=signatures)
         except tf.errors.OpError as error:
             raise write_error(folder, error) from None
-        versions = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
+        versions = [
+            int(entry.name)
+            for entry in folder.iterdir()
+            if entry.name.isdecimal() and entry.name.isascii()
+        ]
         return temporary.rename(folder / str(max(versions, default=0) + 1))
 
 

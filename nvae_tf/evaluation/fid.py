@@ -10,6 +10,7 @@ from nvae_tf.io.errors import UserError
 from nvae_tf.io.files import atomic_write
 
 KEPT_FEATURES = 10_000  # images of a set whose features are kept, for KID, precision and recall
+KEEPING_SEED = 0  # of the draw of these images
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3  # the k of precision and recall's k-th nearest neighbour
 CHUNK = 2000  # rows of a distance matrix that are computed at once
@@ -21,8 +22,8 @@ class Statistics(NamedTuple):
     Attributes:
         mean: Mean, (features,), float64.
         covariance: Unbiased covariance, (features, features), float64.
-        features: Features of the first images, (up to `KEPT_FEATURES`, features), float32; None if only
-            mean and covariance are known.
+        features: Features of all images or of a random `KEPT_FEATURES` of them, (n, features), float32;
+            None if only mean and covariance are known.
     """
 
     mean: np.ndarray
@@ -66,14 +67,17 @@ class FeatureStatistics:
     """Accumulates features batch by batch; mean and covariance in float64, without storing them all."""
 
     def __init__(self):
-        self.count, self._kept, self._num_kept = 0, [], 0
+        self.count, self._kept = 0, []
+        self._rng = np.random.RandomState(KEEPING_SEED)
 
     def add(self, features: np.ndarray) -> None:
         """Adds the features of a batch of images, (n, features)."""
-        if self._num_kept < KEPT_FEATURES:
-            kept = np.asarray(features[: KEPT_FEATURES - self._num_kept], np.float32)
-            self._kept.append(kept)
-            self._num_kept += len(kept)
+        # Images of a folder come class by class, so those that are kept are drawn (reservoir sampling).
+        for number, row in enumerate(np.asarray(features, np.float32), self.count):
+            if number < KEPT_FEATURES:
+                self._kept.append(row)
+            elif (place := self._rng.randint(number + 1)) < KEPT_FEATURES:
+                self._kept[place] = row
         features = np.asarray(features, np.float64)
         if self.count == 0:
             # Sums of differences from a value near the mean do not suffer from cancellation.
@@ -95,7 +99,7 @@ class FeatureStatistics:
             raise UserError(f"statistics need at least two images; there are {self.count}")
         offset = self._sum / self.count
         covariance = (self._products - np.outer(offset, self._sum)) / (self.count - 1)
-        return Statistics(self._origin + offset, covariance, np.concatenate(self._kept))
+        return Statistics(self._origin + offset, covariance, np.stack(self._kept))
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:

@@ -15,6 +15,8 @@ from nvae_tf.evaluation.likelihood import draw_terms
 from nvae_tf.layers.latent_group import FromPosterior, FromPrior, GroupOutput
 from nvae_tf.model import NVAE
 
+BATCH = 100  # images per batch, unless callers say otherwise
+
 
 class RecordNoise:
     """Source of given latents that records the prior noise which would produce them.
@@ -37,15 +39,16 @@ class RecordNoise:
         return GroupOutput(z)
 
 
-def prior_noise(model: NVAE, images):
+def prior_noise(model: NVAE, images, batch_size: int = BATCH):
     """The noise from which the prior would draw the latents (posterior means) of images.
 
     Args:
         model: The model.
-        images: Images (batch, height, width, channels) in [0, 1].
+        images: Images (n, height, width, channels) in [0, 1].
+        batch_size: Images per batch.
 
     Returns:
-        Tensors (batch, height, width, latents), one per group.
+        Tensors (n, height, width, latents), one per group.
     """
 
     def encode_noise(images):
@@ -53,7 +56,7 @@ def prior_noise(model: NVAE, images):
         model.top_down(source)
         return source.noise
 
-    return unshard(on_devices(encode_noise)(shard(images)), len(images))
+    return _in_batches(encode_noise, batch_size, [images])
 
 
 class Reconstructions(NamedTuple):
@@ -70,13 +73,14 @@ class Reconstructions(NamedTuple):
     mse: np.ndarray
 
 
-def reconstruct(model: NVAE, images, seed: int) -> Reconstructions:
+def reconstruct(model: NVAE, images, seed: int, batch_size: int = BATCH) -> Reconstructions:
     """Encodes images with one draw of z each, and decodes them.
 
     Args:
         model: The model.
         images: Images (n, height, width, channels) in [0, 1].
         seed: Seed of the draws.
+        batch_size: Images per batch.
     """
     rows, columns = model.image.scored_part
 
@@ -88,11 +92,12 @@ def reconstruct(model: NVAE, images, seed: int) -> Reconstructions:
         return reconstructed, nelbo, tf.reduce_mean(errors, [1, 2, 3])
 
     indices = tf.range(len(images), dtype=tf.int64)
-    shards = on_devices(run)(shard(images), shard(indices))
-    return Reconstructions(*(tensor.numpy() for tensor in unshard(shards, len(images))))
+    return Reconstructions(*_in_batches(run, batch_size, [images, indices]))
 
 
-def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -> np.ndarray:
+def interpolate(
+    model: NVAE, start, end, steps: int, temperature: float = 1.0, batch_size: int = BATCH
+) -> np.ndarray:
     """Interpolates between images, along arcs in the noise space of the prior.
 
     A straight line between two draws from a standard normal would pass through values whose norm is too
@@ -104,6 +109,7 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
         end: Noise of the last images, like `start`.
         steps: Number of images in each row, both ends included.
         temperature: Factor on the priors' standard deviations.
+        batch_size: Images per batch.
 
     Returns:
         Means of p(x | z), (batch, steps, height, width, channels).
@@ -112,7 +118,7 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
         UserError: There are no steps.
     """
     check_count("steps", steps)
-    decode = _noise_decoder(model, temperature)
+    decode = _noise_decoder(model, temperature, batch_size)
     rows = [
         decode([_on_arc(a, b, t) for a, b in zip(start, end, strict=True)])
         for t in tqdm(np.linspace(0.0, 1.0, steps), unit="step", desc="interpolate", disable=None)
@@ -121,7 +127,13 @@ def interpolate(model: NVAE, start, end, steps: int, temperature: float = 1.0) -
 
 
 def traverse(
-    model: NVAE, noise, groups: list[int], steps: int, temperature: float, seed: int
+    model: NVAE,
+    noise,
+    groups: list[int],
+    steps: int,
+    temperature: float,
+    seed: int,
+    batch_size: int = BATCH,
 ) -> np.ndarray:
     """Renders images while the noise of one group changes and that of all others stays.
 
@@ -135,6 +147,7 @@ def traverse(
         steps: Number of images in each row; the first is the image of the given noise.
         temperature: Factor on the priors' standard deviations.
         seed: Seed of the fresh draws, which are the same for all n.
+        batch_size: Images per batch.
 
     Returns:
         Means of p(x | z), (n, groups, steps, height, width, channels).
@@ -144,7 +157,7 @@ def traverse(
     """
     check_count("steps", steps)
     check_groups(groups, len(model.groups))
-    decode = _noise_decoder(model, temperature)
+    decode = _noise_decoder(model, temperature, batch_size)
     fresh = model.draw_noise([1], (seed, 0))
     angles = tf.reshape(tf.linspace(0.0, math.pi, steps), [-1, 1, 1, 1])
 
@@ -164,7 +177,9 @@ def traverse(
     return np.stack(rows)
 
 
-def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
+def influence(
+    model: NVAE, num_samples: int, temperature: float, seed: int, batch_size: int = BATCH
+) -> np.ndarray:
     """Measures how much each group changes an image, by a fresh draw of that group's noise alone.
 
     Args:
@@ -172,11 +187,12 @@ def influence(model: NVAE, num_samples: int, temperature: float, seed: int) -> n
         num_samples: Number of images to average over.
         temperature: Factor on the priors' standard deviations.
         seed: Seed of the noise.
+        batch_size: Images per batch.
 
     Returns:
         Root mean squared change of the means of p(x | z), for values in [0, 1], (groups,).
     """
-    decode = _noise_decoder(model, temperature)
+    decode = _noise_decoder(model, temperature, batch_size)
     noise, fresh = (model.draw_noise(num_samples, (seed, stream)) for stream in (0, 1))
     before = decode(noise)
     changes = []
@@ -266,12 +282,40 @@ def mean_channel_kl(model: NVAE, batches, seed: int) -> np.ndarray:
     return total / start
 
 
-def _noise_decoder(model: NVAE, temperature: float):
+def _noise_decoder(model: NVAE, temperature: float, batch_size: int):
     """A function from noise to the means of p(x | z), as an array."""
-    run = on_devices(
-        lambda noise: model.render(model.top_down(FromPrior(noise, temperature)).parameters)
-    )
-    return lambda noise: unshard(run([shard(tensor) for tensor in noise]), len(noise[0])).numpy()
+
+    def decode(*noise):
+        return model.render(model.top_down(FromPrior(noise, temperature)).parameters)
+
+    return _in_batches_of(decode, batch_size)
+
+
+def _in_batches(function, batch_size: int, tensors):
+    """Runs a function once on all rows of tensors, batch by batch; as `_in_batches_of`."""
+    return _in_batches_of(function, batch_size)(tensors)
+
+
+def _in_batches_of(function, batch_size: int):
+    """Makes a function that runs another on the devices, batch by batch, and joins the results.
+
+    Args:
+        function: A function of tensors (rows, ...) to a structure of such tensors.
+        batch_size: Rows per batch.
+
+    Returns:
+        A function of a list of such tensors to a structure of arrays.
+    """
+    run = on_devices(function)
+
+    def run_all(tensors):
+        parts = []
+        for start in range(0, len(tensors[0]), batch_size):
+            batch = [tensor[start : start + batch_size] for tensor in tensors]
+            parts.append(unshard(run(*map(shard, batch)), len(batch[0])))
+        return tf.nest.map_structure(lambda *values: np.concatenate(values), *parts)
+
+    return run_all
 
 
 def _on_arc(start, end, t: float):

@@ -18,21 +18,23 @@ class Neighbours(NamedTuple):
     distances: np.ndarray
 
 
-def nearest(images, batches: Iterable, count: int) -> Neighbours:
+def nearest(images, batches: Iterable, count: int, part: tuple | None = None) -> Neighbours:
     """Finds the nearest images of a set by the distance of pixels.
 
     Args:
         images: Images (n, height, width, channels) in [0, 1].
         batches: The set, in batches (batch, height, width, channels) of images in [0, 1].
         count: Number of neighbours of each image; fewer if the set has fewer.
+        part: Rows and columns to compare, two slices; default: all.
     """
+    rows, columns = part or (slice(None), slice(None))
     images = np.asarray(images, np.float32)
-    flat = images.reshape(len(images), -1)
+    flat = images[:, rows, columns].reshape(len(images), -1)
     found = np.zeros((len(images), 0, *images.shape[1:]), np.float32)
     squares = np.zeros((len(images), 0), np.float32)
     for batch in batches:
         candidates = np.asarray(batch, np.float32)
-        others = candidates.reshape(len(candidates), -1)
+        others = candidates[:, rows, columns].reshape(len(candidates), -1)
         distances = (flat**2).sum(1)[:, None] + (others**2).sum(1) - 2.0 * flat @ others.T
         best = np.argsort(distances, 1, kind="stable")[:, :count]
         squares = np.concatenate([squares, np.take_along_axis(distances, best, 1)], 1)

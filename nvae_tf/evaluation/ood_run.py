@@ -1,12 +1,13 @@
 """A run's images and their outlier scores: which images, how they are read, and which stand out."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nvae_tf.config import DataConfig
-from nvae_tf.data import catalog, pipeline
+from nvae_tf.data import catalog, levels, pipeline
 from nvae_tf.data.images import named_images
 from nvae_tf.data.source import EvenlySpread, Source, reading
 from nvae_tf.data.where import needs_data
@@ -42,7 +43,7 @@ class ImageSet(NamedTuple):
 
     Attributes:
         title: What they are, for reports.
-        names: Name of each image: its file, or its index.
+        names: Name of each image: its file, or its index in its data set.
         images: (n, height, width, channels), float32 in [0, 1].
     """
 
@@ -66,8 +67,16 @@ class Scored(NamedTuple):
     scores: dict[str, np.ndarray]
 
 
-def split(loaded: LoadedModel, train: bool, settings: Settings) -> ImageSet:
+def split(
+    loaded: LoadedModel, train: bool, settings: Settings, without: Sequence[int] = ()
+) -> ImageSet:
     """The training or the test images of a run.
+
+    Args:
+        loaded: The model of the run.
+        train: Whether to read training images.
+        settings: How they are read.
+        without: Indices of images to leave out.
 
     Raises:
         UserError: They were given in Python, and so are not kept; or they cannot be read.
@@ -79,7 +88,7 @@ def split(loaded: LoadedModel, train: bool, settings: Settings) -> ImageSet:
         )
     dataset = catalog.get_dataset_info(loaded.config.data)
     source = dataset.open(loaded.config.data.data)[0 if train else 1]
-    return _read("train" if train else "test", source, dataset, None, loaded, settings)
+    return _read("train" if train else "test", source, dataset, None, loaded, settings, without)
 
 
 def files(loaded: LoadedModel, paths: list[str], settings: Settings) -> ImageSet:
@@ -89,7 +98,8 @@ def files(loaded: LoadedModel, paths: list[str], settings: Settings) -> ImageSet
         UserError: A file or folder is missing, has no image, or has one that is too small.
     """
     dataset = catalog.given_images(loaded.model.image)
-    source = named_images(paths, dataset.image, loaded.config.data.alpha)
+    config = loaded.config.data
+    source = named_images(paths, dataset.image, config.alpha, config.crop)
     names = [item.name for item in source.items]
     return _read(", ".join(paths), source, dataset, names, loaded, settings)
 
@@ -121,6 +131,13 @@ def against(loaded: LoadedModel, name: str, settings: Settings, data: str = "") 
         if _kind(dataset.image) != _kind(wanted):
             raise UserError(
                 f"its images are {_kind(dataset.image)}; the model's are {_kind(wanted)}"
+            )
+        spans = levels.value_range(dataset.image), levels.value_range(wanted)
+        if spans[0] != spans[1]:
+            raise UserError(
+                "its levels are of values from {:g} to {:g}; the model's from {:g} to {:g}".format(
+                    *spans[0], *spans[1]
+                )
             )
         source = dataset.open(data)[1]
     except ConfigError:
@@ -161,8 +178,15 @@ def _kind(spec: ImageSpec) -> str:
     return f"{kind} {spec.width}x{spec.height}x{spec.channels}"
 
 
-def _read(title, source: Source, dataset, names, loaded: LoadedModel, settings: Settings):
-    chosen = EvenlySpread(source, settings.max_images)
+def _read(
+    title, source: Source, dataset, names, loaded: LoadedModel, settings: Settings, without=()
+):
+    chosen = EvenlySpread(source, settings.max_images, without)
+    if not len(chosen):
+        raise UserError(
+            f"ood: all {len(source)} {title} images are scored, and none is left to say what is "
+            "typical; choose a smaller --max_images"
+        )
     batches = pipeline.evaluation_batches(
         chosen,
         dataset,
@@ -215,10 +239,17 @@ def score(
     return Scored(images, measured, columns)
 
 
-def fit(loaded: LoadedModel, settings: Settings) -> typicality.Typical:
-    """Fits typicality to `Settings.fit_images` training images of a run."""
+def fit(loaded: LoadedModel, settings: Settings, without: Sequence[int] = ()) -> typicality.Typical:
+    """Fits typicality to `Settings.fit_images` training images of a run.
+
+    Args:
+        loaded: The model of the run.
+        settings: How they are scored.
+        without: Indices of training images to leave out, since they will be scored themselves: images
+            that typicality was fitted to would look too typical.
+    """
     settings = settings._replace(max_images=settings.fit_images)
-    return fit_to(loaded, split(loaded, True, settings), settings)
+    return fit_to(loaded, split(loaded, True, settings, without), settings)
 
 
 def fit_to(loaded: LoadedModel, images: ImageSet, settings: Settings) -> typicality.Typical:

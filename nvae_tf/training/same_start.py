@@ -1,5 +1,7 @@
 """Checks that all workers were started in the same way; all call each function at the same time."""
 
+import os
+import zlib
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -62,10 +64,13 @@ def check_same_images(config: Config, cluster: Cluster, sources: Sequence[Source
         sources: Training and test images.
 
     Raises:
-        UserError: The description or the number of images differs between workers.
+        UserError: The description or the number of images, or the names of their files, differ between
+            workers.
     """
     found = {name: str(getattr(config.data, name)) for name in catalog.FOUND}
     found["number of images"] = " and ".join(str(len(source)) for source in sources)
+    names = "\n".join(name for source in sources for name in source.file_names())
+    found["checksum of file names"] = str(zlib.crc32(os.fsencode(names)))
     different = cluster.disagreements(found)
     if different:
         here = ", ".join(f"{name} is {found[name]} here" for name in different)

@@ -42,7 +42,7 @@ def read_tf_config(text: str) -> Workers:
         if not all(isinstance(host, str) for hosts in cluster.values() for host in hosts):
             raise ValueError("an address is not text")
         task = content.get("task", {})
-        kind, index = task.get("type", "worker"), int(task.get("index", 0))
+        kind, index = str(task.get("type", "worker")), int(task.get("index", 0))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         refuse(f"not understood ({error})")
     unknown = [name for name in cluster if name not in TASKS]

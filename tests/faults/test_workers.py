@@ -238,7 +238,8 @@ def test_only_a_lost_worker_is_called_one():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "7", '{"cluster": 7}', '{"cluster": {"worker": [1, 2]}}',
+    ["", "{", "[]", "7", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": [], "index": 0}}',
+     '{"cluster": 7}', '{"cluster": {"worker": [1, 2]}}',
      '{"cluster": {"worker": ["a:1", "b:2"]}, "task": []}',
      '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"index": 7}}', '{"cluster": {"ps": ["a:1"]}}',
      '{"cluster": {"worker": ["a:1", "b:2"]}, "task": 7}', "[" * 100_000,

@@ -211,11 +211,14 @@ class DataSet:
         return ImagePairs(originals, images)
 
     def near(self, samples: np.ndarray) -> Near:
-        """The training images nearest to samples, and how near they are to test images."""
+        """The training images nearest to samples, and how near they are to test images.
+
+        Distances are over the scored part, since nothing was trained on what lies around it.
+        """
         queries = np.concatenate([samples, self.images[:COMPARED]])
         with reading(self.train):
             batches = self._first(self.train, SEARCHED, "neighbours")
-            found = nearest(queries, batches, NEIGHBOURS)
+            found = nearest(queries, batches, NEIGHBOURS, self.model.image.scored_part)
         count = len(samples)
         return Near(
             samples,
