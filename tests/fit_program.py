@@ -105,7 +105,8 @@ def try_the_rest(out, model, images, cluster):
         for elsewhere in ("new", "nowhere"):
             start = out / ("fit" if cluster.is_chief else elsewhere)
             try:
-                nvae_tf.train("digits", arrays, folder=out / elsewhere, init_from=start, **options)
+                folder = out / f"from-{elsewhere}"
+                nvae_tf.train("digits", arrays, folder=folder, init_from=start, **options)
                 refused.append("")
             except nvae_tf.io.errors.UserError as error:
                 refused.append(str(error))
