@@ -23,7 +23,8 @@ CACHE_PORTION = 0.25  # portion of the machine's memory that decoded images may 
 NAME_OTHERS = "name other images, or another model"
 FEW_FILES = 10  # with fewer files, single images instead of whole files are held out
 
-SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")  # the second that is there is taken
+# The folder of training images, and names of the one that is held out; the first that exists is taken.
+SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
 
 
 def load_image(file, name, spec: ImageSpec, crop: str = CENTRE) -> np.ndarray:

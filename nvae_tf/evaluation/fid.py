@@ -74,10 +74,11 @@ class FeatureStatistics:
         """Adds the features of a batch of images, (n, features)."""
         # Images of a folder come class by class, so those that are kept are drawn (reservoir sampling).
         for number, row in enumerate(np.asarray(features, np.float32), self.count):
+            # Copied, because a view would keep its whole batch in memory.
             if number < KEPT_FEATURES:
-                self._kept.append(row)
+                self._kept.append(row.copy())
             elif (place := self._rng.randint(number + 1)) < KEPT_FEATURES:
-                self._kept[place] = row
+                self._kept[place] = row.copy()
         features = np.asarray(features, np.float64)
         if self.count == 0:
             # Sums of differences from a value near the mean do not suffer from cancellation.

@@ -56,7 +56,7 @@ def prior_noise(model: NVAE, images, batch_size: int = BATCH):
         model.top_down(source)
         return source.noise
 
-    return _in_batches(encode_noise, batch_size, [images])
+    return _in_batches(encode_noise, batch_size)([images])
 
 
 class Reconstructions(NamedTuple):
@@ -92,7 +92,7 @@ def reconstruct(model: NVAE, images, seed: int, batch_size: int = BATCH) -> Reco
         return reconstructed, nelbo, tf.reduce_mean(errors, [1, 2, 3])
 
     indices = tf.range(len(images), dtype=tf.int64)
-    return Reconstructions(*_in_batches(run, batch_size, [images, indices]))
+    return Reconstructions(*_in_batches(run, batch_size)([images, indices]))
 
 
 def interpolate(
@@ -288,15 +288,10 @@ def _noise_decoder(model: NVAE, temperature: float, batch_size: int):
     def decode(*noise):
         return model.render(model.top_down(FromPrior(noise, temperature)).parameters)
 
-    return _in_batches_of(decode, batch_size)
+    return _in_batches(decode, batch_size)
 
 
-def _in_batches(function, batch_size: int, tensors):
-    """Runs a function once on all rows of tensors, batch by batch; as `_in_batches_of`."""
-    return _in_batches_of(function, batch_size)(tensors)
-
-
-def _in_batches_of(function, batch_size: int):
+def _in_batches(function, batch_size: int):
     """Makes a function that runs another on the devices, batch by batch, and joins the results.
 
     Args:
